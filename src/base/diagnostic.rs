@@ -1,0 +1,158 @@
+//! What is wrong in an input, where, and how to mend it. Data only: `cli/` draws it.
+
+use std::fmt;
+use std::ops::Range;
+use std::sync::Arc;
+
+/// A text that was read: its name as shown to people, and its content.
+#[derive(Debug, PartialEq, Eq)]
+pub struct SourceText {
+    /// The path as the user would write it, for messages.
+    pub name: String,
+    pub text: String,
+}
+
+impl SourceText {
+    pub fn new(name: impl Into<String>, text: impl Into<String>) -> Arc<Self> {
+        Arc::new(Self { name: name.into(), text: text.into() })
+    }
+
+    /// Line and column (both from 1, columns in characters) of a byte offset.
+    pub fn line_column(&self, offset: usize) -> (usize, usize) {
+        let mut end = offset.min(self.text.len());
+        while !self.text.is_char_boundary(end) {
+            end -= 1;
+        }
+        let before = &self.text[..end];
+        let line = before.matches('\n').count() + 1;
+        let start = before.rfind('\n').map_or(0, |at| at + 1);
+        (line, before[start..].chars().count() + 1)
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    pub source: Arc<SourceText>,
+    /// Byte offsets into the text.
+    pub span: Range<usize>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Severity {
+    Warning,
+    Error,
+}
+
+/// One problem. `message` is a lowercase phrase without a final period, names in backticks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Diagnostic {
+    pub severity: Severity,
+    pub place: Option<Place>,
+    pub message: String,
+    pub expected: Option<String>,
+    pub actual: Option<String>,
+    /// What to do next, as a command or an edit.
+    pub hint: Option<String>,
+}
+
+impl Diagnostic {
+    pub fn error(message: impl Into<String>) -> Self {
+        Self::new(Severity::Error, message)
+    }
+
+    pub fn warning(message: impl Into<String>) -> Self {
+        Self::new(Severity::Warning, message)
+    }
+
+    fn new(severity: Severity, message: impl Into<String>) -> Self {
+        Self { severity, place: None, message: message.into(), expected: None, actual: None, hint: None }
+    }
+
+    #[must_use]
+    pub fn at(mut self, source: &Arc<SourceText>, span: Range<usize>) -> Self {
+        self.place = Some(Place { source: Arc::clone(source), span });
+        self
+    }
+
+    #[must_use]
+    pub fn expected(mut self, text: impl Into<String>) -> Self {
+        self.expected = Some(text.into());
+        self
+    }
+
+    #[must_use]
+    pub fn actual(mut self, text: impl Into<String>) -> Self {
+        self.actual = Some(text.into());
+        self
+    }
+
+    #[must_use]
+    pub fn hint(mut self, text: impl Into<String>) -> Self {
+        self.hint = Some(text.into());
+        self
+    }
+
+    pub fn is_error(&self) -> bool {
+        self.severity == Severity::Error
+    }
+}
+
+impl fmt::Display for Diagnostic {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(place) = &self.place {
+            let (line, column) = place.source.line_column(place.span.start);
+            write!(f, "{}:{line}:{column}: ", place.source.name)?;
+        }
+        write!(f, "{}", self.message)
+    }
+}
+
+/// All problems of an input at once; as an error it means "at least one of them is an error".
+#[derive(Debug, Clone, Default, PartialEq, Eq, thiserror::Error)]
+pub struct Diagnostics(pub Vec<Diagnostic>);
+
+impl Diagnostics {
+    pub fn push(&mut self, diagnostic: Diagnostic) {
+        self.0.push(diagnostic);
+    }
+
+    pub fn has_errors(&self) -> bool {
+        self.0.iter().any(Diagnostic::is_error)
+    }
+
+    /// `value` with the warnings, or everything when one is an error.
+    ///
+    /// # Errors
+    /// `self` when it holds an error.
+    pub fn or<T>(self, value: T) -> Result<(T, Vec<Diagnostic>), Self> {
+        if self.has_errors() { Err(self) } else { Ok((value, self.0)) }
+    }
+}
+
+impl From<Diagnostic> for Diagnostics {
+    fn from(one: Diagnostic) -> Self {
+        Self(vec![one])
+    }
+}
+
+impl fmt::Display for Diagnostics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, diagnostic) in self.0.iter().enumerate() {
+            if index > 0 {
+                writeln!(f)?;
+            }
+            write!(f, "{diagnostic}")?;
+        }
+        Ok(())
+    }
+}
+
+/// The candidate nearest to what was written, for "did you mean".
+pub fn nearest<'a>(written: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    candidates
+        .into_iter()
+        .map(|candidate| (strsim::jaro_winkler(written, candidate), candidate))
+        .filter(|(score, _)| *score > 0.8)
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .map(|(_, candidate)| candidate)
+}

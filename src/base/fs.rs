@@ -1,0 +1,383 @@
+//! File system calls whose errors name the path, and the ways to put a file in place that survive a kill at any line.
+//!
+//! Everything else in the crate goes through here (`clippy.toml` bans the raw calls).
+#![expect(clippy::disallowed_methods, reason = "this is where the raw calls live")]
+
+use std::fs::{self, File};
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
+use std::time::UNIX_EPOCH;
+
+/// What was tried, where, and what the system said.
+#[derive(Debug, thiserror::Error)]
+#[error("could not {verb} `{}`: {source}", path.display())]
+pub struct FsError {
+    pub verb: &'static str,
+    pub path: PathBuf,
+    pub source: io::Error,
+}
+
+impl FsError {
+    pub fn new(verb: &'static str, path: &Path, source: io::Error) -> Self {
+        Self { verb, path: path.to_owned(), source }
+    }
+
+    pub fn is_not_found(&self) -> bool {
+        self.source.kind() == io::ErrorKind::NotFound
+    }
+
+    pub fn is_no_space(&self) -> bool {
+        matches!(self.source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+    }
+}
+
+type Result<T> = std::result::Result<T, FsError>;
+
+fn naming<'a>(verb: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> FsError + 'a {
+    move |source| FsError::new(verb, path, source)
+}
+
+pub fn open(path: &Path) -> Result<File> {
+    File::open(path).map_err(naming("open", path))
+}
+
+/// Creates or truncates.
+pub fn create(path: &Path) -> Result<File> {
+    File::create(path).map_err(naming("create", path))
+}
+
+/// Fails when the file exists.
+pub fn create_new(path: &Path) -> Result<File> {
+    File::create_new(path).map_err(naming("create", path))
+}
+
+/// Opens for reading and writing, made when missing, never truncated.
+pub fn open_or_create(path: &Path) -> Result<File> {
+    fs::OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path).map_err(naming("open", path))
+}
+
+/// Appends one record; made when missing.
+pub fn append(path: &Path, bytes: &[u8]) -> Result<()> {
+    let mut file = fs::OpenOptions::new().append(true).create(true).open(path).map_err(naming("open", path))?;
+    file.write_all(bytes).map_err(naming("append to", path))
+}
+
+/// The whole file, refused when it is larger than `limit_bytes`.
+pub fn read_bounded(path: &Path, limit_bytes: u64) -> Result<Vec<u8>> {
+    use io::Read as _;
+    let mut bytes = Vec::new();
+    open(path)?.take(limit_bytes + 1).read_to_end(&mut bytes).map_err(naming("read", path))?;
+    if bytes.len() as u64 > limit_bytes {
+        let why = io::Error::new(io::ErrorKind::FileTooLarge, format!("it is larger than {limit_bytes} bytes"));
+        return Err(FsError::new("read", path, why));
+    }
+    Ok(bytes)
+}
+
+pub fn metadata(path: &Path) -> Result<fs::Metadata> {
+    fs::metadata(path).map_err(naming("look at", path))
+}
+
+pub fn symlink_metadata(path: &Path) -> Result<fs::Metadata> {
+    fs::symlink_metadata(path).map_err(naming("look at", path))
+}
+
+pub fn exists(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_ok()
+}
+
+pub fn create_dir_all(path: &Path) -> Result<()> {
+    fs::create_dir_all(path).map_err(naming("create folder", path))
+}
+
+pub fn rename(from: &Path, to: &Path) -> Result<()> {
+    fs::rename(from, to).map_err(naming("move a file to", to))
+}
+
+pub fn copy(from: &Path, to: &Path) -> Result<()> {
+    fs::copy(from, to).map(drop).map_err(naming("copy a file to", to))
+}
+
+pub fn read_link(path: &Path) -> Result<PathBuf> {
+    fs::read_link(path).map_err(naming("read link", path))
+}
+
+/// Removes a file or link. A missing one is fine.
+pub fn remove_file(path: &Path) -> Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(FsError::new("remove", path, error)),
+        _ => Ok(()),
+    }
+}
+
+/// Removes a folder and what is in it, following no links, also where files are read-only. A missing one is fine.
+pub fn remove_dir_all(path: &Path) -> Result<()> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            make_writable(path)?;
+            fs::remove_dir_all(path).map_err(naming("remove folder", path))
+        }
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(FsError::new("remove folder", path, error)),
+        _ => Ok(()),
+    }
+}
+
+fn make_writable(root: &Path) -> Result<()> {
+    let meta = symlink_metadata(root)?;
+    if meta.is_symlink() {
+        return Ok(());
+    }
+    set_read_only(root, false)?;
+    if meta.is_dir() {
+        for entry in read_dir(root)? {
+            make_writable(&entry)?;
+        }
+    }
+    Ok(())
+}
+
+/// The entries of a folder, as full paths, sorted by name.
+pub fn read_dir(path: &Path) -> Result<Vec<PathBuf>> {
+    let read = || -> io::Result<Vec<PathBuf>> { fs::read_dir(path)?.map(|entry| Ok(entry?.path())).collect() };
+    let mut entries = read().map_err(naming("list folder", path))?;
+    entries.sort();
+    Ok(entries)
+}
+
+/// Clears or sets the permission to write (on unix: for everybody / for the owner).
+pub fn set_read_only(path: &Path, read_only: bool) -> Result<()> {
+    let mut permissions = metadata(path)?.permissions();
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt as _;
+        let mode = permissions.mode();
+        permissions.set_mode(if read_only { mode & !0o222 } else { mode | 0o200 });
+    }
+    #[cfg(not(unix))]
+    permissions.set_readonly(read_only);
+    fs::set_permissions(path, permissions).map_err(naming("change permissions of", path))
+}
+
+/// Gives a file the permission to be run, where the platform has one.
+pub fn set_executable(path: &Path) -> Result<()> {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt as _;
+        let mut permissions = metadata(path)?.permissions();
+        permissions.set_mode(permissions.mode() | 0o111);
+        fs::set_permissions(path, permissions).map_err(naming("change permissions of", path))
+    }
+    #[cfg(not(unix))]
+    metadata(path).map(drop)
+}
+
+/// Whether a file may be run. Always false where the platform has no such permission.
+pub fn is_executable(meta: &fs::Metadata) -> bool {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt as _;
+        meta.permissions().mode() & 0o111 != 0
+    }
+    #[cfg(not(unix))]
+    {
+        let _ = meta;
+        false
+    }
+}
+
+/// Makes the names in a folder durable, where the platform has a way.
+pub fn sync_dir(path: &Path) -> Result<()> {
+    #[cfg(unix)]
+    {
+        open(path)?.sync_all().map_err(naming("sync folder", path))
+    }
+    #[cfg(not(unix))]
+    {
+        let _ = path;
+        Ok(())
+    }
+}
+
+/// The folder a path is in (`.` for a bare name).
+pub fn parent(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    }
+}
+
+/// Replaces a file as a whole: readers see the old bytes or the new ones, also after a power cut.
+pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
+    let folder = parent(path);
+    create_dir_all(folder)?;
+    let mut staged =
+        tempfile::Builder::new().prefix(".aitools-").tempfile_in(folder).map_err(naming("create a file in", folder))?;
+    staged.write_all(bytes).map_err(naming("write", path))?;
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt as _;
+        let mode = fs::metadata(path).map_or(0o644, |meta| meta.permissions().mode() & 0o7777);
+        staged.as_file().set_permissions(fs::Permissions::from_mode(mode)).map_err(naming("write", path))?;
+    }
+    staged.as_file().sync_all().map_err(naming("write", path))?;
+    staged.persist(path).map_err(|error| FsError::new("replace", path, error.error))?;
+    sync_dir(folder)
+}
+
+/// [`write_atomic`], unless the file has these bytes already. Says whether it wrote.
+pub fn write_if_changed(path: &Path, bytes: &[u8]) -> Result<bool> {
+    match fs::read(path) {
+        Ok(old) if old == bytes => Ok(false),
+        _ => write_atomic(path, bytes).map(|()| true),
+    }
+}
+
+/// What identifies a file's content without reading it: equal stamps mean "nobody touched it", as far as the system tells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Stamp {
+    pub device: u64,
+    pub inode: u64,
+    pub size_bytes: u64,
+    pub modified_ns: u64,
+    /// When anything about the file changed, its times included; 0 where the platform has no such time.
+    pub changed_ns: u64,
+}
+
+impl Stamp {
+    pub fn of(meta: &fs::Metadata) -> Self {
+        let modified = meta.modified().ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok());
+        let modified_ns = modified.map_or(0, |since| u64::try_from(since.as_nanos()).unwrap_or(u64::MAX));
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::MetadataExt as _;
+            let changed = i128::from(meta.ctime()) * 1_000_000_000 + i128::from(meta.ctime_nsec());
+            Self {
+                device: meta.dev(),
+                inode: meta.ino(),
+                size_bytes: meta.len(),
+                modified_ns,
+                changed_ns: u64::try_from(changed).unwrap_or(0),
+            }
+        }
+        #[cfg(not(unix))]
+        Self { device: 0, inode: 0, size_bytes: meta.len(), modified_ns, changed_ns: 0 }
+    }
+}
+
+/// Bytes free for this user on the file system that holds `path` (or its nearest existing parent).
+pub fn available_bytes(path: &Path) -> Result<u64> {
+    let existing = path.ancestors().find(|folder| folder.exists()).unwrap_or(Path::new("."));
+    fs4::available_space(existing).map_err(naming("ask for free space at", existing))
+}
+
+/// How a file was put in a second place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Placed {
+    Reflink,
+    HardLink,
+    Symlink,
+    Copy,
+}
+
+/// Puts a file in a second place without a second copy where the file system can: reflink, else hard link, else symbolic
+/// link, else a copy. Replaces what is there in one step.
+pub fn place(from: &Path, to: &Path) -> Result<Placed> {
+    let folder = parent(to);
+    create_dir_all(folder)?;
+    // POSIX leaves both names when one hard link is renamed over another to the same file, so that case ends here.
+    if let (Ok(old), Ok(new)) = (symlink_metadata(to), metadata(from))
+        && cfg!(unix)
+        && Stamp::of(&old) == Stamp::of(&new)
+    {
+        return Ok(Placed::HardLink);
+    }
+    let staged = tempfile::Builder::new()
+        .prefix(".aitools-")
+        .make_in(folder, |path| place_at(from, path))
+        .map_err(naming("link into", folder))?;
+    let how = *staged.as_file();
+    staged.persist(to).map_err(|error| FsError::new("replace", to, error.error))?;
+    Ok(how)
+}
+
+fn place_at(from: &Path, to: &Path) -> io::Result<Placed> {
+    if reflink_copy::reflink(from, to).is_ok() {
+        return Ok(Placed::Reflink);
+    }
+    if fs::hard_link(from, to).is_ok() {
+        return Ok(Placed::HardLink);
+    }
+    if symlink(from, to).is_ok() {
+        return Ok(Placed::Symlink);
+    }
+    fs::copy(from, to).map(|_| Placed::Copy)
+}
+
+/// Makes a symbolic link to a file.
+pub fn symlink(target: &Path, link: &Path) -> io::Result<()> {
+    #[cfg(unix)]
+    {
+        std::os::unix::fs::symlink(target, link)
+    }
+    #[cfg(windows)]
+    {
+        std::os::windows::fs::symlink_file(target, link)
+    }
+}
+
+/// Points `link` at the folder `target`, replacing a former link in one step where the platform can.
+/// On Windows, where links to folders may need a privilege, a text file with the path is the fall-back.
+pub fn link_dir(target: &Path, link: &Path) -> Result<()> {
+    let folder = parent(link);
+    create_dir_all(folder)?;
+    if let Ok(old) = fs::read_link(link)
+        && old == target
+    {
+        return Ok(());
+    }
+    let staged = folder.join(format!(".aitools-link-{}", std::process::id()));
+    remove_file(&staged)?;
+    #[cfg(unix)]
+    {
+        std::os::unix::fs::symlink(target, &staged).map_err(naming("create link", &staged))?;
+        rename(&staged, link)
+    }
+    #[cfg(windows)]
+    {
+        let _ = fs::remove_dir(link);
+        remove_file(link)?;
+        if std::os::windows::fs::symlink_dir(target, link).is_ok() {
+            return Ok(());
+        }
+        write_atomic(link, target.to_string_lossy().as_bytes())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn placing_replaces_in_one_step() -> std::result::Result<(), Box<dyn std::error::Error>> {
+        let root = tempfile::tempdir()?;
+        let (from, to) = (root.path().join("a b"), root.path().join("d/é"));
+        write_atomic(&from, b"new")?;
+        write_atomic(&to, b"old")?;
+        place(&from, &to)?;
+        place(&from, &to)?;
+        assert_eq!(fs::read(&to)?, b"new");
+        assert_eq!(read_dir(&root.path().join("d"))?.len(), 1);
+        Ok(())
+    }
+
+    #[test]
+    fn unchanged_bytes_are_not_written() -> std::result::Result<(), Box<dyn std::error::Error>> {
+        let root = tempfile::tempdir()?;
+        let path = root.path().join("x/y");
+        assert!(write_if_changed(&path, b"1")?);
+        assert!(!write_if_changed(&path, b"1")?);
+        assert!(write_if_changed(&path, b"2")?);
+        Ok(())
+    }
+}

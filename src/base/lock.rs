@@ -1,0 +1,53 @@
+//! Locks between processes: an advisory lock on a file that stays where it is (deleting it would let two holders in).
+//!
+//! A lock only avoids double work. Nothing is believed because a lock was held: on file systems where it does nothing,
+//! every file still enters the store by rename after its digest was checked.
+
+use std::fs::{File, TryLockError};
+use std::path::Path;
+use std::time::Duration;
+
+use super::cancel::{Cancel, Cancelled};
+use super::fs::{self, FsError};
+
+/// Held until dropped; the system releases it when the process dies.
+#[derive(Debug)]
+pub struct Lock(#[expect(dead_code, reason = "holding the file open holds the lock")] File);
+
+#[derive(Debug, thiserror::Error)]
+pub enum LockError {
+    #[error(transparent)]
+    Fs(#[from] FsError),
+    #[error(transparent)]
+    Cancelled(#[from] Cancelled),
+}
+
+/// How often a waiter looks again.
+const POLL: Duration = Duration::from_millis(50);
+
+/// Waits for the lock; `waiting` is called once when somebody else holds it.
+///
+/// # Errors
+/// When the file cannot be opened, or the user asked to stop.
+pub fn acquire(path: &Path, cancel: &Cancel, waiting: impl FnOnce()) -> Result<Lock, LockError> {
+    fs::create_dir_all(fs::parent(path))?;
+    let file = fs::open_or_create(path)?;
+    let mut waiting = Some(waiting);
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(Lock(file)),
+            Err(TryLockError::WouldBlock) => {
+                if let Some(tell) = waiting.take() {
+                    tell();
+                }
+                cancel.check()?;
+                std::thread::sleep(POLL);
+            }
+            // A file system without locks: go on without, as the head of this file says.
+            Err(TryLockError::Error(error)) if error.kind() == std::io::ErrorKind::Unsupported => {
+                return Ok(Lock(file));
+            }
+            Err(TryLockError::Error(error)) => return Err(FsError::new("lock", path, error).into()),
+        }
+    }
+}

@@ -1,0 +1,13 @@
+//! Layer 0: what every other layer may use. Knows nothing of engines, formats or commands.
+//!
+//! Invariant: nothing here prints, reads the environment or decides an exit code.
+
+pub mod cancel;
+pub mod diagnostic;
+pub mod digest;
+pub mod fs;
+pub mod lock;
+pub mod name;
+pub mod platform;
+pub mod process;
+pub mod tree;

@@ -1,0 +1,79 @@
+//! Which platform this is, in the words that manifests and lockfiles use.
+
+use std::fmt;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// Which accelerator a build of an engine uses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Variant {
+    Cpu,
+    Cuda,
+    Rocm,
+    Metal,
+}
+
+impl Variant {
+    pub const ALL: [Self; 4] = [Self::Cpu, Self::Cuda, Self::Rocm, Self::Metal];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Cpu => "cpu",
+            Self::Cuda => "cuda",
+            Self::Rocm => "rocm",
+            Self::Metal => "metal",
+        }
+    }
+}
+
+impl fmt::Display for Variant {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// Operating system and processor, as Rust names them (`linux`, `macos`, `windows`; `x86_64`, `aarch64`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Platform {
+    pub os: &'static str,
+    pub arch: &'static str,
+}
+
+impl Platform {
+    pub const HOST: Self = Self { os: std::env::consts::OS, arch: std::env::consts::ARCH };
+
+    /// Whether a wheel's platform tag (`manylinux_2_17_x86_64`, `macosx_11_0_arm64`, `win_amd64`, `any`, …) runs here.
+    /// One tag: wheels that name several separate them by dots.
+    pub fn runs_wheel_tag(&self, tag: &str, musl: bool) -> bool {
+        if tag == "any" {
+            return true;
+        }
+        let arch = match (self.os, self.arch) {
+            ("macos", "aarch64") => "arm64",
+            ("windows", "x86_64") => "amd64",
+            ("windows", "aarch64") => "arm64",
+            (_, arch) => arch,
+        };
+        let fits_arch = tag.ends_with(&format!("_{arch}")) || tag.ends_with("_universal2");
+        match self.os {
+            "linux" if musl => tag.starts_with("musllinux_") && fits_arch,
+            "linux" => tag.starts_with("manylinux") && fits_arch,
+            "macos" => tag.starts_with("macosx_") && fits_arch,
+            "windows" => tag.starts_with("win_") && fits_arch,
+            _ => false,
+        }
+    }
+}
+
+impl fmt::Display for Platform {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}", self.os, self.arch)
+    }
+}
+
+/// The file name of a program here: `llama-server` or `llama-server.exe`.
+pub fn executable(name: &str) -> String {
+    format!("{name}{}", std::env::consts::EXE_SUFFIX)
+}

@@ -1,0 +1,172 @@
+//! The digest of a folder: what was exported, independent of where it lies, when, and how it travelled.
+//!
+//! It is the SHA-256 of one line per file, sorted by path in byte order: `<mode> <size> <sha256> <path>\n`,
+//! with mode `100644`, `100755` or `120000` (a symbolic link, whose content is its target), as git has them.
+//! Empty folders do not count. The lines themselves are the listing.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use super::cancel::{Cancel, Cancelled};
+use super::digest::{self, Digest};
+use super::fs::{self, FsError};
+use super::name::{RelPath, RelPathError};
+
+/// More files than any engine has; a hostile archive stops here.
+pub const MAX_FILES: usize = 200_000;
+/// Deeper than any engine nests.
+pub const MAX_DEPTH: usize = 64;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Mode {
+    File,
+    Executable,
+    Symlink,
+}
+
+impl Mode {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::File => "100644",
+            Self::Executable => "100755",
+            Self::Symlink => "120000",
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    pub mode: Mode,
+    pub size_bytes: u64,
+    pub digest: Digest,
+}
+
+/// Every file of a tree.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Listing(pub BTreeMap<RelPath, Entry>);
+
+#[derive(Debug, thiserror::Error)]
+pub enum TreeError {
+    #[error(transparent)]
+    Fs(#[from] FsError),
+    #[error(transparent)]
+    Path(#[from] RelPathError),
+    #[error(transparent)]
+    Cancelled(#[from] Cancelled),
+    #[error("`{0}` is neither a file, a folder nor a symbolic link")]
+    Special(String),
+    #[error("a file name in `{0}` is not Unicode")]
+    NotUnicode(String),
+    #[error("the tree has more than {MAX_FILES} files or {MAX_DEPTH} levels")]
+    TooLarge,
+}
+
+impl Listing {
+    pub fn digest(&self) -> Digest {
+        Digest::of(self.to_text().as_bytes())
+    }
+
+    pub fn size_bytes(&self) -> u64 {
+        self.0.values().map(|entry| entry.size_bytes).sum()
+    }
+
+    /// The lines that the digest is taken over.
+    pub fn to_text(&self) -> String {
+        use std::fmt::Write as _;
+        self.0.iter().fold(String::new(), |mut text, (path, entry)| {
+            let _ = writeln!(text, "{} {} {} {path}", entry.mode.as_str(), entry.size_bytes, entry.digest.hex());
+            text
+        })
+    }
+
+    /// Hashes everything below `root`. Where files have no permission to be run (Windows), `executables` says which
+    /// count as executable; elsewhere it is not consulted.
+    ///
+    /// # Errors
+    /// On unreadable files, names that other platforms cannot hold, special files, and trees over the limits.
+    pub fn scan(root: &Path, executables: &dyn Fn(&RelPath) -> bool, cancel: &Cancel) -> Result<Self, TreeError> {
+        let mut listing = Self::default();
+        let mut folders = vec![(root.to_owned(), String::new(), 0)];
+        while let Some((folder, prefix, depth)) = folders.pop() {
+            cancel.check()?;
+            if depth > MAX_DEPTH {
+                return Err(TreeError::TooLarge);
+            }
+            for path in fs::read_dir(&folder)? {
+                let name = path.file_name().and_then(|name| name.to_str());
+                let name = name.ok_or_else(|| TreeError::NotUnicode(folder.display().to_string()))?;
+                let full = if prefix.is_empty() { name.to_owned() } else { format!("{prefix}/{name}") };
+                let meta = fs::symlink_metadata(&path)?;
+                if meta.is_dir() {
+                    folders.push((path, full, depth + 1));
+                    continue;
+                }
+                let relative: RelPath = full.parse()?;
+                let entry = scan_entry(&path, &relative, &meta, executables)?;
+                listing.0.insert(relative, entry);
+                if listing.0.len() > MAX_FILES {
+                    return Err(TreeError::TooLarge);
+                }
+            }
+        }
+        Ok(listing)
+    }
+
+    /// What differs from `actual`, as lines for people: `missing x`, `added y`, `changed z`; at most `limit`.
+    pub fn differences(&self, actual: &Self, limit: usize) -> Vec<String> {
+        let missing = self.0.iter().filter_map(|(path, entry)| match actual.0.get(path) {
+            None => Some(format!("missing {path}")),
+            Some(other) if other != entry => Some(format!("changed {path}")),
+            Some(_) => None,
+        });
+        let added = actual.0.keys().filter(|path| !self.0.contains_key(*path)).map(|path| format!("added {path}"));
+        missing.chain(added).take(limit).collect()
+    }
+}
+
+fn scan_entry(
+    path: &Path,
+    relative: &RelPath,
+    meta: &std::fs::Metadata,
+    executables: &dyn Fn(&RelPath) -> bool,
+) -> Result<Entry, TreeError> {
+    if meta.is_symlink() {
+        let target = fs::read_link(path)?;
+        let target = target.to_str().ok_or_else(|| TreeError::NotUnicode(path.display().to_string()))?;
+        let target = target.replace('\\', "/");
+        let size_bytes = target.len() as u64;
+        return Ok(Entry { mode: Mode::Symlink, size_bytes, digest: Digest::of(target.as_bytes()) });
+    }
+    if !meta.is_file() {
+        return Err(TreeError::Special(path.display().to_string()));
+    }
+    let executable = if cfg!(unix) { fs::is_executable(meta) } else { executables(relative) };
+    let (digest, size_bytes) = digest::of_file(path)?;
+    Ok(Entry { mode: if executable { Mode::Executable } else { Mode::File }, size_bytes, digest })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_digest_covers_path_mode_and_bytes() -> Result<(), Box<dyn std::error::Error>> {
+        let root = tempfile::tempdir()?;
+        let scan = || Listing::scan(root.path(), &|_| false, &Cancel::default());
+        fs::write_atomic(&root.path().join("b/é x"), b"1")?;
+        fs::write_atomic(&root.path().join("a"), b"2")?;
+        let first = scan()?;
+        assert_eq!(first.to_text().lines().count(), 2);
+        assert_eq!(first.digest(), scan()?.digest());
+        fs::write_atomic(&root.path().join("a"), b"3")?;
+        let second = scan()?;
+        assert_ne!(first.digest(), second.digest());
+        assert_eq!(first.differences(&second, 9), ["changed a"]);
+        #[cfg(unix)]
+        {
+            fs::set_executable(&root.path().join("a"))?;
+            assert_ne!(second.digest(), scan()?.digest());
+        }
+        Ok(())
+    }
+}

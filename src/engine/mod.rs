@@ -1,0 +1,189 @@
+//! Layer 3: one file per engine. Only `engine/<name>.rs` knows an engine's flags, target names, formats or endpoints.
+//!
+//! A new engine is one file and one line in [`ENGINES`].
+
+pub mod backend;
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+use crate::base::platform::{Platform, Variant};
+use crate::build::BuildRecipe;
+use crate::format::gguf::Header;
+use crate::format::lockfile::Pin;
+use crate::format::manifest::EngineSpec;
+use crate::format::policy::Policy;
+
+/// Every adapter there is.
+pub const ENGINES: &[&dyn Engine] = &[];
+
+/// The adapter of that id.
+pub fn find(id: &str) -> Option<&'static dyn Engine> {
+    ENGINES.iter().copied().find(|engine| engine.id() == id)
+}
+
+/// What is said of an engine, of all of them, in one place each.
+pub trait Engine: Sync {
+    /// The word in manifests and policies: `llama-cpp`.
+    fn id(&self) -> &'static str;
+
+    /// How to build it. Pure: the same request gives the same recipe.
+    ///
+    /// # Errors
+    /// When this engine has no such variant on this platform.
+    fn recipe(&self, ask: &RecipeRequest<'_>) -> Result<BuildRecipe, EngineError>;
+
+    /// Which accelerators this engine can be built for on a platform.
+    fn variants(&self, platform: Platform) -> &'static [Variant];
+
+    /// Everything that is wrong with running `model` under `policy`, before anything is started. Pure.
+    fn check(&self, ask: &CheckRequest<'_>) -> Vec<Finding>;
+
+    /// The command that serves one model under one policy. Pure but for the port and key given.
+    ///
+    /// # Errors
+    /// When the policy asks for what this engine cannot do.
+    fn launch(&self, ask: &LaunchRequest<'_>) -> Result<Launch, EngineError>;
+
+    /// Whether the started engine answers for its model yet. Called every few milliseconds.
+    ///
+    /// # Errors
+    /// When it answers that it never will.
+    fn ready(&self, endpoint: &Endpoint) -> Result<bool, EngineError>;
+
+    /// One answer, its text handed to `sink` as it comes. `sink` returns false to stop.
+    ///
+    /// # Errors
+    /// What the engine or the connection said.
+    fn generate(
+        &self,
+        endpoint: &Endpoint,
+        ask: &GenerateRequest<'_>,
+        sink: &mut dyn FnMut(&str) -> bool,
+    ) -> Result<Generated, EngineError>;
+
+    /// What the built program says of itself, for `status` and receipts: run with no model.
+    fn version_args(&self) -> &'static [&'static str];
+}
+
+#[derive(Debug)]
+pub struct RecipeRequest<'a> {
+    pub spec: &'a EngineSpec,
+    pub pin: &'a Pin,
+    pub platform: Platform,
+    pub variant: Variant,
+}
+
+#[derive(Debug)]
+pub struct CheckRequest<'a> {
+    pub policy: &'a Policy,
+    pub variant: Variant,
+    /// The main weights file's header, and every part's when it is split; in order.
+    pub headers: &'a [Header],
+    /// The size of each part in bytes.
+    pub sizes: &'a [u64],
+}
+
+/// One thing that is wrong (or doubtful) about a model under a policy.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Finding {
+    /// A warning does not stop a run.
+    pub error: bool,
+    /// The policy key it is about (`runtime.context_size`), or empty when it is about the model.
+    pub key: &'static str,
+    pub message: String,
+    pub hint: Option<String>,
+}
+
+#[derive(Debug)]
+pub struct LaunchRequest<'a> {
+    pub policy: &'a Policy,
+    pub variant: Variant,
+    /// The installed artifact's folder.
+    pub artifact: &'a Path,
+    /// The main weights file.
+    pub weights: &'a Path,
+    pub header: &'a Header,
+    /// A free port on 127.0.0.1.
+    pub port: u16,
+    /// A random key that requests must carry.
+    pub key: &'a str,
+    /// A scratch folder of this run: engines that write files into their working directory do it there.
+    pub scratch: &'a Path,
+    /// Physical processor cores.
+    pub cores: u32,
+}
+
+/// The command to start.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Launch {
+    pub program: PathBuf,
+    pub args: Vec<OsString>,
+    /// Added to the scrubbed environment.
+    pub env: BTreeMap<OsString, OsString>,
+    pub cwd: PathBuf,
+}
+
+/// Where a started engine listens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Endpoint {
+    pub port: u16,
+    pub key: String,
+}
+
+#[derive(Debug)]
+pub struct GenerateRequest<'a> {
+    pub policy: &'a Policy,
+    pub header: &'a Header,
+    pub prompt: &'a str,
+    /// Until when an answer must be there.
+    pub deadline: std::time::Instant,
+}
+
+/// Why an answer ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Finish {
+    /// End of text, or a stop text.
+    Stop,
+    /// `max_tokens` or the context was reached.
+    Length,
+    /// The user stopped it.
+    Cancelled,
+}
+
+/// What came out, in the engine's own numbers.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Generated {
+    pub text: String,
+    pub finish: Finish,
+    pub prompt_tokens: u64,
+    pub completion_tokens: u64,
+    /// Prompt tokens that were taken from a cache.
+    pub cached_tokens: Option<u64>,
+    /// Milliseconds the engine spent on the prompt.
+    pub prompt_ms: Option<f64>,
+    /// Milliseconds the engine spent on the answer.
+    pub decode_ms: Option<f64>,
+    /// Milliseconds from sending the request to the first text, by our clock.
+    pub first_token_ms: Option<f64>,
+    /// Milliseconds from the first text to the last, by our clock.
+    pub streaming_ms: Option<f64>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    #[error("engine `{engine}` has no variant `{variant}` on {platform}")]
+    NoVariant { engine: &'static str, variant: Variant, platform: String },
+    #[error("policy key `{key}`: {why}")]
+    Policy { key: &'static str, why: String },
+    #[error("{0}")]
+    Unanswered(String),
+    #[error("the engine refused the request: {0}")]
+    Refused(String),
+    #[error("no answer within {0} s")]
+    Timeout(u64),
+}

@@ -1,0 +1,211 @@
+//! The manifest: what people ask for. TOML, one file per set of engines and models.
+//!
+//! The types below are the format: parsing, the JSON Schema of `aitools schema manifest` and "did you mean" come from them.
+
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::base::digest::Digest;
+use crate::base::name::{Name, RelPath};
+use crate::base::platform::Variant;
+
+/// What a project wants on a machine.
+#[derive(Debug, Clone, PartialEq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Manifest {
+    /// The version of this format: 1.
+    pub version: u32,
+    /// Build tools the machine need not have (`cmake`, `ninja`): locked like everything else.
+    #[serde(default)]
+    pub tools: BTreeMap<Name, PypiSpec>,
+    #[serde(default)]
+    pub engines: BTreeMap<Name, EngineSpec>,
+    #[serde(default)]
+    pub models: BTreeMap<Name, ModelSpec>,
+    #[serde(default)]
+    pub policies: PoliciesSpec,
+    /// Endpoints to use instead of others: address prefix to replacement. Not recorded in the lockfile.
+    #[serde(default)]
+    pub mirrors: BTreeMap<String, String>,
+}
+
+/// An engine: where its source comes from and how it is built.
+#[derive(Debug, Clone, PartialEq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct EngineSpec {
+    /// Which adapter drives it (`llama-cpp`, `powerinfer`, …); the engine's own name when not given.
+    pub adapter: Option<String>,
+    pub source: SourceSpec,
+    /// CMake targets to build; the adapter's own list when not given.
+    #[serde(default)]
+    pub targets: Vec<String>,
+    /// CMake definitions, added to the adapter's.
+    #[serde(default)]
+    pub define: BTreeMap<String, DefineValue>,
+    /// Definitions that must be ON in CMakeCache.txt after configure, or the build fails.
+    #[serde(default)]
+    pub require: Vec<String>,
+    /// CMAKE_BUILD_TYPE; `Release` when not given.
+    pub build_type: Option<BuildType>,
+    /// Build for exactly this machine's processor instead of for named features. The artifact is then of no use elsewhere.
+    #[serde(default)]
+    pub native: bool,
+    /// What each accelerator adds (`cpu`, `cuda`, `rocm`, `metal`). An engine without any has the variant `cpu` alone.
+    #[serde(default)]
+    pub variant: BTreeMap<Variant, VariantSpec>,
+}
+
+/// What one accelerator adds to an engine's build.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct VariantSpec {
+    #[serde(default)]
+    pub define: BTreeMap<String, DefineValue>,
+    #[serde(default)]
+    pub require: Vec<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+pub enum BuildType {
+    Release,
+    RelWithDebInfo,
+    MinSizeRel,
+    Debug,
+}
+
+/// The value of a CMake definition.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(untagged)]
+pub enum DefineValue {
+    Bool(bool),
+    Int(i64),
+    Text(String),
+}
+
+impl DefineValue {
+    /// As CMake writes it: `ON`, `OFF`, or the text itself.
+    pub fn to_cmake(&self) -> String {
+        match self {
+            Self::Bool(true) => "ON".to_owned(),
+            Self::Bool(false) => "OFF".to_owned(),
+            Self::Int(number) => number.to_string(),
+            Self::Text(text) => text.clone(),
+        }
+    }
+}
+
+/// An AI model: where its weights come from and where engines find them.
+#[derive(Debug, Clone, PartialEq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ModelSpec {
+    pub source: SourceSpec,
+    /// The folder for the weights, relative to the project; `models/<name>` when not given.
+    pub place: Option<RelPath>,
+    /// The name the main weights file gets there; its own name when not given.
+    pub weights: Option<RelPath>,
+}
+
+/// Which policies belong to the project.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PoliciesSpec {
+    /// Globs relative to the project folder.
+    #[serde(default)]
+    pub include: Vec<String>,
+}
+
+/// Where bytes come from. The first key decides: `git`, `hf`, `url`, `path` or `pypi`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(untagged)]
+pub enum SourceSpec {
+    Git(GitSpec),
+    Hf(HfSpec),
+    Url(UrlSpec),
+    Path(PathSpec),
+    Pypi(PypiSpec),
+}
+
+/// A git repository at one commit. At most one of `rev`, `tag` and `branch`; the remote's HEAD when none is given.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct GitSpec {
+    /// The address to fetch from. git's own `url.<base>.insteadOf` applies.
+    pub git: String,
+    /// A full commit id (40 hexadecimal digits).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rev: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tag: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub branch: Option<String>,
+    /// The project's own git submodule that has the same commit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub submodule: Option<RelPath>,
+    /// Submodules of the repository itself that the build needs, by path. None when not given.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub submodules: Vec<RelPath>,
+    /// The folder of the repository to build.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub subdir: Option<RelPath>,
+}
+
+/// A model repository on the Hugging Face Hub.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct HfSpec {
+    /// `organisation/repository`.
+    pub hf: String,
+    /// A branch, a tag or a full commit id; `main` when not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rev: Option<String>,
+    /// Globs over the repository's files; every file when not given.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub files: Vec<String>,
+}
+
+/// One file, or one tar or zip archive, at an address.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct UrlSpec {
+    pub url: String,
+    /// Checked when given; computed and locked when not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sha256: Option<Digest>,
+    /// The folder of the archive to use, after its single top folder (if it has one) is dropped.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub subdir: Option<RelPath>,
+    /// For models: globs over the archive's files. The address itself is the weights file when not given.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub files: Vec<String>,
+}
+
+/// A folder (or, for models, a file) on this machine, relative to the project unless absolute.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PathSpec {
+    pub path: String,
+    /// For models: globs over the folder's files.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub files: Vec<String>,
+}
+
+/// A package from the Python package index the machine's own pip or uv is set up for.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PypiSpec {
+    /// The project name.
+    pub pypi: String,
+    /// The exact version.
+    pub version: String,
+    /// Take the source distribution instead of a wheel.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub sdist: bool,
+    /// The folder of the package to use, after an sdist's top folder is dropped.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub subdir: Option<RelPath>,
+    /// For models: globs over the package's files.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub files: Vec<String>,
+}

@@ -1,0 +1,104 @@
+//! Layer 2: one file per source kind. A source resolves a request to a pin, and brings the pinned bytes to a staging folder.
+//!
+//! Invariant: a source cannot bless its own bytes. What it fetched is staged; only the store compares it with the pin.
+//! (A source may check earlier, to fail earlier: that saves time, it is not the proof.)
+
+use std::path::{Path, PathBuf};
+
+use crate::base::cancel::Cancelled;
+use crate::base::digest::Digest;
+use crate::base::fs::FsError;
+use crate::format::lockfile::{Kind, Pin};
+use crate::format::manifest::SourceSpec;
+use crate::report::Task;
+
+/// What a source needs to know of the world. Nothing in `source/` reads the environment itself.
+#[derive(Debug, Clone)]
+pub struct World {
+    pub task: Task,
+    /// The project's folder: `path` sources and submodules are relative to it.
+    pub project: PathBuf,
+    /// Where partial downloads and git mirrors are kept between runs. Nothing in it is trusted.
+    pub scratch: PathBuf,
+    /// Send nothing at all.
+    pub offline: bool,
+    /// Address prefix to replacement, from `[mirrors]`.
+    pub mirrors: Vec<(String, String)>,
+    /// Environment variables, as they were when the program started.
+    pub env: std::collections::BTreeMap<String, String>,
+}
+
+/// One way to get bytes.
+pub trait Source {
+    /// Finds out what the request means today. Downloads no weights where the protocol can say their digest.
+    /// `kind` says what the entry is for: an engine's pin gets `tree`, a model's gets `files`, a tool's gets `downloads`.
+    ///
+    /// # Errors
+    /// [`SourceError`], with the network's or the server's own words.
+    fn resolve(&self, world: &World, kind: Kind) -> Result<Pin, SourceError>;
+
+    /// Brings what `pin` names into the empty folder `staging`: for an engine, the tree itself; for a model, the pinned
+    /// files at their pinned paths, those of `wanted` only; for a tool, the package of this platform unpacked.
+    /// Never follows a moved tag or branch: only what is pinned.
+    ///
+    /// # Errors
+    /// [`SourceError`]; the staging folder is then of no use.
+    fn fetch(&self, world: &World, ask: &Fetch<'_>) -> Result<(), SourceError>;
+}
+
+/// What to bring, and where to.
+#[derive(Debug)]
+pub struct Fetch<'a> {
+    pub kind: Kind,
+    pub pin: &'a Pin,
+    /// For models: indices into `pin.files` that are missing.
+    pub wanted: &'a [usize],
+    /// An empty folder on the store's file system.
+    pub staging: &'a Path,
+    /// The entry's name, for progress.
+    pub name: &'a str,
+}
+
+/// Why bytes could not be had.
+#[derive(Debug, thiserror::Error)]
+pub enum SourceError {
+    #[error(transparent)]
+    Cancelled(#[from] Cancelled),
+    #[error(transparent)]
+    Fs(#[from] FsError),
+    /// The network is needed, and `--offline` was given.
+    #[error("{what} is not on this machine, and `--offline` forbids fetching it")]
+    Offline { what: String },
+    /// The server cannot be reached or answers with an error.
+    #[error("could not fetch {what}: {why}")]
+    Network { what: String, why: String, hint: Option<String> },
+    /// The server answers, but what is asked for does not exist there.
+    #[error("{what}: {why}")]
+    Missing { what: String, why: String, hint: Option<String> },
+    /// The bytes are not the pinned ones.
+    #[error("{what} does not match the lockfile")]
+    Mismatch { what: String, expected: String, actual: String, likely: Option<String> },
+    /// An archive, repository or package that is refused: escaping names, bombs, damage.
+    #[error("{what} is refused: {why}")]
+    Hostile { what: String, why: String },
+    /// A program that is needed is not there.
+    #[error("{what} is needed: {why}")]
+    Tool { what: String, why: String, hint: Option<String> },
+    /// Manifest, lockfile and repository disagree.
+    #[error("{what}")]
+    Disagreement { what: String, details: Vec<String>, hint: Option<String> },
+}
+
+/// The digest of an engine's tree, for messages.
+pub fn short(digest: &Digest) -> String {
+    digest.hex()[..12].to_owned()
+}
+
+/// The source for a request.
+pub fn of(spec: &SourceSpec) -> Box<dyn Source + '_> {
+    match spec {
+        SourceSpec::Git(_) | SourceSpec::Hf(_) | SourceSpec::Url(_) | SourceSpec::Path(_) | SourceSpec::Pypi(_) => {
+            unimplemented!("filled in by each source kind")
+        }
+    }
+}

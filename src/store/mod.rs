@@ -1,0 +1,1 @@
+//! Layer 2: owns what is on disk. Nothing enters unverified.
