@@ -198,6 +198,31 @@ pub fn sync_dir(path: &Path) -> Result<()> {
     }
 }
 
+/// Makes a file's content durable.
+pub fn sync_file(path: &Path) -> Result<()> {
+    open(path)?.sync_all().map_err(naming("sync", path))
+}
+
+/// Makes everything below a folder durable. Where the platform can flush a whole file system, that is one call.
+pub fn sync_tree(root: &Path) -> Result<()> {
+    #[cfg(target_os = "linux")]
+    {
+        rustix::fs::syncfs(open(root)?).map_err(|error| FsError::new("sync folder", root, error.into()))
+    }
+    #[cfg(not(target_os = "linux"))]
+    {
+        for path in read_dir(root)? {
+            let meta = symlink_metadata(&path)?;
+            if meta.is_dir() {
+                sync_tree(&path)?;
+            } else if meta.is_file() {
+                sync_file(&path)?;
+            }
+        }
+        sync_dir(root)
+    }
+}
+
 /// The folder a path is in (`.` for a bare name).
 pub fn parent(path: &Path) -> &Path {
     match path.parent() {
@@ -222,6 +247,22 @@ pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
     staged.as_file().sync_all().map_err(naming("write", path))?;
     staged.persist(path).map_err(|error| FsError::new("replace", path, error.error))?;
     sync_dir(folder)
+}
+
+/// Makes a file that only its owner can read. When another process made it first, that one stays.
+pub fn create_private(path: &Path, bytes: &[u8]) -> Result<()> {
+    let folder = parent(path);
+    create_dir_all(folder)?;
+    let mut staged =
+        tempfile::Builder::new().prefix(".aitools-").tempfile_in(folder).map_err(naming("create a file in", folder))?;
+    staged.write_all(bytes).map_err(naming("write", path))?;
+    staged.as_file().sync_all().map_err(naming("write", path))?;
+    match staged.persist_noclobber(path) {
+        Err(error) if error.error.kind() != io::ErrorKind::AlreadyExists => {
+            Err(FsError::new("create", path, error.error))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// [`write_atomic`], unless the file has these bytes already. Says whether it wrote.

@@ -51,3 +51,18 @@ pub fn acquire(path: &Path, cancel: &Cancel, waiting: impl FnOnce()) -> Result<L
         }
     }
 }
+
+/// The lock, when nobody holds it.
+///
+/// # Errors
+/// When the file cannot be opened.
+pub fn try_acquire(path: &Path) -> Result<Option<Lock>, FsError> {
+    fs::create_dir_all(fs::parent(path))?;
+    let file = fs::open_or_create(path)?;
+    match file.try_lock() {
+        Ok(()) => Ok(Some(Lock(file))),
+        Err(TryLockError::WouldBlock) => Ok(None),
+        Err(TryLockError::Error(error)) if error.kind() == std::io::ErrorKind::Unsupported => Ok(None),
+        Err(TryLockError::Error(error)) => Err(FsError::new("lock", path, error)),
+    }
+}

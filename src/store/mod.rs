@@ -1,1 +1,197 @@
-//! Layer 2: owns what is on disk. Nothing enters unverified.
+//! Layer 2: owns what is on disk. Nothing enters unverified, nothing that was good leaves before its replacement is in.
+//!
+//! ```text
+//! CACHEDIR.TAG
+//! blobs/<sha256>                verified files
+//! trees/<tree digest>/          engine sources, exported; trees/<tree digest>.list is the listing its name is the digest of
+//! tools/<package sha256>/       build tools, unpacked; tools/<package sha256>.json is their sealed listing
+//! artifacts/<fingerprint>/      engine installs; receipt.json in it is written last, sealed
+//! records.json                  what was hashed, by inode and times: sealed
+//! locks/                        lock files; never deleted
+//! scratch/                      partial downloads and git mirrors: nothing in it is trusted
+//! staging/                      what is being made; leftovers of killed runs go when nobody holds them
+//! logs/                         full build logs
+//! ```
+//!
+//! *Sealed* means that a file carries a message authentication code under a key that lies outside the cache
+//! ([`seal`]). A cache that was restored from elsewhere, with whatever records came along, is therefore a cache without
+//! records: blobs and trees are hashed again before they are used, tools and artifacts are made again.
+
+pub mod artifacts;
+pub mod blobs;
+pub mod records;
+pub mod seal;
+pub mod trees;
+
+use std::path::{Path, PathBuf};
+
+use crate::base::cancel::{Cancel, Cancelled};
+use crate::base::digest::Digest;
+use crate::base::fs::{self, FsError};
+use crate::base::lock::{self, Lock, LockError};
+use crate::base::tree::TreeError;
+
+use records::Records;
+use seal::Key;
+
+#[derive(Debug)]
+pub struct Store {
+    root: PathBuf,
+    key: Key,
+    records: Records,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    #[error(transparent)]
+    Fs(#[from] FsError),
+    #[error(transparent)]
+    Cancelled(#[from] Cancelled),
+    #[error(transparent)]
+    Tree(#[from] TreeError),
+    /// What was staged is not what the lockfile says.
+    #[error("{what} does not match the lockfile")]
+    Mismatch { what: String, expected: Digest, computed: Digest, expected_bytes: Option<u64>, computed_bytes: u64 },
+}
+
+impl From<LockError> for StoreError {
+    fn from(error: LockError) -> Self {
+        match error {
+            LockError::Fs(error) => error.into(),
+            LockError::Cancelled(error) => error.into(),
+        }
+    }
+}
+
+/// A folder in `staging/`, removed when dropped. Its lock tells other processes that it is in use.
+#[derive(Debug)]
+pub struct Staging {
+    path: PathBuf,
+    lock_path: PathBuf,
+    lock: Option<Lock>,
+}
+
+impl Staging {
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Drop for Staging {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.path);
+        drop(self.lock.take());
+        let _ = fs::remove_file(&self.lock_path);
+    }
+}
+
+const CACHE_TAG: &str = "Signature: 8a477f597d28d172789f06886806bc55\n\
+    # This folder holds what aitools fetched and built; everything in it can be made again.\n\
+    # For information about cache directory tags see https://bford.info/cachedir/\n";
+
+impl Store {
+    /// Opens the store below `root`, made when missing.
+    ///
+    /// # Errors
+    /// When the folders cannot be made.
+    pub fn open(root: &Path, key: Key) -> Result<Self, StoreError> {
+        let tag = root.join("CACHEDIR.TAG");
+        if !fs::exists(&tag) {
+            fs::create_dir_all(root)?;
+            fs::write_atomic(&tag, CACHE_TAG.as_bytes())?;
+        }
+        let records = Records::load(&root.join("records.json"), &key);
+        Ok(Self { root: root.to_owned(), key, records })
+    }
+
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Where sources keep partial downloads and mirrors.
+    pub fn scratch(&self) -> PathBuf {
+        self.root.join("scratch")
+    }
+
+    /// Where full build logs go.
+    pub fn logs(&self) -> PathBuf {
+        self.root.join("logs")
+    }
+
+    pub fn records(&self) -> &Records {
+        &self.records
+    }
+
+    /// Writes what was learnt about files. Call once at the end of a command; losing it costs only hashing.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn save_records(&self) -> Result<(), StoreError> {
+        let guard = self.lock("records", &Cancel::default(), || {})?;
+        let saved = self.records.save(&self.root.join("records.json"), &self.key);
+        drop(guard);
+        Ok(saved?)
+    }
+
+    /// Holds the named lock until the guard is dropped. `waiting` is called when somebody else has it.
+    ///
+    /// # Errors
+    /// When the user asked to stop, or the lock file cannot be made.
+    pub fn lock(&self, name: &str, cancel: &Cancel, waiting: impl FnOnce()) -> Result<Lock, StoreError> {
+        Ok(lock::acquire(&self.root.join("locks").join(name), cancel, waiting)?)
+    }
+
+    /// An empty folder on the store's file system.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn stage(&self) -> Result<Staging, StoreError> {
+        let folder = self.root.join("staging");
+        fs::create_dir_all(&folder)?;
+        for _ in 0..100 {
+            let id = random_hex()?;
+            let (path, lock_path) = (folder.join(&id), folder.join(format!("{id}.lock")));
+            if fs::exists(&path) {
+                continue;
+            }
+            let lock = lock::acquire(&lock_path, &Cancel::default(), || {})?;
+            fs::create_dir_all(&path)?;
+            return Ok(Staging { path, lock_path, lock: Some(lock) });
+        }
+        let why = std::io::Error::other("no free name after 100 tries");
+        Err(FsError::new("create a folder in", &folder, why).into())
+    }
+
+    /// Removes what killed runs left in `staging/`: every folder whose lock nobody holds.
+    ///
+    /// # Errors
+    /// When a leftover cannot be removed.
+    pub fn sweep(&self) -> Result<(), StoreError> {
+        let folder = self.root.join("staging");
+        if !fs::exists(&folder) {
+            return Ok(());
+        }
+        for path in fs::read_dir(&folder)? {
+            if path.extension().is_some_and(|extension| extension == "lock") {
+                continue;
+            }
+            let lock_path = path.with_extension("lock");
+            if let Some(guard) = lock::try_acquire(&lock_path)? {
+                fs::remove_dir_all(&path)?;
+                fs::remove_file(&lock_path)?;
+                drop(guard);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// 16 random hexadecimal digits.
+fn random_hex() -> Result<String, StoreError> {
+    let mut bytes = [0; 8];
+    getrandom::fill(&mut bytes).map_err(|error| {
+        let why = std::io::Error::other(error.to_string());
+        FsError::new("get randomness from", Path::new("the system"), why)
+    })?;
+    Ok(crate::base::digest::hex(&bytes))
+}
