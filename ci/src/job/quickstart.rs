@@ -1,0 +1,33 @@
+//! The README's first command, word for word: from a checkout to an answer of a real model on a real engine.
+//! Then what a person would look at next: nothing is left to do, and everything on disk is what the lockfile says.
+//!
+//! It uses the cache folder of the machine (or `AITOOLS_CACHE_DIR`), so a second run builds nothing.
+
+use std::time::Instant;
+
+use xshell::{Shell, cmd};
+
+use super::{Job, Result};
+
+pub const JOB: Job = Job { name: "quickstart", about: "the README's first command answers", run };
+
+/// As it stands in the README, after `cargo run --release -- `.
+pub const POLICY: &str = "smollm2-135m-instruct";
+pub const PROMPT: &str = "What is the capital of France?";
+const EXPECTED: &str = "Paris";
+
+fn run(sh: &Shell) -> Result<()> {
+    let answer =
+        cmd!(sh, "cargo run --release --locked -- -m quickstart run {POLICY} --sync --prompt {PROMPT}").read()?;
+    println!("{answer}");
+    if !answer.contains(EXPECTED) {
+        return Err(format!("the answer does not name {EXPECTED}").into());
+    }
+    let aitools = crate::step::root().join("target/release").join(format!("aitools{}", std::env::consts::EXE_SUFFIX));
+    cmd!(sh, "{aitools} -m quickstart lock --check").run()?;
+    let begun = Instant::now();
+    cmd!(sh, "{aitools} -m quickstart sync --locked --offline").run()?;
+    println!("a sync with nothing to do took {:.0} ms", begun.elapsed().as_secs_f64() * 1000.0);
+    cmd!(sh, "{aitools} -m quickstart verify").run()?;
+    Ok(())
+}

@@ -1,0 +1,90 @@
+//! Runs jobs one after the other under a heading each, stops at the first that fails, and sums up.
+
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use xshell::Shell;
+
+use crate::job::Job;
+
+/// The repository.
+pub fn root() -> &'static Path {
+    let crate_dir = Path::new(env!("CARGO_MANIFEST_DIR"));
+    crate_dir.parent().unwrap_or(crate_dir)
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Verdict {
+    Passed,
+    Failed,
+    Skipped,
+}
+
+impl Verdict {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Passed => "passed",
+            Self::Failed => "failed",
+            Self::Skipped => "skipped",
+        }
+    }
+}
+
+pub fn run(sh: &Shell, jobs: &[&Job]) -> ExitCode {
+    let started = Instant::now();
+    let mut verdicts: Vec<(&str, Verdict, Duration)> = Vec::new();
+    for job in jobs {
+        if verdicts.iter().any(|(_, verdict, _)| *verdict == Verdict::Failed) {
+            verdicts.push((job.name, Verdict::Skipped, Duration::ZERO));
+            continue;
+        }
+        println!("\n=== {}: {}", job.name, job.about);
+        let begun = Instant::now();
+        let verdict = match (job.run)(sh) {
+            Ok(()) => Verdict::Passed,
+            Err(error) => {
+                println!("error: {error}");
+                Verdict::Failed
+            }
+        };
+        verdicts.push((job.name, verdict, begun.elapsed()));
+    }
+    println!();
+    for (name, verdict, took) in &verdicts {
+        println!("{name:<12} {:<8} {:>7.1} s", verdict.as_str(), took.as_secs_f64());
+    }
+    println!("elapsed: {:.1} s", started.elapsed().as_secs_f64());
+    let (line, code) = summary(verdicts.iter().map(|(_, verdict, _)| *verdict));
+    println!("{line}");
+    code
+}
+
+fn summary(verdicts: impl Iterator<Item = Verdict> + Clone) -> (String, ExitCode) {
+    let count = |which| verdicts.clone().filter(|verdict| *verdict == which).count();
+    let failed = count(Verdict::Failed);
+    let line = format!("{} passed, {failed} failed, {} skipped", count(Verdict::Passed), count(Verdict::Skipped));
+    (line, if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: Job = Job { name: "good", about: "does nothing", run: |_| Ok(()) };
+    const BAD: Job = Job { name: "bad", about: "fails", run: |_| Err("as it should".into()) };
+    const NEVER: Job = Job { name: "never", about: "comes after a failure", run: |_| panic!("it ran") };
+
+    #[test]
+    fn the_first_failure_ends_the_run() {
+        let sh = Shell::new().unwrap();
+        assert_eq!(run(&sh, &[&GOOD, &BAD, &NEVER]), ExitCode::FAILURE);
+        assert_eq!(run(&sh, &[&GOOD]), ExitCode::SUCCESS);
+    }
+
+    #[test]
+    fn the_closing_line_sums_up() {
+        let (line, _) = summary([Verdict::Passed, Verdict::Passed, Verdict::Failed, Verdict::Skipped].into_iter());
+        assert_eq!(line, "2 passed, 1 failed, 1 skipped");
+    }
+}
