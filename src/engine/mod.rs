@@ -1,15 +1,27 @@
 //! Layer 3: one file per engine. Only `engine/<name>.rs` knows an engine's flags, target names, formats or endpoints.
 //!
 //! A new engine is one file and one line in [`ENGINES`].
+//!
+//! Beside the engines: [`backend`] keeps one alive; [`http`], [`stream`] and [`answer`] are what talking to one takes;
+//! [`metrics`] says how it did.
 
+pub mod answer;
 pub mod backend;
+pub mod http;
+pub mod llama_cpp;
+pub mod metrics;
+pub mod stream;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use serde::Serialize;
 
+use self::answer::Sink;
+use self::http::HttpError;
+use crate::base::cancel::{Cancel, Cancelled};
 use crate::base::platform::{Platform, Variant};
 use crate::build::BuildRecipe;
 use crate::format::gguf::Header;
@@ -18,7 +30,7 @@ use crate::format::manifest::EngineSpec;
 use crate::format::policy::Policy;
 
 /// Every adapter there is.
-pub const ENGINES: &[&dyn Engine] = &[];
+pub const ENGINES: &[&dyn Engine] = &[&llama_cpp::LlamaCpp];
 
 /// The adapter of that id.
 pub fn find(id: &str) -> Option<&'static dyn Engine> {
@@ -42,27 +54,32 @@ pub trait Engine: Sync {
     /// Everything that is wrong with running `model` under `policy`, before anything is started. Pure.
     fn check(&self, ask: &CheckRequest<'_>) -> Vec<Finding>;
 
+    /// Memory for weights and caches together, in bytes: an estimate from the header alone.
+    fn memory_bytes(&self, policy: &Policy, header: &Header, sizes: &[u64]) -> u64;
+
     /// The command that serves one model under one policy. Pure but for the port and key given.
     ///
     /// # Errors
     /// When the policy asks for what this engine cannot do.
     fn launch(&self, ask: &LaunchRequest<'_>) -> Result<Launch, EngineError>;
 
-    /// Whether the started engine answers for its model yet. Called every few milliseconds.
+    /// Whether the started engine answers for its model yet. Called every few milliseconds, so it must be quick.
     ///
     /// # Errors
-    /// When it answers that it never will.
+    /// [`EngineError::Foreign`] when what listens there is not the engine that was given this key; others when it
+    /// answers that it never will.
     fn ready(&self, endpoint: &Endpoint) -> Result<bool, EngineError>;
 
-    /// One answer, its text handed to `sink` as it comes. `sink` returns false to stop.
+    /// One answer, handed to `sink` piece by piece as it comes. `sink` returns false to stop; so does `ask.cancel`.
+    /// Either way the pieces so far are the answer, and its end is [`Finish::Cancelled`].
     ///
     /// # Errors
-    /// What the engine or the connection said.
+    /// What the engine or the connection said. The pieces handed over before remain true.
     fn generate(
         &self,
         endpoint: &Endpoint,
         ask: &GenerateRequest<'_>,
-        sink: &mut dyn FnMut(&str) -> bool,
+        sink: &mut Sink<'_>,
     ) -> Result<Generated, EngineError>;
 
     /// What the built program says of itself, for `status` and receipts: run with no model.
@@ -85,6 +102,10 @@ pub struct CheckRequest<'a> {
     pub headers: &'a [Header],
     /// The size of each part in bytes.
     pub sizes: &'a [u64],
+    /// Physical processor cores.
+    pub cores: u32,
+    /// The machine's memory in bytes, when it is known.
+    pub memory_bytes: Option<u64>,
 }
 
 /// One thing that is wrong (or doubtful) about a model under a policy.
@@ -122,16 +143,24 @@ pub struct LaunchRequest<'a> {
 pub struct Launch {
     pub program: PathBuf,
     pub args: Vec<OsString>,
-    /// Added to the scrubbed environment.
+    /// Added to the scrubbed environment. Secrets travel here: other users cannot read it, unlike arguments.
     pub env: BTreeMap<OsString, OsString>,
     pub cwd: PathBuf,
+    /// Small files to write first, below the scratch folder.
+    pub files: BTreeMap<PathBuf, String>,
 }
 
-/// Where a started engine listens.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// Where a started engine listens: `http://127.0.0.1:<port>`.
+#[derive(Clone, PartialEq, Eq)]
 pub struct Endpoint {
     pub port: u16,
     pub key: String,
+}
+
+impl std::fmt::Debug for Endpoint {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Endpoint").field("port", &self.port).finish_non_exhaustive()
+    }
 }
 
 #[derive(Debug)]
@@ -139,8 +168,19 @@ pub struct GenerateRequest<'a> {
     pub policy: &'a Policy,
     pub header: &'a Header,
     pub prompt: &'a str,
+    /// What the sampling starts from: the policy's seed, or one that the caller drew and remembers.
+    pub seed: u32,
     /// Until when an answer must be there.
-    pub deadline: std::time::Instant,
+    pub deadline: Instant,
+    pub cancel: &'a Cancel,
+}
+
+/// A part of an answer, never cut inside a character.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Piece<'a> {
+    Text(&'a str),
+    /// What a reasoning model says to itself before it answers.
+    Thought(&'a str),
 }
 
 /// Why an answer ended.
@@ -159,9 +199,13 @@ pub enum Finish {
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Generated {
     pub text: String,
+    /// What a reasoning model said to itself; empty for others.
+    pub thought: String,
     pub finish: Finish,
     pub prompt_tokens: u64,
     pub completion_tokens: u64,
+    /// Tokens of the first piece (1 unless an engine holds text back).
+    pub first_tokens: u64,
     /// Prompt tokens that were taken from a cache.
     pub cached_tokens: Option<u64>,
     /// Milliseconds the engine spent on the prompt.
@@ -170,7 +214,7 @@ pub struct Generated {
     pub decode_ms: Option<f64>,
     /// Milliseconds from sending the request to the first text, by our clock.
     pub first_token_ms: Option<f64>,
-    /// Milliseconds from the first text to the last, by our clock.
+    /// Milliseconds from the first text to the last, by our clock. None with fewer than two pieces.
     pub streaming_ms: Option<f64>,
 }
 
@@ -180,10 +224,27 @@ pub enum EngineError {
     NoVariant { engine: &'static str, variant: Variant, platform: String },
     #[error("policy key `{key}`: {why}")]
     Policy { key: &'static str, why: String },
-    #[error("{0}")]
+    /// The connection ended, or what came over it makes no sense.
+    #[error("the engine did not answer: {0}")]
     Unanswered(String),
     #[error("the engine refused the request: {0}")]
     Refused(String),
-    #[error("no answer within {0} s")]
-    Timeout(u64),
+    #[error("the prompt has {prompt_tokens} tokens and the context holds {context_size}")]
+    TooLong { prompt_tokens: u64, context_size: u64 },
+    #[error("port {0} belongs to another program")]
+    Foreign(u16),
+    #[error("no answer in time")]
+    Timeout,
+    #[error(transparent)]
+    Cancelled(#[from] Cancelled),
+}
+
+impl From<HttpError> for EngineError {
+    fn from(error: HttpError) -> Self {
+        match error {
+            HttpError::Cancelled(cancelled) => cancelled.into(),
+            HttpError::Timeout => Self::Timeout,
+            other => Self::Unanswered(other.to_string()),
+        }
+    }
 }

@@ -1,0 +1,712 @@
+//! llama.cpp (<https://github.com/ggml-org/llama.cpp>): built from its own CMake tree, served by its own `llama-server`.
+//!
+//! Read against the tree in `llama-cpp-python` 0.3.36 (llama.cpp 0.5.0-dev, ggml 0.25.3): its `CMakeLists.txt`,
+//! `ggml/CMakeLists.txt`, `tools/server/README.md` and the server's source.
+
+mod check;
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value as Json, json};
+
+use super::answer::{Answer, Sink};
+use super::http::{self, HttpError, Patience, Request, Response};
+use super::stream::Events;
+use super::{
+    CheckRequest, Endpoint, Engine, EngineError, Finding, Finish, GenerateRequest, Generated, Launch, LaunchRequest,
+    Piece, RecipeRequest,
+};
+use crate::base::cancel::Cancel;
+use crate::base::platform::{Platform, Variant, executable};
+use crate::build::{BuildRecipe, OutputRule};
+use crate::format::gguf::{Header, Value};
+use crate::format::manifest::{BuildType, SourceSpec};
+use crate::format::policy::Policy;
+
+#[derive(Debug)]
+pub struct LlamaCpp;
+
+const ID: &str = "llama-cpp";
+const SERVER: &str = "llama-server";
+
+/// What a policy leaves open. llama.cpp's own defaults but for the first two (its own are "no limit" and "as much as the
+/// model was trained on"), said to the engine every time, so that a new version cannot change them quietly.
+mod default {
+    pub const MAX_TOKENS: u32 = 512;
+    /// At most, and never more than the model was trained on.
+    pub const CONTEXT: u32 = 4096;
+    pub const TEMPERATURE: f64 = 0.8;
+    pub const TOP_K: u32 = 40;
+    pub const TOP_P: f64 = 0.95;
+    pub const MIN_P: f64 = 0.05;
+    pub const REPEAT_PENALTY: f64 = 1.0;
+    pub const PRESENCE_PENALTY: f64 = 0.0;
+    pub const FREQUENCY_PENALTY: f64 = 0.0;
+    /// Logical and physical batch, in tokens.
+    pub const BATCH: (u32, u32) = (2048, 512);
+}
+
+/// Prompts kept in memory beside those in the slots, in MiB: what a conversation costs that comes back after another one.
+const PROMPT_CACHE_MIB: &str = "1024";
+
+impl Engine for LlamaCpp {
+    fn id(&self) -> &'static str {
+        ID
+    }
+
+    fn recipe(&self, ask: &RecipeRequest<'_>) -> Result<BuildRecipe, EngineError> {
+        if !self.variants(ask.platform).contains(&ask.variant) {
+            let platform = ask.platform.to_string();
+            return Err(EngineError::NoVariant { engine: ID, variant: ask.variant, platform });
+        }
+        let spec = ask.spec;
+        let own = spec.variant.get(&ask.variant);
+        let mut define: BTreeMap<String, String> = definitions(ask);
+        for (name, value) in spec.define.iter().chain(own.iter().flat_map(|own| &own.define)) {
+            define.insert(name.clone(), value.to_cmake());
+        }
+        let mut require: Vec<String> = accelerator(ask.variant).into_iter().map(str::to_owned).collect();
+        require.extend(spec.require.iter().chain(own.iter().flat_map(|own| &own.require)).cloned());
+        let mut targets = spec.targets.clone();
+        targets.push(SERVER.to_owned());
+        for list in [&mut require, &mut targets] {
+            list.sort();
+            list.dedup();
+        }
+        Ok(BuildRecipe {
+            version: 1,
+            define,
+            outputs: outputs(&targets, ask.platform),
+            targets,
+            require,
+            build_type: format!("{:?}", spec.build_type.unwrap_or(BuildType::Release)),
+            edits: Vec::new(),
+            native: spec.native,
+        })
+    }
+
+    fn variants(&self, platform: Platform) -> &'static [Variant] {
+        match platform.os {
+            "linux" => &[Variant::Cpu, Variant::Cuda, Variant::Rocm],
+            "windows" => &[Variant::Cpu, Variant::Cuda],
+            "macos" => &[Variant::Cpu, Variant::Metal],
+            _ => &[Variant::Cpu],
+        }
+    }
+
+    fn check(&self, ask: &CheckRequest<'_>) -> Vec<Finding> {
+        check::all(ask)
+    }
+
+    fn memory_bytes(&self, policy: &Policy, header: &Header, sizes: &[u64]) -> u64 {
+        let tokens = u64::from(context_size(policy, header)) * u64::from(policy.runtime.parallel.unwrap_or(1));
+        sizes.iter().sum::<u64>().saturating_add(tokens.saturating_mul(cache_bytes_per_token(header)))
+    }
+
+    fn launch(&self, ask: &LaunchRequest<'_>) -> Result<Launch, EngineError> {
+        Ok(launch(ask))
+    }
+
+    /// Before the model is loaded every request gets 503; after that, one without the key gets 401 (both answered by
+    /// the server's middleware, state first). A server that knows our key and refuses others is ours.
+    fn ready(&self, endpoint: &Endpoint) -> Result<bool, EngineError> {
+        let cancel = Cancel::default();
+        let status = |key| -> Result<u16, HttpError> {
+            let patience = Patience { cancel: &cancel, deadline: Instant::now() + Duration::from_secs(2) };
+            let request = Request { path: "/v1/models", key, json: None };
+            Ok(http::send(endpoint.port, request, patience)?.status)
+        };
+        match status(Some(&endpoint.key)) {
+            Ok(200) => match status(None) {
+                Ok(401) => Ok(true),
+                Ok(_) => Err(EngineError::Foreign(endpoint.port)),
+                Err(error) => Err(error.into()),
+            },
+            Ok(503) | Err(HttpError::Connect { .. } | HttpError::Timeout) => Ok(false),
+            Ok(_) | Err(_) => Err(EngineError::Foreign(endpoint.port)),
+        }
+    }
+
+    fn generate(
+        &self,
+        endpoint: &Endpoint,
+        ask: &GenerateRequest<'_>,
+        sink: &mut Sink<'_>,
+    ) -> Result<Generated, EngineError> {
+        let (path, body) = request(ask);
+        let body = body.to_string();
+        let mut stream = Stream::default();
+        let request = Request { path, key: Some(&endpoint.key), json: Some(&body) };
+        let patience = Patience { cancel: ask.cancel, deadline: ask.deadline };
+        let received = match http::send(endpoint.port, request, patience) {
+            Ok(response) if response.status == 200 => stream.receive(response, sink),
+            Ok(response) => Err(refusal(response)),
+            Err(error) => Err(error.into()),
+        };
+        match received {
+            Err(EngineError::Cancelled(_)) => stream.finish = Some(Finish::Cancelled),
+            other => other?,
+        }
+        stream.generated()
+    }
+
+    fn version_args(&self) -> &'static [&'static str] {
+        &["--version"]
+    }
+}
+
+/// The option that an accelerator is, and that must be ON after configure.
+fn accelerator(variant: Variant) -> Option<&'static str> {
+    match variant {
+        Variant::Cpu => None,
+        Variant::Cuda => Some("GGML_CUDA"),
+        Variant::Rocm => Some("GGML_HIP"),
+        Variant::Metal => Some("GGML_METAL"),
+    }
+}
+
+/// Every option whose default depends on the machine, the environment or the network, and every one that decides what is
+/// in the result: nothing is left to chance.
+fn definitions(ask: &RecipeRequest<'_>) -> BTreeMap<String, String> {
+    const ON: &str = "ON";
+    const OFF: &str = "OFF";
+    let metal = if ask.variant == Variant::Metal { ON } else { OFF };
+    let mut define = vec![
+        // One program without libraries of its own beside it, which runs wherever it is put.
+        ("BUILD_SHARED_LIBS", OFF),
+        ("GGML_BACKEND_DL", OFF),
+        ("GGML_BACKEND_DIR", ""),
+        ("GGML_CPU_ALL_VARIANTS", OFF),
+        // With GGML_NATIVE unset its default follows SOURCE_DATE_EPOCH, and the processor features follow it.
+        ("GGML_NATIVE", if ask.spec.native { ON } else { OFF }),
+        ("GGML_CCACHE", OFF),
+        ("GGML_LTO", OFF),
+        ("GGML_LLAMAFILE", ON),
+        ("GGML_CPU_REPACK", ON),
+        ("GGML_CPU_KLEIDIAI", OFF),
+        ("GGML_RPC", OFF),
+        ("GGML_VULKAN", OFF),
+        ("GGML_CUDA", OFF),
+        ("GGML_HIP", OFF),
+        ("GGML_METAL", metal),
+        ("GGML_METAL_EMBED_LIBRARY", metal),
+        ("GGML_BLAS", OFF),
+        // ggml's own threads are as fast, and the program then needs no OpenMP library where it runs.
+        ("GGML_OPENMP", OFF),
+        // Without these the user interface of the day is fetched while building.
+        ("LLAMA_BUILD_UI", OFF),
+        ("LLAMA_USE_PREBUILT_UI", OFF),
+        ("LLAMA_OPENSSL", OFF),
+        ("LLAMA_SUBPROCESS", OFF),
+        ("LLAMA_LLGUIDANCE", OFF),
+        ("LLAMA_BUILD_COMMON", ON),
+        ("LLAMA_BUILD_TOOLS", ON),
+        ("LLAMA_BUILD_SERVER", ON),
+        ("LLAMA_BUILD_APP", OFF),
+        ("LLAMA_BUILD_TESTS", OFF),
+        ("LLAMA_BUILD_EXAMPLES", OFF),
+        // What the build would ask git for. Off is a program that is not there.
+        ("GIT_EXE", OFF),
+        ("GIT_EXECUTABLE", OFF),
+        ("LLAMA_BUILD_NUMBER", "0"),
+    ];
+    define.extend(processor(ask));
+    define.extend(accelerated(ask.variant));
+    let mut define: BTreeMap<_, _> =
+        define.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
+    define.insert("LLAMA_BUILD_COMMIT".to_owned(), commit(ask));
+    define
+}
+
+/// Processor features by name: those of the machines of the last ten years.
+fn processor(ask: &RecipeRequest<'_>) -> Vec<(&'static str, &'static str)> {
+    if ask.spec.native {
+        return Vec::new();
+    }
+    match (ask.platform.arch, ask.platform.os) {
+        ("x86_64", _) => {
+            let on = ["GGML_SSE42", "GGML_AVX", "GGML_AVX2", "GGML_BMI2", "GGML_FMA", "GGML_F16C"];
+            let off = ["GGML_AVX_VNNI", "GGML_AVX512", "GGML_AVX512_VBMI", "GGML_AVX512_VNNI", "GGML_AVX512_BF16"];
+            on.map(|name| (name, "ON")).into_iter().chain(off.map(|name| (name, "OFF"))).collect()
+        }
+        // Apple's compiler begins at M1.
+        ("aarch64", "macos") => vec![("GGML_CPU_ARM_ARCH", "")],
+        ("aarch64", _) => vec![("GGML_CPU_ARM_ARCH", "armv8.2-a+dotprod+fp16")],
+        _ => Vec::new(),
+    }
+}
+
+fn accelerated(variant: Variant) -> Vec<(&'static str, &'static str)> {
+    match variant {
+        Variant::Cpu => Vec::new(),
+        Variant::Cuda => vec![
+            ("GGML_CUDA", "ON"),
+            ("GGML_CUDA_FA", "ON"),
+            ("GGML_CUDA_GRAPHS", "ON"),
+            // Found or not found by chance otherwise.
+            ("GGML_CUDA_NCCL", "OFF"),
+            // Turing, Ampere (A100; RTX 30), Ada and Hopper; newer ones compile Hopper's PTX at their first start.
+            ("CMAKE_CUDA_ARCHITECTURES", "75-real;80-real;86-real;89-real;90"),
+        ],
+        Variant::Rocm => vec![
+            ("GGML_HIP", "ON"),
+            ("GGML_HIP_GRAPHS", "ON"),
+            ("GGML_HIP_RCCL", "OFF"),
+            ("CMAKE_HIP_ARCHITECTURES", "gfx90a;gfx942;gfx1030;gfx1100;gfx1101;gfx1102;gfx1200;gfx1201"),
+        ],
+        Variant::Metal => vec![("GGML_METAL_NDEBUG", "OFF")],
+    }
+}
+
+/// What the program calls its version: the commit, else the package's version, else the tree.
+fn commit(ask: &RecipeRequest<'_>) -> String {
+    if let Some(commit) = &ask.pin.commit {
+        return commit.chars().take(9).collect();
+    }
+    match (&ask.spec.source, &ask.pin.tree) {
+        (SourceSpec::Pypi(package), _) => package.version.clone(),
+        (_, Some(tree)) => tree.hex()[..12].to_owned(),
+        _ => "unknown".to_owned(),
+    }
+}
+
+fn outputs(targets: &[String], platform: Platform) -> Vec<OutputRule> {
+    let suffix = if platform.os == "windows" { ".exe" } else { "" };
+    let rule = |glob: String, required| Some(OutputRule { glob, to: "bin".parse().ok()?, required });
+    let programs = targets.iter().filter_map(|target| rule(format!("bin/{target}{suffix}"), true));
+    // A manifest may set BUILD_SHARED_LIBS.
+    programs.chain(rule("bin/*.{dll,dylib,so,so.*}".to_owned(), false)).collect()
+}
+
+/// Tokens of context for one request.
+fn context_size(policy: &Policy, header: &Header) -> u32 {
+    let trained = number(header, "context_length").and_then(|tokens| u32::try_from(tokens).ok());
+    policy.runtime.context_size.unwrap_or_else(|| trained.unwrap_or(u32::MAX).min(default::CONTEXT))
+}
+
+/// Bytes of key and value cache that one token takes, in 16 bits; 0 when the header does not say.
+fn cache_bytes_per_token(header: &Header) -> u64 {
+    let of = |key| number(header, key);
+    let Some(layers) = of("block_count") else { return 0 };
+    let Some(heads) = of("attention.head_count_kv").or_else(|| of("attention.head_count")) else { return 0 };
+    let width = || Some(of("embedding_length")? / of("attention.head_count")?.max(1));
+    let key = of("attention.key_length").or_else(width).unwrap_or(0);
+    let value = of("attention.value_length").or_else(width).unwrap_or(0);
+    [heads, key.saturating_add(value), 2].into_iter().fold(layers, u64::saturating_mul)
+}
+
+fn architecture(header: &Header) -> Option<&str> {
+    text(header, "general.architecture")
+}
+
+fn text<'a>(header: &'a Header, key: &str) -> Option<&'a str> {
+    match header.metadata.get(key)? {
+        Value::Text(text) => Some(text),
+        _ => None,
+    }
+}
+
+fn whole(header: &Header, key: &str) -> Option<u64> {
+    match header.metadata.get(key)? {
+        Value::Uint(number) => Some(*number),
+        Value::Int(number) => u64::try_from(*number).ok(),
+        _ => None,
+    }
+}
+
+/// A number under the architecture's own prefix.
+fn number(header: &Header, key: &str) -> Option<u64> {
+    whole(header, &format!("{}.{key}", architecture(header)?))
+}
+
+/// The Jinja template that requests go through: the policy's, else the model's. None when prompts are sent as they are.
+fn chat_template<'a>(policy: &'a Policy, header: &'a Header) -> Option<&'a str> {
+    match policy.generation.chat_template.as_deref() {
+        Some("none") => None,
+        Some(template) => Some(template),
+        None => text(header, "tokenizer.chat_template"),
+    }
+}
+
+/// `llama-server` and its options: `tools/server/README.md` of its tree. What is not said here cannot matter (or has no
+/// default that follows the machine).
+fn launch(ask: &LaunchRequest<'_>) -> Launch {
+    let runtime = &ask.policy.runtime;
+    let threads = runtime.threads.unwrap_or(ask.cores).max(1);
+    let parallel = runtime.parallel.unwrap_or(1);
+    let (batch, micro_batch) = runtime.batch_size.map_or(default::BATCH, |size| (size, size));
+    // `-c` is shared out among the slots, each then holding `context_size` tokens (rounded up to 256 by the server).
+    let context = u64::from(context_size(ask.policy, ask.header)) * u64::from(parallel);
+    let numbers = [
+        ("--port", u64::from(ask.port)),
+        ("--threads", u64::from(threads)),
+        ("--threads-batch", u64::from(threads)),
+        ("--ctx-size", context),
+        ("--parallel", u64::from(parallel)),
+        ("--batch-size", u64::from(batch)),
+        ("--ubatch-size", u64::from(micro_batch)),
+    ];
+    let mut args: Vec<OsString> = vec!["--model".into(), ask.weights.into(), "--host".into(), "127.0.0.1".into()];
+    for (name, number) in numbers {
+        args.extend([name.into(), number.to_string().into()]);
+    }
+    let rest = "--no-kv-unified --cache-ram MIB --no-context-shift --jinja --warmup --metrics --no-slots --no-ui \
+                --offline --log-colors off --cors-origins localhost --no-cors-credentials";
+    args.extend(rest.split_whitespace().map(|arg| if arg == "MIB" { PROMPT_CACHE_MIB } else { arg }.into()));
+    args.extend(on_the_accelerator(ask.variant, runtime.gpu_layers).into_iter().map(OsString::from));
+    let mut files = BTreeMap::new();
+    if let Some(template) = ask.policy.generation.chat_template.as_deref().filter(|template| *template != "none") {
+        let path = ask.scratch.join("chat-template.jinja");
+        args.extend(["--chat-template-file".into(), path.clone().into()]);
+        files.insert(path, template.to_owned());
+    }
+    Launch {
+        program: ask.artifact.join("bin").join(executable(SERVER)),
+        args,
+        env: BTreeMap::from([("LLAMA_API_KEY".into(), ask.key.into())]),
+        cwd: ask.scratch.to_owned(),
+        files,
+    }
+}
+
+/// As many layers as the policy says; without a word of it, as many as fit (`--fit` touches only what is left open).
+fn on_the_accelerator(variant: Variant, layers: Option<u32>) -> Vec<String> {
+    let args = |layers: &str, fit: &str| ["--gpu-layers", layers, "--fit", fit].map(str::to_owned).to_vec();
+    match (variant, layers) {
+        (Variant::Cpu, _) => ["--fit", "off"].map(str::to_owned).to_vec(),
+        (_, Some(layers)) => args(&layers.to_string(), "off"),
+        (_, None) => args("auto", "on"),
+    }
+}
+
+/// Path and body of a request: through the chat template, or as plain text when there is none.
+fn request(ask: &GenerateRequest<'_>) -> (&'static str, Json) {
+    let generation = &ask.policy.generation;
+    let mut body = json!({
+        "stream": true,
+        "stream_options": { "include_usage": true },
+        "timings_per_token": true,
+        "cache_prompt": true,
+        "max_tokens": generation.max_tokens.unwrap_or(default::MAX_TOKENS),
+        "temperature": generation.temperature.unwrap_or(default::TEMPERATURE),
+        "top_k": generation.top_k.unwrap_or(default::TOP_K),
+        "top_p": generation.top_p.unwrap_or(default::TOP_P),
+        "min_p": generation.min_p.unwrap_or(default::MIN_P),
+        "repeat_penalty": generation.repeat_penalty.unwrap_or(default::REPEAT_PENALTY),
+        "presence_penalty": generation.presence_penalty.unwrap_or(default::PRESENCE_PENALTY),
+        "frequency_penalty": generation.frequency_penalty.unwrap_or(default::FREQUENCY_PENALTY),
+        "seed": ask.seed,
+        "stop": generation.stop,
+    });
+    if chat_template(ask.policy, ask.header).is_none() {
+        body["prompt"] = ask.prompt.into();
+        return ("/v1/completions", body);
+    }
+    let system = generation.system_prompt.as_ref().map(|text| json!({ "role": "system", "content": text }));
+    let user = json!({ "role": "user", "content": ask.prompt });
+    body["messages"] = system.into_iter().chain([user]).collect();
+    ("/v1/chat/completions", body)
+}
+
+/// The error object of an answer that is not 200.
+fn refusal(response: Response<'_>) -> EngineError {
+    const LIMIT_BYTES: usize = 64 * 1024;
+    let status = response.status;
+    match response.text(LIMIT_BYTES) {
+        Err(error) => error.into(),
+        Ok(text) => match serde_json::from_str::<Json>(&text) {
+            Ok(body) if body["error"].is_object() => error_object(&body["error"]),
+            _ => EngineError::Refused(format!("status {status}: {}", text.chars().take(500).collect::<String>())),
+        },
+    }
+}
+
+fn error_object(error: &Json) -> EngineError {
+    if let (Some(prompt_tokens), Some(context_size)) = (error["n_prompt_tokens"].as_u64(), error["n_ctx"].as_u64()) {
+        return EngineError::TooLong { prompt_tokens, context_size };
+    }
+    EngineError::Refused(error["message"].as_str().map_or_else(|| error.to_string(), str::to_owned))
+}
+
+/// What the server has said so far.
+#[derive(Default)]
+struct Stream {
+    answer: Answer,
+    /// Tokens of the first piece, which the clock between first and last does not see.
+    first_tokens: u64,
+    finish: Option<Finish>,
+    usage: Json,
+    timings: Json,
+}
+
+impl Stream {
+    /// Reads to the end of the stream, or until the sink has had enough.
+    fn receive(&mut self, mut response: Response<'_>, sink: &mut Sink<'_>) -> Result<(), EngineError> {
+        let (mut events, mut part) = (Events::default(), [0; 8192]);
+        loop {
+            let count = response.read(&mut part)?;
+            let whole = events.push(&part[..count]).map_err(|error| EngineError::Unanswered(error.to_string()))?;
+            for data in &whole {
+                if data == "[DONE]" {
+                    return Ok(());
+                }
+                if !self.take(data, sink)? {
+                    self.finish = Some(Finish::Cancelled);
+                    return Ok(());
+                }
+            }
+            if count == 0 {
+                return Ok(());
+            }
+        }
+    }
+
+    /// One event; false when the sink has had enough.
+    fn take(&mut self, data: &str, sink: &mut Sink<'_>) -> Result<bool, EngineError> {
+        let mut event: Json = serde_json::from_str(data).map_err(|error| {
+            let shown: String = data.chars().take(200).collect();
+            EngineError::Unanswered(format!("an event is not JSON ({error}): `{shown}`"))
+        })?;
+        if let Some(error) = event.get("error") {
+            return Err(error_object(error));
+        }
+        for (field, kept) in [("usage", &mut self.usage), ("timings", &mut self.timings)] {
+            if let Some(object) = event.get_mut(field).filter(|object| object.is_object()) {
+                *kept = object.take();
+            }
+        }
+        let choice = &event["choices"][0];
+        let delta = &choice["delta"];
+        let text = delta["content"].as_str().or_else(|| choice["text"].as_str()).unwrap_or_default();
+        let thought = delta["reasoning_content"].as_str().unwrap_or_default();
+        let begun = self.answer.has_begun();
+        let more = self.answer.push(Piece::Thought(thought), sink)? && self.answer.push(Piece::Text(text), sink)?;
+        if !begun && self.answer.has_begun() {
+            self.first_tokens = self.timings["predicted_n"].as_u64().unwrap_or(1);
+        }
+        if let Some(reason) = choice["finish_reason"].as_str() {
+            self.finish = Some(if reason == "length" { Finish::Length } else { Finish::Stop });
+            self.answer.ended();
+        }
+        Ok(more)
+    }
+
+    /// What became of it. An answer whose end was never said is none.
+    fn generated(self) -> Result<Generated, EngineError> {
+        let Some(finish) = self.finish else {
+            return Err(EngineError::Unanswered("the stream ended in the middle of the answer".to_owned()));
+        };
+        let (usage, timings) = (&self.usage, &self.timings);
+        let count = |field: &str| usage[field].as_u64();
+        let time = |field: &str| timings[field].as_f64().filter(|ms| *ms >= 0.0);
+        let evaluated = || Some(timings["prompt_n"].as_u64()? + timings["cache_n"].as_u64().unwrap_or(0));
+        let completion_tokens = count("completion_tokens").or_else(|| timings["predicted_n"].as_u64());
+        if finish != Finish::Cancelled && completion_tokens.is_none() {
+            return Err(EngineError::Unanswered("the stream ended without a count of its tokens".to_owned()));
+        }
+        Ok(Generated {
+            finish,
+            prompt_tokens: count("prompt_tokens").or_else(evaluated).unwrap_or(0),
+            completion_tokens: completion_tokens.unwrap_or(0),
+            first_tokens: self.first_tokens,
+            cached_tokens: usage["prompt_tokens_details"]["cached_tokens"].as_u64(),
+            prompt_ms: time("prompt_ms"),
+            decode_ms: time("predicted_ms"),
+            first_token_ms: self.answer.first_token_ms(),
+            streaming_ms: self.answer.streaming_ms(),
+            text: self.answer.text,
+            thought: self.answer.thought,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::format::gguf::{Magic, Tensor};
+    use crate::format::lockfile::Pin;
+    use crate::format::manifest::EngineSpec;
+
+    /// A small sound model.
+    pub(super) fn header() -> Header {
+        let text = |text: &str| Value::Text(text.to_owned());
+        let metadata = [
+            ("general.architecture", text("llama")),
+            ("general.name", text("Tiny Instruct")),
+            ("tokenizer.chat_template", text("{{ messages }}")),
+            ("llama.context_length", Value::Uint(2048)),
+            ("llama.block_count", Value::Uint(30)),
+            ("llama.embedding_length", Value::Uint(576)),
+            ("llama.attention.head_count", Value::Uint(9)),
+            ("llama.attention.head_count_kv", Value::Uint(3)),
+        ];
+        let metadata = metadata.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
+        let tensor =
+            Tensor { name: "output.weight".to_owned(), shape: vec![8, 8], kind: 0, offset: 0, size_bytes: 256 };
+        Header { magic: Magic::Gguf, version: 3, metadata, tensors: vec![tensor], data_offset: 1024 }
+    }
+
+    pub(super) fn policy(text: &str) -> Policy {
+        serde_saphyr::from_str(&format!("engine: llama-cpp\nmodel: m\n{text}\n")).unwrap()
+    }
+
+    fn recipe(spec: &str, os: &'static str, arch: &'static str, variant: Variant) -> Result<BuildRecipe, EngineError> {
+        let spec: EngineSpec = toml::from_str(spec).unwrap();
+        let pin = Pin { commit: Some("0123456789abcdef0123456789abcdef01234567".to_owned()), ..Pin::default() };
+        LlamaCpp.recipe(&RecipeRequest { spec: &spec, pin: &pin, platform: Platform { os, arch }, variant })
+    }
+
+    const SOURCE: &str = "source = { git = 'https://example.org/llama.cpp' }\n";
+
+    #[test]
+    fn recipes_name_everything() {
+        let cpu = recipe(SOURCE, "linux", "x86_64", Variant::Cpu).unwrap();
+        for (name, value) in [("GGML_AVX2", "ON"), ("GGML_NATIVE", "OFF"), ("LLAMA_BUILD_COMMIT", "012345678")] {
+            assert_eq!(cpu.define[name], value, "{name}");
+        }
+        assert_eq!((cpu.targets, cpu.require), (vec!["llama-server".to_owned()], vec![]));
+        assert_eq!(cpu.outputs[0].glob, "bin/llama-server");
+        let cuda = recipe(SOURCE, "linux", "x86_64", Variant::Cuda).unwrap();
+        assert_eq!((&*cuda.define["GGML_CUDA"], cuda.require), ("ON", vec!["GGML_CUDA".to_owned()]));
+        let metal = recipe(SOURCE, "macos", "aarch64", Variant::Metal).unwrap();
+        assert_eq!(metal.define["GGML_METAL_EMBED_LIBRARY"], "ON");
+        assert!(!metal.define.contains_key("GGML_AVX2"));
+        let native = recipe(&format!("{SOURCE}native = true"), "linux", "x86_64", Variant::Cpu).unwrap();
+        assert!(native.native && native.define["GGML_NATIVE"] == "ON" && !native.define.contains_key("GGML_AVX2"));
+    }
+
+    #[test]
+    fn the_manifest_has_the_last_word() {
+        let spec = format!(
+            "{SOURCE}targets = ['llama-quantize']\nbuild_type = 'MinSizeRel'\nrequire = ['X']\ndefine = {{ GGML_AVX512 = true, A = 1 }}\n\
+             [variant.cuda]\ndefine = {{ CMAKE_CUDA_ARCHITECTURES = '90', A = 2 }}\nrequire = ['GGML_CUDA_FA']"
+        );
+        let cuda = recipe(&spec, "linux", "x86_64", Variant::Cuda).unwrap();
+        assert_eq!(["A", "GGML_AVX512", "CMAKE_CUDA_ARCHITECTURES"].map(|name| &*cuda.define[name]), ["2", "ON", "90"]);
+        assert_eq!(cuda.targets, ["llama-quantize", "llama-server"]);
+        assert_eq!(cuda.require, ["GGML_CUDA", "GGML_CUDA_FA", "X"]);
+        assert_eq!(cuda.build_type, "MinSizeRel");
+        assert_eq!(recipe(&spec, "linux", "x86_64", Variant::Cpu).unwrap().define["A"], "1");
+    }
+
+    #[test]
+    fn variants_that_a_platform_lacks() {
+        for (os, variant) in [("linux", Variant::Metal), ("windows", Variant::Rocm), ("macos", Variant::Cuda)] {
+            assert!(matches!(recipe(SOURCE, os, "x86_64", variant), Err(EngineError::NoVariant { .. })), "{os}");
+        }
+    }
+
+    fn launched(policy_text: &str, variant: Variant) -> (Launch, String) {
+        let ask = LaunchRequest {
+            policy: &policy(policy_text),
+            variant,
+            artifact: Path::new("/a b"),
+            weights: Path::new("/w/é.gguf"),
+            header: &header(),
+            port: 4321,
+            key: "sekret",
+            scratch: Path::new("/s"),
+            cores: 6,
+        };
+        let launch = LlamaCpp.launch(&ask).unwrap();
+        let line = launch.args.iter().map(|arg| arg.to_string_lossy()).collect::<Vec<_>>().join(" ");
+        (launch, format!("{line} "))
+    }
+
+    #[test]
+    fn launches_say_what_the_policy_says() {
+        let (launch, line) = launched("", Variant::Cpu);
+        assert!(launch.program.ends_with(executable(SERVER)) && launch.cwd == Path::new("/s"));
+        assert!(!line.contains("sekret"), "the key is on the command line: {line}");
+        assert_eq!(launch.env[&OsString::from("LLAMA_API_KEY")], "sekret");
+        let table = [
+            (
+                "",
+                Variant::Cpu,
+                "--model /w/é.gguf --host 127.0.0.1 --port 4321 --threads 6 --threads-batch 6 --ctx-size 2048 --parallel 1 --batch-size 2048 --ubatch-size 512 ",
+            ),
+            ("", Variant::Cpu, "--fit off "),
+            ("runtime: {threads: 3}", Variant::Cpu, "--threads 3 --threads-batch 3 "),
+            ("runtime: {context_size: 1024, parallel: 4}", Variant::Cpu, "--ctx-size 4096 --parallel 4 "),
+            ("runtime: {batch_size: 64}", Variant::Cpu, "--batch-size 64 --ubatch-size 64 "),
+            ("runtime: {gpu_layers: 12}", Variant::Cuda, "--gpu-layers 12 --fit off "),
+            ("runtime: {gpu_layers: 0}", Variant::Cuda, "--gpu-layers 0 --fit off "),
+            ("", Variant::Metal, "--gpu-layers auto --fit on "),
+        ];
+        for (text, variant, expected) in table {
+            let (_, line) = launched(text, variant);
+            assert!(line.contains(expected), "{text}: `{expected}` is not in `{line}`");
+        }
+        assert!(!launched("runtime: {gpu_layers: 9}", Variant::Cpu).1.contains("gpu-layers"));
+    }
+
+    #[test]
+    fn templates_travel_as_files() {
+        let (launch, line) = launched("generation: {chat_template: '{{ x }}'}", Variant::Cpu);
+        assert!(line.contains("--chat-template-file"));
+        assert_eq!(launch.files.into_values().collect::<Vec<_>>(), ["{{ x }}"]);
+        assert!(launched("generation: {chat_template: none}", Variant::Cpu).0.files.is_empty());
+    }
+
+    fn requested(policy_text: &str) -> (&'static str, Json) {
+        let cancel = Cancel::default();
+        let (policy, header) = (policy(policy_text), header());
+        request(&GenerateRequest {
+            policy: &policy,
+            header: &header,
+            prompt: "P",
+            seed: 7,
+            deadline: Instant::now(),
+            cancel: &cancel,
+        })
+    }
+
+    #[test]
+    fn requests_carry_the_whole_sampler() {
+        let (path, body) = requested("generation: {system_prompt: S, top_k: 5, stop: [x]}");
+        assert_eq!(path, "/v1/chat/completions");
+        assert_eq!(body["messages"], json!([{"role": "system", "content": "S"}, {"role": "user", "content": "P"}]));
+        let got = ["max_tokens", "temperature", "top_k", "top_p", "min_p", "repeat_penalty", "seed", "stop"];
+        assert_eq!(json!(got.map(|field| &body[field])), json!([512, 0.8, 5, 0.95, 0.05, 1.0, 7, ["x"]]));
+        let (path, body) = requested("generation: {chat_template: none}");
+        assert_eq!((path, &body["prompt"], body.get("messages")), ("/v1/completions", &json!("P"), None));
+    }
+
+    fn heard(events: &[&str]) -> Result<Generated, EngineError> {
+        let mut stream = Stream::default();
+        for event in events {
+            stream.take(event, &mut |_| true)?;
+        }
+        stream.generated()
+    }
+
+    #[test]
+    fn streams_become_answers_or_errors() {
+        let text = r#"{"choices":[{"delta":{"content":"é"}}],"timings":{"predicted_n":2}}"#;
+        let thought = r#"{"choices":[{"delta":{"reasoning_content":"hm"}}]}"#;
+        let end = r#"{"choices":[{"delta":{},"finish_reason":"length"}]}"#;
+        let usage = r#"{"choices":[],"usage":{"completion_tokens":3,"prompt_tokens":4},"timings":{"prompt_ms":1.5,"predicted_ms":null}}"#;
+        let answer = heard(&[thought, text, end, usage]).unwrap();
+        assert_eq!((&*answer.text, &*answer.thought, answer.finish), ("é", "hm", Finish::Length));
+        assert_eq!(
+            (answer.completion_tokens, answer.prompt_tokens, answer.prompt_ms, answer.decode_ms),
+            (3, 4, Some(1.5), None)
+        );
+        for bad in [&[][..], &[text], &[text, usage], &[end], &["{"], &["[1"], &[r#"{"error":{"message":"no"}}"#]] {
+            assert!(heard(bad).is_err(), "{bad:?}");
+        }
+        let long = r#"{"error":{"n_prompt_tokens":9,"n_ctx":8,"message":"x"}}"#;
+        assert!(matches!(heard(&[long]), Err(EngineError::TooLong { prompt_tokens: 9, context_size: 8 })));
+    }
+
+    #[test]
+    fn the_cache_of_a_token() {
+        // SmolLM2-135M: 30 layers, 3 heads, 64 wide, keys and values, two bytes each.
+        assert_eq!(cache_bytes_per_token(&header()), 30 * 3 * 128 * 2);
+        assert_eq!(LlamaCpp.memory_bytes(&policy("runtime: {parallel: 2}"), &header(), &[10]), 10 + 4096 * 23_040);
+    }
+}

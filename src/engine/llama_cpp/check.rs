@@ -1,0 +1,278 @@
+//! What can be known to be wrong, or doubtful, before the engine is started. Pure: headers and numbers in, findings out.
+
+use super::{LlamaCpp, architecture, cache_bytes_per_token, chat_template, context_size, number, text, whole};
+use crate::base::platform::Variant;
+use crate::engine::{CheckRequest, Engine as _, Finding};
+use crate::format::gguf::{Header, Magic};
+
+/// `LLM_ARCH_NAMES` of `src/llama-arch.cpp` that answer prompts. A newer tree may know more: an unknown one is a warning.
+const ARCHITECTURES: &str = "llama llama4 deci falcon grok gpt2 gptj gptneox mpt baichuan starcoder refact bloom stablelm \
+    qwen qwen2 qwen2moe qwen2vl qwen3 qwen3moe qwen3next qwen3vl qwen3vlmoe qwen35 qwen35moe qwen4exp phi2 phi3 phimoe \
+    plamo plamo2 plamo3 codeshell orion internlm2 minicpm minicpm3 gemma gemma2 gemma3 gemma3n gemma4 starcoder2 mamba \
+    mamba2 maple jamba falcon-h1 xverse command-r cohere2 cohere2moe dbrx olmo olmo2 olmoe muse-glimmer openelm arctic \
+    deepseek deepseek2 deepseek2-ocr deepseek32 deepseek4 chatglm glm4 glm4moe glm-dsa bitnet t5 jais jais2 nemotron \
+    nemotron_h nemotron_h_moe exaone exaone4 exaone-moe rwkv6 rwkv6qwen2 rwkv7 arwkv7 granite granitemoe granitehybrid \
+    graniteswitch granite_swa chameleon plm bailingmoe bailingmoe2 bailingmoe3 dots1 dots3note arcee afmoe laguna \
+    ernie4_5 ernie4_5-moe hunyuan-moe hunyuan-dense hunyuan_vl hy_v3 hy_v4 smollm3 gpt-oss lfm2 lfm2moe dream \
+    smallthinker llada llada-moe seed_oss grovemoe apertus minimax-01 hrm_text minimax-m2 minimax-m3 cogvlm rnd1 \
+    pangu-embedded mistral3 mistral4 paddleocr mimo2 step35 spark2_5 maincoder kimi-linear kimi-k3 glm5-next talkie \
+    mellum nanbeige";
+
+/// Known to the engine, but of no use for prompts.
+const NOT_FOR_PROMPTS: &str = "clip bert modern-bert nomic-bert nomic-bert-moe neo-bert jina-bert-v2 jina-bert-v3 \
+    eurobert gemma-embedding gemma4-assistant t5encoder wavtokenizer-dec eagle3 dflash llama-embed qwen3tts pockettts";
+
+pub(super) fn all(ask: &CheckRequest<'_>) -> Vec<Finding> {
+    let Some(header) = ask.headers.first() else { return vec![error("", "no weights file was read", None)] };
+    if header.magic == Magic::Pwri {
+        let hint = "use an engine whose adapter is `powerinfer`";
+        return vec![error("engine", "the weights are a PowerInfer model, which llama.cpp cannot load", Some(hint))];
+    }
+    let mut found = Vec::new();
+    found.extend(of_architecture(header));
+    found.extend(of_parts(ask));
+    found.extend(of_context(ask, header));
+    found.extend(of_accelerator(ask, header));
+    found.extend(of_threads(ask));
+    found.extend(of_template(ask, header));
+    found.extend(of_memory(ask, header));
+    found
+}
+
+fn finding(error: bool, key: &'static str, message: impl Into<String>, hint: Option<&str>) -> Finding {
+    Finding { error, key, message: message.into(), hint: hint.map(str::to_owned) }
+}
+
+fn error(key: &'static str, message: impl Into<String>, hint: Option<&str>) -> Finding {
+    finding(true, key, message, hint)
+}
+
+fn warning(key: &'static str, message: impl Into<String>, hint: Option<&str>) -> Finding {
+    finding(false, key, message, hint)
+}
+
+fn of_architecture(header: &Header) -> Option<Finding> {
+    let Some(name) = architecture(header) else {
+        return Some(error("", "the model does not say its architecture (`general.architecture`)", None));
+    };
+    if NOT_FOR_PROMPTS.split_whitespace().any(|other| other == name) {
+        let hint = "choose a model that generates text";
+        return Some(error("", format!("a model of architecture `{name}` does not answer prompts"), Some(hint)));
+    }
+    if ARCHITECTURES.split_whitespace().any(|known| known == name) {
+        return None;
+    }
+    let message = format!("llama.cpp may not know architecture `{name}`");
+    Some(warning("", message, Some("a newer llama.cpp may: `aitools lock --upgrade`")))
+}
+
+/// Split models: `split.no`, `split.count` and `split.tensors.count` of `tools/gguf-split`.
+fn of_parts(ask: &CheckRequest<'_>) -> Vec<Finding> {
+    let mut found = Vec::new();
+    let count = ask.headers.first().and_then(|header| whole(header, "split.count")).unwrap_or(1).max(1);
+    if count != ask.headers.len() as u64 {
+        let message = format!("the model has {count} parts and {} are here", ask.headers.len());
+        found.push(error("", message, Some("lock every part: `files = [\"*.gguf\"]`")));
+        return found;
+    }
+    for (index, (header, size)) in ask.headers.iter().zip(ask.sizes).enumerate() {
+        let number = whole(header, "split.no").unwrap_or(0);
+        if count > 1 && number != index as u64 {
+            found.push(error("", format!("part {} of {count} says it is part {}", index + 1, number + 1), None));
+        }
+        if count > 1 && whole(header, "split.count") != Some(count) {
+            found.push(error("", format!("part {} of {count} belongs to another split", index + 1), None));
+        }
+        let end = header.tensors.iter().map(|tensor| tensor.offset.saturating_add(tensor.size_bytes)).max();
+        let needed = header.data_offset.saturating_add(end.unwrap_or(0));
+        if *size < needed {
+            let message =
+                format!("part {} of {count} is cut short: {size} bytes, its tensors need {needed}", index + 1);
+            found.push(error("", message, Some("`aitools verify --repair` fetches it again")));
+        }
+    }
+    let tensors: usize = ask.headers.iter().map(|header| header.tensors.len()).sum();
+    if let Some(expected) = ask.headers.first().and_then(|header| whole(header, "split.tensors.count"))
+        && expected != tensors as u64
+    {
+        found.push(error("", format!("the parts hold {tensors} tensors together, and should hold {expected}"), None));
+    }
+    found
+}
+
+fn of_context(ask: &CheckRequest<'_>, header: &Header) -> Vec<Finding> {
+    let mut found = Vec::new();
+    let size = context_size(ask.policy, header);
+    if let Some(trained) = number(header, "context_length")
+        && u64::from(size) > trained
+    {
+        let hint = format!("use {trained} or less");
+        let message = format!("the model was trained on {trained} tokens of context: {size} may give nonsense");
+        found.push(warning("runtime.context_size", message, Some(&hint)));
+    }
+    if let Some(batch) = ask.policy.runtime.batch_size.filter(|batch| *batch > size) {
+        let message = format!("a batch of {batch} tokens is more than the context of {size}");
+        found.push(warning("runtime.batch_size", message, None));
+    }
+    if let Some(tokens) = ask.policy.generation.max_tokens.filter(|tokens| *tokens >= size) {
+        let message = format!("{tokens} tokens and a prompt do not fit a context of {size}: answers will end early");
+        found.push(warning("generation.max_tokens", message, Some("raise `runtime.context_size`")));
+    }
+    found
+}
+
+fn of_accelerator(ask: &CheckRequest<'_>, header: &Header) -> Vec<Finding> {
+    let mut found = Vec::new();
+    let runtime = &ask.policy.runtime;
+    if runtime.vram_budget_gb.is_some() {
+        let hint = "use `runtime.gpu_layers`, or leave both out: as many layers as fit are then taken";
+        found.push(error("runtime.vram_budget_gb", "llama.cpp has no memory budget", Some(hint)));
+    }
+    let Some(layers) = runtime.gpu_layers.filter(|layers| *layers > 0) else { return found };
+    if ask.variant == Variant::Cpu {
+        let hint = "choose a variant: `runtime.variant: cuda`";
+        found.push(warning("runtime.gpu_layers", "the build `cpu` has no accelerator to put layers on", Some(hint)));
+    }
+    // The output layer counts as one more.
+    if let Some(blocks) = number(header, "block_count")
+        && u64::from(layers) > blocks.saturating_add(1)
+        && layers < 99
+    {
+        let message = format!("the model has {blocks} layers (and its output); {layers} means all of them");
+        found.push(warning("runtime.gpu_layers", message, None));
+    }
+    found
+}
+
+fn of_threads(ask: &CheckRequest<'_>) -> Option<Finding> {
+    let threads = ask.policy.runtime.threads.filter(|threads| *threads > ask.cores)?;
+    let message = format!("{threads} threads on {} cores are slower than one a core", ask.cores);
+    Some(warning("runtime.threads", message, Some("leave it out to use every core")))
+}
+
+fn of_template(ask: &CheckRequest<'_>, header: &Header) -> Vec<Finding> {
+    let mut found = Vec::new();
+    let generation = &ask.policy.generation;
+    if chat_template(ask.policy, header).is_some() {
+        return found;
+    }
+    if generation.system_prompt.is_some() {
+        let hint = "give `generation.chat_template`, or put the text into the prompt";
+        let message = "without a chat template there is no place for a system message";
+        found.push(error("generation.system_prompt", message, Some(hint)));
+    }
+    if generation.chat_template.is_none() {
+        let named = text(header, "general.name").filter(|name| {
+            let name = name.to_ascii_lowercase();
+            ["instruct", "chat", "-it"].iter().any(|word| name.contains(word))
+        });
+        let what = named.map_or_else(|| "the model".to_owned(), |name| format!("`{name}`"));
+        let hint = "give `generation.chat_template`, or `chat_template: none` when that is what you want";
+        let message = format!("{what} has no chat template: prompts are sent as they are");
+        found.push(warning("generation.chat_template", message, Some(hint)));
+    }
+    found
+}
+
+fn of_memory(ask: &CheckRequest<'_>, header: &Header) -> Option<Finding> {
+    let machine = ask.memory_bytes.filter(|_| ask.variant == Variant::Cpu)?;
+    let needed = LlamaCpp.memory_bytes(ask.policy, header, ask.sizes);
+    if needed <= machine {
+        return None;
+    }
+    let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
+    let cache = needed.saturating_sub(ask.sizes.iter().sum());
+    let message = format!(
+        "weights and caches take about {:.1} GiB ({:.1} GiB of it for the context), and this machine has {:.1} GiB",
+        gib(needed),
+        gib(cache),
+        gib(machine)
+    );
+    let hint = if cache_bytes_per_token(header) > 0 && cache > needed / 2 {
+        "lower `runtime.context_size` or `runtime.parallel`"
+    } else {
+        "choose a smaller quantisation"
+    };
+    Some(warning("runtime.context_size", message, Some(hint)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::llama_cpp::tests::{header, policy};
+    use crate::format::gguf::Value;
+
+    fn found(policy_text: &str, change: impl FnOnce(&mut Header)) -> Vec<(bool, &'static str, String)> {
+        let mut header = header();
+        change(&mut header);
+        let policy = policy(policy_text);
+        let sizes = [2000];
+        let ask = CheckRequest {
+            policy: &policy,
+            variant: Variant::Cpu,
+            headers: &[header],
+            sizes: &sizes,
+            cores: 2,
+            memory_bytes: Some(8 << 30),
+        };
+        all(&ask).into_iter().map(|finding| (finding.error, finding.key, finding.message)).collect()
+    }
+
+    #[test]
+    fn a_sound_model_has_no_findings() {
+        assert_eq!(found("", |_| ()), []);
+    }
+
+    #[test]
+    fn each_doubt_is_said_with_its_key() {
+        let table: [(&str, bool, &str); 10] = [
+            ("runtime: {context_size: 4096}", false, "runtime.context_size"),
+            ("runtime: {batch_size: 4096}", false, "runtime.batch_size"),
+            ("generation: {max_tokens: 2048}", false, "generation.max_tokens"),
+            ("runtime: {gpu_layers: 10}", false, "runtime.gpu_layers"),
+            ("runtime: {vram_budget_gb: 4}", true, "runtime.vram_budget_gb"),
+            ("runtime: {threads: 3}", false, "runtime.threads"),
+            ("generation: {chat_template: none, system_prompt: x}", true, "generation.system_prompt"),
+            ("runtime: {parallel: 256, context_size: 2048}", false, "runtime.context_size"),
+            ("generation: {chat_template: none}", false, ""),
+            ("runtime: {threads: 2, gpu_layers: 0}", false, ""),
+        ];
+        for (text, error, key) in table {
+            let all = found(text, |_| ());
+            let expected = if key.is_empty() { vec![] } else { vec![(error, key)] };
+            assert_eq!(
+                all.iter().map(|(error, key, _)| (*error, *key)).collect::<Vec<_>>(),
+                expected,
+                "{text}: {all:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn each_wrong_model_is_named() {
+        let set = |key: &'static str, value: Value| {
+            move |header: &mut Header| drop(header.metadata.insert(key.to_owned(), value))
+        };
+        let one = |change: &dyn Fn(&mut Header)| {
+            let all = found("", change);
+            assert_eq!(all.len(), 1, "{all:?}");
+            (all[0].0, all[0].2.clone())
+        };
+        assert!(one(&|header| header.magic = Magic::Pwri).1.contains("PowerInfer"));
+        let arch = |name: &str| Value::Text(name.to_owned());
+        let (error, message) = one(&|header| {
+            set("general.architecture", arch("bert"))(header);
+            header.metadata.insert("bert.context_length".to_owned(), Value::Uint(2048));
+        });
+        assert!(error && message.contains("`bert`"));
+        let (error, message) = one(&|header| set("general.architecture", arch("zz9"))(header));
+        assert!(!error && message.contains("`zz9`"));
+        assert!(one(&|header| drop(header.metadata.remove("general.architecture"))).0);
+        assert!(one(&|header| set("split.count", Value::Uint(3))(header)).1.contains("3 parts and 1"));
+        assert!(one(&|header| set("split.tensors.count", Value::Uint(9))(header)).1.contains("should hold 9"));
+        assert!(one(&|header| header.data_offset = 1900).1.contains("cut short"));
+        assert!(one(&|header| header.tensors[0].offset = u64::MAX).1.contains("cut short"));
+        let (error, message) = one(&|header| drop(header.metadata.remove("tokenizer.chat_template")));
+        assert!(!error && message.contains("`Tiny Instruct` has no chat template"), "{message}");
+    }
+}
