@@ -3,6 +3,7 @@
 //! Nothing here is part of the tool that people install, and nothing there knows of this crate.
 #![expect(clippy::print_stdout, reason = "a program for a terminal and a log")]
 
+mod bench;
 mod job;
 mod step;
 #[cfg(test)]
@@ -10,6 +11,7 @@ mod tidy;
 
 use std::process::ExitCode;
 
+use clap::builder::{PossibleValue, PossibleValuesParser};
 use clap::{Parser, Subcommand};
 use xshell::Shell;
 
@@ -37,21 +39,36 @@ enum Command {
         #[arg(value_parser = names(job::E2E))]
         name: Option<String>,
     },
+    /// Measurements of our program and its peers, in turn; judges nothing
+    Bench {
+        /// Which ones; all when not given
+        #[arg(value_parser = bench_names())]
+        names: Vec<String>,
+        /// Measured rounds, instead of each benchmark's own number
+        #[arg(short, long)]
+        rounds: Option<usize>,
+    },
 }
 
-fn names(jobs: &[Job]) -> clap::builder::PossibleValuesParser {
-    jobs.iter().map(|job| clap::builder::PossibleValue::new(job.name).help(job.about)).collect::<Vec<_>>().into()
+fn bench_names() -> PossibleValuesParser {
+    bench::BENCHES.iter().map(|bench| PossibleValue::new(bench.name).help(bench.about)).collect::<Vec<_>>().into()
+}
+
+fn names(jobs: &[Job]) -> PossibleValuesParser {
+    jobs.iter().map(|job| PossibleValue::new(job.name).help(job.about)).collect::<Vec<_>>().into()
 }
 
 impl Command {
-    fn jobs(&self) -> Vec<&'static Job> {
-        match self {
+    fn run(&self, sh: &Shell) -> ExitCode {
+        let jobs: Vec<&Job> = match self {
             Self::All => job::CHECK.iter().chain(job::TEST).chain(job::E2E.first()).collect(),
             Self::Check => job::CHECK.iter().collect(),
             Self::Test => job::TEST.iter().collect(),
             Self::E2e { name: None } => job::E2E.first().into_iter().collect(),
             Self::E2e { name: Some(name) } => job::E2E.iter().filter(|job| job.name == name).collect(),
-        }
+            Self::Bench { names, rounds } => return bench::run(sh, names, *rounds),
+        };
+        step::run(sh, &jobs)
     }
 }
 
@@ -60,7 +77,7 @@ fn main() -> ExitCode {
     match Shell::new() {
         Ok(sh) => {
             sh.change_dir(step::root());
-            step::run(&sh, &command.jobs())
+            command.run(&sh)
         }
         Err(error) => {
             println!("error: {error}");

@@ -1,0 +1,170 @@
+//! A loopback server for one big file: plain, and as a repository of the Hugging Face Hub, as far as clients ask for one
+//! (paths, headers and JSON as huggingface_hub 1.x and 2.x read them). As fast as the system can copy.
+
+use std::fmt::Write as _;
+use std::io::{BufRead as _, BufReader, Read as _, Seek as _, SeekFrom, Write as _};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+
+use sha2::{Digest as _, Sha256};
+use xshell::Shell;
+
+use crate::job::Result;
+
+pub const NAME: &str = "big.gguf";
+pub const REPO: &str = "bench/big";
+pub const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
+
+#[derive(Debug)]
+pub struct Server {
+    pub address: SocketAddr,
+    pub sha256: String,
+}
+
+#[derive(Debug)]
+struct Served {
+    file: PathBuf,
+    size_bytes: u64,
+    sha256: String,
+}
+
+/// Writes `size_bytes` that no compression makes smaller, beginning like weights without tensors. Returns their digest.
+fn make(file: &Path, size_bytes: u64, sh: &Shell) -> Result<String> {
+    let mut block = vec![0u8; 1 << 20];
+    let (mut hash, mut state) = (Sha256::new(), 0x9E37_79B9_7F4A_7C15_u64);
+    sh.write_file(file, [])?;
+    let mut out = std::fs::OpenOptions::new().append(true).open(file)?;
+    let mut left = size_bytes;
+    while left > 0 {
+        for word in block.chunks_exact_mut(8) {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            word.copy_from_slice(&state.to_le_bytes());
+        }
+        if left == size_bytes {
+            // GGUF, version 3, no tensors, no metadata.
+            block[..24].copy_from_slice(b"GGUF\x03\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0");
+        }
+        let take = usize::try_from(left).unwrap_or(usize::MAX).min(block.len());
+        hash.update(&block[..take]);
+        out.write_all(&block[..take])?;
+        left -= take as u64;
+    }
+    Ok(hash.finalize().iter().fold(String::new(), |mut hex, byte| {
+        let _ = write!(hex, "{byte:02x}");
+        hex
+    }))
+}
+
+impl Server {
+    /// Serves a new file until the process ends.
+    pub fn start(sh: &Shell, folder: &Path, size_bytes: u64) -> Result<Self> {
+        let file = folder.join(NAME);
+        let sha256 = make(&file, size_bytes, sh)?;
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+        let address = listener.local_addr()?;
+        let served: &'static Served = Box::leak(Box::new(Served { file, size_bytes, sha256: sha256.clone() }));
+        std::thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                std::thread::spawn(move || served.converse(stream));
+            }
+        });
+        Ok(Self { address, sha256 })
+    }
+
+    pub fn origin(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    pub fn url(&self) -> String {
+        format!("{}/{NAME}", self.origin())
+    }
+}
+
+impl Served {
+    /// Answers one connection's requests until the client goes.
+    fn converse(&self, stream: TcpStream) -> std::io::Result<()> {
+        stream.set_nodelay(true)?;
+        let mut reader = BufReader::new(stream.try_clone()?);
+        while let Some((line, range)) = head(&mut reader)? {
+            let mut words = line.split_whitespace();
+            let (method, path) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
+            let path = path.split('?').next().unwrap_or_default();
+            if path.ends_with(NAME) {
+                self.send_file(&stream, method == "HEAD", range)?;
+            } else {
+                self.send_json(&stream, path)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn send_file(&self, mut stream: &TcpStream, head_only: bool, range: Option<Range>) -> std::io::Result<()> {
+        let last = self.size_bytes - 1;
+        let (from, to) = range.map_or((0, last), |(from, to)| (from.min(last), to.unwrap_or(last).min(last)));
+        let length = (to + 1).saturating_sub(from);
+        let mut answer = match range {
+            None => "HTTP/1.1 200 OK\r\n".to_owned(),
+            Some(_) => {
+                format!("HTTP/1.1 206 Partial Content\r\nContent-Range: bytes {from}-{to}/{}\r\n", self.size_bytes)
+            }
+        };
+        answer += &format!("Content-Length: {length}\r\nAccept-Ranges: bytes\r\nETag: \"{}\"\r\n", self.sha256);
+        answer += &format!("X-Repo-Commit: {COMMIT}\r\nX-Linked-Size: {}\r\n", self.size_bytes);
+        answer += &format!("X-Linked-ETag: \"{}\"\r\nContent-Type: application/octet-stream\r\n\r\n", self.sha256);
+        stream.write_all(answer.as_bytes())?;
+        if !head_only {
+            let mut file = std::fs::OpenOptions::new().read(true).open(&self.file)?;
+            file.seek(SeekFrom::Start(from))?;
+            std::io::copy(&mut file.take(length), &mut stream)?;
+        }
+        Ok(())
+    }
+
+    fn send_json(&self, mut stream: &TcpStream, path: &str) -> std::io::Result<()> {
+        let (size, sha) = (self.size_bytes, &self.sha256);
+        let lfs = serde_json::json!({ "oid": sha, "sha256": sha, "size": size, "pointerSize": 135 });
+        let (status, body) = if path.starts_with(&format!("/api/models/{REPO}/tree/")) {
+            let file = serde_json::json!({ "type": "file", "path": NAME, "size": size, "oid": COMMIT, "lfs": lfs });
+            ("200 OK", serde_json::json!([file]))
+        } else if path.starts_with(&format!("/api/models/{REPO}")) {
+            let file = serde_json::json!({ "rfilename": NAME, "size": size, "blobId": COMMIT, "lfs": lfs });
+            let info =
+                serde_json::json!({ "id": REPO, "modelId": REPO, "sha": COMMIT, "private": false, "siblings": [file] });
+            ("200 OK", info)
+        } else {
+            ("404 Not Found", serde_json::json!({ "error": "there is only one repository here" }))
+        };
+        let body = body.to_string();
+        let head = format!("HTTP/1.1 {status}\r\nContent-Type: application/json\r\nX-Repo-Commit: {COMMIT}\r\n");
+        write!(stream, "{head}Content-Length: {}\r\n\r\n{body}", body.len())
+    }
+}
+
+/// A request's bytes `from` and, when it names one, `to`.
+type Range = (u64, Option<u64>);
+
+/// The request line and the range asked for; None when the client has gone.
+fn head(reader: &mut BufReader<TcpStream>) -> std::io::Result<Option<(String, Option<Range>)>> {
+    let mut first = String::new();
+    if reader.by_ref().take(8192).read_line(&mut first)? == 0 {
+        return Ok(None);
+    }
+    let mut range = None;
+    for _ in 0..100 {
+        let mut line = String::new();
+        reader.by_ref().take(8192).read_line(&mut line)?;
+        let line = line.trim();
+        if line.is_empty() {
+            break;
+        }
+        if let Some((name, value)) = line.split_once(':')
+            && name.eq_ignore_ascii_case("range")
+            && let Some((from, to)) = value.trim().strip_prefix("bytes=").and_then(|range| range.split_once('-'))
+        {
+            range = from.parse().ok().map(|from| (from, to.parse().ok()));
+        }
+    }
+    Ok(Some((first, range)))
+}
