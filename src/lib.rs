@@ -6,6 +6,7 @@ pub mod cli;
 pub mod engine;
 pub mod format;
 pub mod ops;
+pub mod plan;
 pub mod report;
 pub mod source;
 pub mod store;

@@ -102,6 +102,23 @@ pub fn read_link(path: &Path) -> Result<PathBuf> {
     fs::read_link(path).map_err(naming("read link", path))
 }
 
+/// Copies a folder with everything in it: by reflink where the file system can, permissions and links as they are.
+pub fn copy_tree(from: &Path, to: &Path) -> Result<()> {
+    create_dir_all(to)?;
+    for path in read_dir(from)? {
+        let target = to.join(path.file_name().unwrap_or_default());
+        let meta = symlink_metadata(&path)?;
+        if meta.is_symlink() {
+            symlink(&read_link(&path)?, &target).map_err(naming("create link", &target))?;
+        } else if meta.is_dir() {
+            copy_tree(&path, &target)?;
+        } else {
+            reflink_copy::reflink_or_copy(&path, &target).map_err(naming("copy a file to", &target))?;
+        }
+    }
+    Ok(())
+}
+
 /// Removes a file or link. A missing one is fine.
 pub fn remove_file(path: &Path) -> Result<()> {
     match fs::remove_file(path) {
@@ -392,6 +409,16 @@ pub fn link_dir(target: &Path, link: &Path) -> Result<()> {
             return Ok(());
         }
         write_atomic(link, target.to_string_lossy().as_bytes())
+    }
+}
+
+/// Where a link made by [`link_dir`] points.
+pub fn read_dir_link(link: &Path) -> Option<PathBuf> {
+    match fs::read_link(link) {
+        Ok(target) => Some(target),
+        // Windows without the privilege for links: the text file.
+        Err(_) if cfg!(windows) => Some(PathBuf::from(String::from_utf8(read_bounded(link, 32 << 10).ok()?).ok()?)),
+        Err(_) => None,
     }
 }
 

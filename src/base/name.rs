@@ -32,7 +32,8 @@ impl FromStr for Name {
         let ok = (1..=64).contains(&text.len())
             && text.starts_with(|c: char| c.is_ascii_alphanumeric())
             && !text.ends_with('.')
-            && text.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c));
+            && text.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c))
+            && !reserved_on_windows(text);
         if ok { Ok(Self(text.to_owned())) } else { Err(NameError(text.to_owned())) }
     }
 }
@@ -97,6 +98,11 @@ impl RelPath {
 
     pub fn under(&self, root: &Path) -> PathBuf {
         root.join(self.to_path())
+    }
+
+    /// `<folder>/<name>`: a name is always one good part of a path.
+    pub fn from_name(folder: &'static str, name: &Name) -> Self {
+        Self(format!("{folder}/{name}"))
     }
 
     /// The last part.
@@ -198,7 +204,7 @@ mod tests {
         for good in ["a", "llama-cpp", "bamboo-7b-dpo.q4", "A_1"] {
             assert!(good.parse::<Name>().is_ok(), "{good}");
         }
-        for bad in ["", "-a", ".a", "a/b", "a b", "a\\b", "a..", "é", &"x".repeat(65)] {
+        for bad in ["", "-a", ".a", "nul", "com1.x", "a/b", "a b", "a\\b", "a..", "é", &"x".repeat(65)] {
             assert!(bad.parse::<Name>().is_err(), "{bad}");
         }
     }

@@ -122,6 +122,11 @@ impl Store {
         &self.records
     }
 
+    /// Takes in what other processes learnt since this store was opened.
+    pub fn reload_records(&self) {
+        self.records.merge(&self.root.join("records.json"), &self.key);
+    }
+
     /// Writes what was learnt about files. Call once at the end of a command; losing it costs only hashing.
     ///
     /// # Errors

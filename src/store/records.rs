@@ -87,6 +87,18 @@ impl Records {
         Ok((digest, size_bytes))
     }
 
+    /// Adds what others wrote, where nothing newer is known here.
+    pub fn merge(&self, path: &Path, key: &Key) {
+        let others = read(path, key);
+        let mut state = self.state();
+        for (name, record) in others {
+            let newer = state.by_file.get(&name).is_none_or(|own| own.stamp.changed_ns < record.stamp.changed_ns);
+            if newer {
+                state.by_file.insert(name, record);
+            }
+        }
+    }
+
     /// Writes what is new, merged with what other processes wrote meanwhile. The caller holds the lock `records`.
     ///
     /// # Errors

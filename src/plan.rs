@@ -1,0 +1,364 @@
+//! What is missing, and why: (what is wanted, what is there) -> [`Plan`].
+//!
+//! Pure: no disk, no network, no clock. Every rule is a table test below.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::Serialize;
+
+use crate::base::digest::Digest;
+use crate::base::name::{Name, RelPath};
+use crate::base::platform::Variant;
+use crate::format::lockfile::{FilePin, Pin};
+use crate::format::manifest::ModelSpec;
+
+/// Where the weights of a model go in a project.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Layout {
+    /// The file that engines are given: the only GGUF, or the first part of a split one.
+    pub main: RelPath,
+    /// All parts of the main file in order, as indices into the pin's files; one when it is not split.
+    pub parts: Vec<usize>,
+    /// The place of every file, relative to the project, in the order of the pin's files.
+    pub places: Vec<RelPath>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum LayoutError {
+    #[error("none of the files is a GGUF")]
+    NoWeights,
+    #[error("`weights` names one file, but {} GGUF files are locked: {}", .0.len(), .0.join(", "))]
+    Ambiguous(Vec<String>),
+    #[error("two files would be placed at `{0}`")]
+    Collision(RelPath),
+}
+
+/// The number of this part and of all, for `name-00001-of-00003.gguf`.
+pub fn split_part(path: &str) -> Option<(&str, u32, u32)> {
+    let stem = path.strip_suffix(".gguf")?;
+    let (rest, count) = stem.rsplit_once("-of-")?;
+    let (base, number) = rest.rsplit_once('-')?;
+    let parse = |digits: &str| (digits.len() == 5).then(|| digits.parse::<u32>().ok()).flatten();
+    Some((base, parse(number)?, parse(count)?))
+}
+
+/// The folder a model's files go to.
+pub fn place_of(name: &Name, spec: &ModelSpec) -> RelPath {
+    spec.place.clone().unwrap_or_else(|| RelPath::from_name("models", name))
+}
+
+/// Where each locked file of a model goes.
+///
+/// # Errors
+/// When it cannot be told which file is the main one, or two files would get one name.
+pub fn layout(name: &Name, spec: &ModelSpec, pin: &Pin) -> Result<Layout, LayoutError> {
+    let folder = place_of(name, spec);
+    let weights: Vec<usize> =
+        (0..pin.files.len()).filter(|index| pin.files[*index].path.as_str().ends_with(".gguf")).collect();
+    let path = |index: usize| pin.files[index].path.as_str();
+    let first = match weights.as_slice() {
+        [] => return Err(LayoutError::NoWeights),
+        [one] => *one,
+        several => main_of_several(several, &path)?,
+    };
+    let parts = match split_part(path(first)) {
+        Some((base, _, count)) => {
+            let in_set = |index: &usize| split_part(path(*index)).is_some_and(|(b, _, c)| b == base && c == count);
+            weights.iter().copied().filter(in_set).collect()
+        }
+        None => vec![first],
+    };
+    let mut places: Vec<RelPath> = pin.files.iter().map(|file| folder.join(&file.path)).collect();
+    if let (Some(renamed), [only]) = (&spec.weights, parts.as_slice()) {
+        places[*only] = folder.join(renamed);
+    }
+    let mut seen = BTreeSet::new();
+    match places.iter().find(|place| !seen.insert(place.as_str().to_lowercase())) {
+        Some(twice) => Err(LayoutError::Collision(twice.clone())),
+        None => Ok(Layout { main: places[first].clone(), parts, places }),
+    }
+}
+
+/// Several GGUFs: right when they are the parts of one.
+fn main_of_several<'a>(several: &[usize], path: &dyn Fn(usize) -> &'a str) -> Result<usize, LayoutError> {
+    let set_of = |index: usize| split_part(path(index)).map(|(base, _, count)| (base, count));
+    let one_set = set_of(several[0]).is_some() && several.iter().all(|index| set_of(*index) == set_of(several[0]));
+    let first = several.iter().copied().find(|index| matches!(split_part(path(*index)), Some((_, 1, _))));
+    match first {
+        Some(first) if one_set => Ok(first),
+        _ => Err(LayoutError::Ambiguous(several.iter().map(|index| path(*index).to_owned()).collect())),
+    }
+}
+
+/// An engine that is wanted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EngineWish {
+    pub name: Name,
+    pub variant: Variant,
+    pub fingerprint: Digest,
+    /// The source tree it is built from.
+    pub tree: Digest,
+    /// Build tools from the lockfile: name and this platform's package.
+    pub tools: Vec<(Name, FilePin)>,
+    /// Whether `build/<engine>` is to point at it: of several variants of one engine, the first does.
+    pub linked: bool,
+}
+
+/// A model that is wanted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ModelWish {
+    pub name: Name,
+    pub files: Vec<FilePin>,
+    pub places: Vec<RelPath>,
+}
+
+/// How a file stands to its pin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standing {
+    Verified,
+    Unverified,
+    Missing,
+}
+
+/// What is really there: made by `store/survey.rs`, or by hand in tests.
+#[derive(Debug, Clone, Default)]
+pub struct Survey {
+    pub artifacts: BTreeSet<Digest>,
+    pub trees: BTreeSet<Digest>,
+    /// By package digest.
+    pub tools: BTreeSet<Digest>,
+    pub blobs: BTreeMap<Digest, Standing>,
+    pub places: BTreeMap<RelPath, Standing>,
+    /// Which artifact each engine's `build/<engine>` link points at.
+    pub links: BTreeMap<Name, Digest>,
+}
+
+/// Why a step is due.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Reason {
+    /// It is not on this machine.
+    Missing,
+    /// It is there, but was not hashed here, or was touched since.
+    Unverified,
+    /// It is on this machine, but not in this project.
+    NotLinked,
+}
+
+/// One thing to do.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(tag = "step", rename_all = "kebab-case")]
+pub enum Step {
+    FetchTool {
+        name: Name,
+        package: Digest,
+        reason: Reason,
+    },
+    FetchSource {
+        engine: Name,
+        tree: Digest,
+        reason: Reason,
+    },
+    Build {
+        engine: Name,
+        variant: Variant,
+        fingerprint: Digest,
+        reason: Reason,
+    },
+    LinkBuild {
+        engine: Name,
+        fingerprint: Digest,
+        reason: Reason,
+    },
+    /// Hash files that are there; what is wrong is fetched after all.
+    Hash {
+        model: Name,
+        files: Vec<usize>,
+        bytes: u64,
+        reason: Reason,
+    },
+    FetchWeights {
+        model: Name,
+        files: Vec<usize>,
+        bytes: u64,
+        reason: Reason,
+    },
+    Place {
+        model: Name,
+        files: Vec<usize>,
+        reason: Reason,
+    },
+}
+
+/// In an order that can be carried out one by one.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Plan {
+    pub steps: Vec<Step>,
+}
+
+impl Plan {
+    pub fn is_empty(&self) -> bool {
+        self.steps.is_empty()
+    }
+}
+
+/// What has to be done for `engines` and `models`.
+pub fn plan(engines: &[EngineWish], models: &[ModelWish], survey: &Survey) -> Plan {
+    let mut steps = Vec::new();
+    let mut tools = BTreeSet::new();
+    for wish in engines {
+        steps.extend(plan_engine(wish, survey, &mut tools));
+    }
+    for wish in models {
+        steps.extend(plan_model(wish, survey));
+    }
+    Plan { steps }
+}
+
+fn plan_engine(wish: &EngineWish, survey: &Survey, tools: &mut BTreeSet<Digest>) -> Vec<Step> {
+    let (engine, fingerprint, reason) = (wish.name.clone(), wish.fingerprint, Reason::Missing);
+    let mut steps = Vec::new();
+    let built = survey.artifacts.contains(&fingerprint);
+    if !built {
+        for (name, package) in &wish.tools {
+            let package = package.sha256;
+            if !survey.tools.contains(&package) && tools.insert(package) {
+                steps.push(Step::FetchTool { name: name.clone(), package, reason });
+            }
+        }
+        if !survey.trees.contains(&wish.tree) {
+            steps.push(Step::FetchSource { engine: engine.clone(), tree: wish.tree, reason });
+        }
+        steps.push(Step::Build { engine: engine.clone(), variant: wish.variant, fingerprint, reason });
+    }
+    if wish.linked && survey.links.get(&engine) != Some(&fingerprint) {
+        steps.push(Step::LinkBuild { engine, fingerprint, reason: Reason::NotLinked });
+    }
+    steps
+}
+
+fn plan_model(wish: &ModelWish, survey: &Survey) -> Vec<Step> {
+    let standing = |index: &usize| {
+        let place = survey.places.get(&wish.places[*index]).copied().unwrap_or(Standing::Missing);
+        let blob = survey.blobs.get(&wish.files[*index].sha256).copied().unwrap_or(Standing::Missing);
+        (place, blob)
+    };
+    let pick = |wanted: &dyn Fn((Standing, Standing)) -> bool| -> Vec<usize> {
+        (0..wish.files.len()).filter(|index| wanted(standing(index))).collect()
+    };
+    let bytes = |files: &[usize]| files.iter().map(|index| wish.files[*index].size).sum();
+    use Standing::{Missing, Unverified, Verified};
+    let hash = pick(&|at| matches!(at, (Unverified, Missing | Unverified) | (Missing, Unverified)));
+    let fetch = pick(&|at| matches!(at, (Missing, Missing)));
+    let place = pick(&|(place, blob)| blob == Verified && place != Verified);
+    let model = || wish.name.clone();
+    let mut steps = Vec::new();
+    if !hash.is_empty() {
+        steps.push(Step::Hash { model: model(), bytes: bytes(&hash), files: hash, reason: Reason::Unverified });
+    }
+    if !fetch.is_empty() {
+        steps.push(Step::FetchWeights { model: model(), bytes: bytes(&fetch), files: fetch, reason: Reason::Missing });
+    }
+    if !place.is_empty() {
+        steps.push(Step::Place { model: model(), files: place, reason: Reason::NotLinked });
+    }
+    steps
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::manifest::{PathSpec, SourceSpec};
+
+    fn file(path: &str) -> FilePin {
+        FilePin { path: path.parse().unwrap(), size: 10, sha256: Digest::of(path.as_bytes()) }
+    }
+
+    fn spec(weights: Option<&str>) -> ModelSpec {
+        let source = SourceSpec::Path(PathSpec { path: "x".into(), files: vec![] });
+        ModelSpec { source, place: Some("models/e/m".parse().unwrap()), weights: weights.map(|w| w.parse().unwrap()) }
+    }
+
+    fn main_of(paths: &[&str], weights: Option<&str>) -> Result<(String, usize), LayoutError> {
+        let pin = Pin { files: paths.iter().map(|path| file(path)).collect(), ..Pin::default() };
+        layout(&"m".parse().unwrap(), &spec(weights), &pin).map(|l| (l.main.to_string(), l.parts.len()))
+    }
+
+    #[test]
+    fn the_main_file_and_its_name() {
+        let ok = |main: &str, parts| Ok((main.to_owned(), parts));
+        assert_eq!(main_of(&["d/a.gguf"], None), ok("models/e/m/d/a.gguf", 1));
+        assert_eq!(main_of(&["d/a.gguf", "activation/x"], Some("w.gguf")), ok("models/e/m/w.gguf", 1));
+        let split = ["a-00001-of-00002.gguf", "a-00002-of-00002.gguf"];
+        assert_eq!(main_of(&split, Some("w.gguf")), ok("models/e/m/a-00001-of-00002.gguf", 2));
+        assert_eq!(main_of(&["x.txt"], None), Err(LayoutError::NoWeights));
+        assert!(matches!(main_of(&["a.gguf", "b.gguf"], None), Err(LayoutError::Ambiguous(_))));
+        assert!(matches!(main_of(&["a.gguf", "W.gguf/x"], Some("w.gguf/X")), Err(LayoutError::Collision(_))));
+    }
+
+    fn words(plan: &Plan) -> Vec<String> {
+        let word = |step: &Step| match step {
+            Step::FetchTool { name, .. } => format!("tool {name}"),
+            Step::FetchSource { engine, .. } => format!("source {engine}"),
+            Step::Build { engine, .. } => format!("build {engine}"),
+            Step::LinkBuild { engine, .. } => format!("link {engine}"),
+            Step::Hash { files, .. } => format!("hash {files:?}"),
+            Step::FetchWeights { files, bytes, .. } => format!("fetch {files:?} {bytes}"),
+            Step::Place { files, .. } => format!("place {files:?}"),
+        };
+        plan.steps.iter().map(word).collect()
+    }
+
+    #[test]
+    fn an_engine_is_fetched_built_and_linked_only_as_far_as_needed() {
+        let wish = |name: &str| EngineWish {
+            name: name.parse().unwrap(),
+            variant: Variant::Cpu,
+            fingerprint: Digest::of(name.as_bytes()),
+            tree: Digest::of(b"tree"),
+            tools: vec![("ninja".parse().unwrap(), file("ninja.whl"))],
+            linked: true,
+        };
+        let mut survey = Survey::default();
+        let both = [wish("a"), wish("b")];
+        let all = ["tool ninja", "source a", "build a", "link a", "source b", "build b", "link b"];
+        assert_eq!(words(&plan(&both, &[], &survey)), all);
+        survey.trees.insert(Digest::of(b"tree"));
+        survey.tools.insert(file("ninja.whl").sha256);
+        assert_eq!(words(&plan(&both[..1], &[], &survey)), ["build a", "link a"]);
+        survey.trees.clear();
+        survey.tools.clear();
+        survey.artifacts.insert(both[0].fingerprint);
+        assert_eq!(words(&plan(&both[..1], &[], &survey)), ["link a"]);
+        survey.links.insert("a".parse().unwrap(), both[0].fingerprint);
+        assert!(plan(&both[..1], &[], &survey).is_empty());
+        survey.links.insert("a".parse().unwrap(), Digest::of(b"older"));
+        assert_eq!(words(&plan(&both[..1], &[], &survey)), ["link a"]);
+    }
+
+    #[test]
+    fn weights_are_hashed_fetched_and_placed_only_as_far_as_needed() {
+        use Standing::{Missing, Unverified, Verified};
+        let table: [((Standing, Standing), &[&str]); 9] = [
+            ((Verified, Verified), &[]),
+            ((Verified, Unverified), &[]),
+            ((Verified, Missing), &[]),
+            ((Unverified, Verified), &["place [0]"]),
+            ((Unverified, Unverified), &["hash [0]"]),
+            ((Unverified, Missing), &["hash [0]"]),
+            ((Missing, Verified), &["place [0]"]),
+            ((Missing, Unverified), &["hash [0]"]),
+            ((Missing, Missing), &["fetch [0] 10"]),
+        ];
+        for ((place, blob), expected) in table {
+            let path: RelPath = "models/m/w".parse().unwrap();
+            let wish = ModelWish { name: "m".parse().unwrap(), files: vec![file("w")], places: vec![path.clone()] };
+            let survey = Survey {
+                blobs: BTreeMap::from([(file("w").sha256, blob)]),
+                places: BTreeMap::from([(path, place)]),
+                ..Survey::default()
+            };
+            assert_eq!(words(&plan(&[], &[wish], &survey)), expected, "{place:?} {blob:?}");
+        }
+    }
+}
