@@ -3,6 +3,9 @@
 //! Invariant: a source cannot bless its own bytes. What it fetched is staged; only the store compares it with the pin.
 //! (A source may check earlier, to fail earlier: that saves time, it is not the proof.)
 
+pub mod archive;
+pub mod download;
+
 use std::path::{Path, PathBuf};
 
 use crate::base::cancel::Cancelled;

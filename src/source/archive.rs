@@ -1,0 +1,776 @@
+//! Archives from outside: tar, tar.gz and zip (wheels and sdists are such), told apart by their first bytes.
+//!
+//! An archive is read twice: once to check every name, type and size without writing anything, and once to take from it
+//! what was asked for; sizes and checksums are compared then. Refused are: names that leave the folder or that some
+//! platform cannot hold, duplicates, files below files or links, links that lead out, devices, encryption, sparse files,
+//! overlapping zip entries, sizes that are not the declared ones, and more bytes or files than the limits allow.
+//!
+//! Absent: owners, times, permissions but "may be run" (set-uid bits go), empty folders (a tree's digest has none).
+//! Formats: POSIX.1-2017 `pax` (ustar interchange format), the GNU tar manual ("Basic Tar Format"), RFC 1952 (gzip),
+//! PKWARE's APPNOTE.TXT 6.3.10 (zip).
+
+use std::cell::Cell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::io::{self, BufReader, Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+
+use flate2::read::MultiGzDecoder;
+use zip::ZipArchive;
+use zip::result::ZipError;
+
+use crate::base::diagnostic::nearest;
+use crate::base::digest::{CHUNK_BYTES, Digest, Hasher};
+use crate::base::fs::{self, FsError};
+use crate::base::name::RelPath;
+use crate::base::tree::MAX_FILES;
+use crate::report::{Task, Unit};
+
+use super::SourceError;
+
+/// How much an archive may hold.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Of all files together, unpacked.
+    pub total_bytes: u64,
+    pub files: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { total_bytes: 16 << 30, files: MAX_FILES }
+    }
+}
+
+/// Unpacked to packed size beyond which an archive counts as a bomb, once it is past [`RATIO_FROM`].
+const MAX_RATIO: u64 = 1000;
+const RATIO_FROM: u64 = 100 << 20;
+/// Longest name in a tar extension header, and longest link target.
+const MAX_NAME: u64 = 64 << 10;
+/// Largest set of pax records for one file.
+const MAX_PAX: u64 = 1 << 20;
+/// A zip's central directory may not be larger: it is held in memory.
+const MAX_DIRECTORY: u64 = 32 << 20;
+
+/// Which part of an archive is meant.
+#[derive(Debug, Clone, Default)]
+pub struct Select {
+    /// When everything lies in one top folder, that folder is taken off the names.
+    pub drop_top: bool,
+    /// Only what is below this folder (after the top folder was dropped), which is taken off the names.
+    pub subdir: Option<RelPath>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Content {
+    File {
+        executable: bool,
+    },
+    /// The target, relative to the link's folder; it stays inside.
+    Symlink(String),
+    /// The same bytes as another member.
+    HardLink(RelPath),
+}
+
+/// A file or link of an archive.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Member {
+    pub size_bytes: u64,
+    pub content: Content,
+}
+
+/// An archive that was read once and found harmless.
+#[derive(Debug)]
+pub struct Archive<'a> {
+    file: &'a Path,
+    what: &'a str,
+    task: &'a Task,
+    limits: Limits,
+    format: Format,
+    /// By selected path.
+    members: BTreeMap<RelPath, Member>,
+    /// Name in the archive to selected path.
+    names: BTreeMap<RelPath, RelPath>,
+}
+
+/// What unpacking wrote.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Unpacked {
+    pub size_bytes: u64,
+    pub files: usize,
+    /// For platforms whose files have no such permission.
+    pub executables: BTreeSet<RelPath>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Format {
+    Tar,
+    TarGz,
+    Zip,
+}
+
+/// One entry as it is met while reading.
+struct Met {
+    name: RelPath,
+    size_bytes: u64,
+    content: Content,
+}
+
+/// Why reading stopped, before the archive's name is put to it.
+enum Stop {
+    Refused(String),
+    Io(io::Error),
+    Error(SourceError),
+}
+
+impl From<io::Error> for Stop {
+    fn from(error: io::Error) -> Self {
+        Self::Io(error)
+    }
+}
+
+impl<E: Into<SourceError>> From<E> for Stop
+where
+    SourceError: From<E>,
+{
+    fn from(error: E) -> Self {
+        Self::Error(error.into())
+    }
+}
+
+type Take<'t> = &'t mut dyn FnMut(&RelPath, &Member, &mut dyn Read) -> Result<(), Stop>;
+type Visit<'v> = &'v mut dyn FnMut(Met, &mut dyn Read) -> Result<(), Stop>;
+
+impl<'a> Archive<'a> {
+    /// Reads the whole archive and checks it. `what` names it in messages.
+    ///
+    /// # Errors
+    /// [`SourceError::Hostile`] when it is refused or damaged, [`SourceError::Missing`] when `select.subdir` is not in it.
+    pub fn open(
+        file: &'a Path,
+        what: &'a str,
+        select: &Select,
+        limits: Limits,
+        task: &'a Task,
+    ) -> Result<Self, SourceError> {
+        let hostile = |why: String| SourceError::Hostile { what: what.to_owned(), why };
+        let format = sniff(file)?.map_err(hostile)?;
+        let (members, names) = (BTreeMap::new(), BTreeMap::new());
+        let mut archive = Self { file, what, task, limits, format, members, names };
+        let mut all = BTreeMap::new();
+        let mut total = 0_u64;
+        archive.visit(&mut |met, _| {
+            total = total.saturating_add(met.size_bytes);
+            if total > limits.total_bytes {
+                return Err(Stop::Refused(too_large(limits)));
+            }
+            let member = Member { size_bytes: met.size_bytes, content: met.content };
+            if all.insert(met.name.clone(), member).is_some() {
+                return Err(Stop::Refused(format!("it has `{}` twice", met.name)));
+            }
+            if all.len() > limits.files {
+                return Err(Stop::Refused(format!("it has more than {} files", limits.files)));
+            }
+            Ok(())
+        })?;
+        archive.names = selected(&all, select, what)?;
+        archive.members = chosen(all, &archive.names).map_err(hostile)?;
+        // Once more, with the copies that hard links become.
+        let total = archive.members.values().fold(0_u64, |sum, member| sum.saturating_add(member.size_bytes));
+        if total > limits.total_bytes {
+            return Err(hostile(too_large(limits)));
+        }
+        check_shape(&archive.members, cfg!(any(windows, target_os = "macos"))).map_err(hostile)?;
+        Ok(archive)
+    }
+
+    /// Everything selected, by path.
+    pub fn members(&self) -> &BTreeMap<RelPath, Member> {
+        &self.members
+    }
+
+    /// Writes the selected members that `keep` wants into the empty folder `into`.
+    ///
+    /// # Errors
+    /// When the archive has changed since it was opened, or cannot be written.
+    pub fn unpack(&self, into: &Path, keep: &dyn Fn(&RelPath) -> bool) -> Result<Unpacked, SourceError> {
+        fs::create_dir_all(into)?;
+        let kept = |path: &RelPath| keep(path).then(|| self.members.get(path)).flatten();
+        let total = self.members.iter().filter(|(path, _)| keep(path)).map(|(_, member)| member.size_bytes).sum();
+        let progress = self.task.start("unpacking", self.what, Some(total), Unit::Bytes);
+        let mut done = Unpacked::default();
+        self.read(&mut |path, member, bytes| {
+            if kept(path).is_none() {
+                return Ok(());
+            }
+            let to = path.under(into);
+            fs::create_dir_all(fs::parent(&to))?;
+            let mut file = fs::create_new(&to)?;
+            copy(bytes, member.size_bytes, self.task, &mut |chunk| {
+                file.write_all(chunk).map_err(|error| FsError::new("write", &to, error))?;
+                progress.add(chunk.len() as u64);
+                Ok(())
+            })?;
+            if member.content == (Content::File { executable: true }) {
+                fs::set_executable(&to)?;
+                done.executables.insert(path.clone());
+            }
+            Ok(())
+        })?;
+        // Links come last: nothing is ever written through one.
+        for (path, member) in self.members.iter().filter(|(path, _)| keep(path)) {
+            done.files += 1;
+            done.size_bytes += member.size_bytes;
+            self.link(path, member, into, &mut done.executables)?;
+        }
+        progress.finish(format!("{} files", done.files));
+        Ok(done)
+    }
+
+    fn link(
+        &self,
+        path: &RelPath,
+        member: &Member,
+        into: &Path,
+        executables: &mut BTreeSet<RelPath>,
+    ) -> Result<(), SourceError> {
+        let to = path.under(into);
+        fs::create_dir_all(fs::parent(&to))?;
+        match &member.content {
+            Content::File { .. } => Ok(()),
+            Content::Symlink(target) => {
+                let target: PathBuf = target.split('/').collect();
+                Ok(fs::symlink(&target, &to).map_err(|error| FsError::new("create link", &to, error))?)
+            }
+            Content::HardLink(other) => {
+                let from = other.under(into);
+                if !fs::exists(&from) {
+                    let why = format!("`{path}` is a link to `{other}`, which is left out");
+                    return Err(SourceError::Hostile { what: self.what.to_owned(), why });
+                }
+                if executables.contains(other) {
+                    executables.insert(path.clone());
+                }
+                Ok(fs::copy(&from, &to)?)
+            }
+        }
+    }
+
+    /// Size and digest of the files that `keep` wants, without writing anything. Symbolic links do not count.
+    ///
+    /// # Errors
+    /// When the archive has changed since it was opened.
+    pub fn hash(&self, keep: &dyn Fn(&RelPath) -> bool) -> Result<BTreeMap<RelPath, (Digest, u64)>, SourceError> {
+        let source = |path: &RelPath| match &self.members.get(path)?.content {
+            Content::File { .. } => Some(path.clone()),
+            Content::HardLink(other) => Some(other.clone()),
+            Content::Symlink(_) => None,
+        };
+        let wanted: BTreeMap<RelPath, RelPath> = self
+            .members
+            .keys()
+            .filter(|path| keep(path))
+            .filter_map(|path| Some((path.clone(), source(path)?)))
+            .collect();
+        let sources: BTreeSet<&RelPath> = wanted.values().collect();
+        let mut found = BTreeMap::new();
+        self.read(&mut |path, member, bytes| {
+            if sources.contains(path) {
+                let mut hasher = Hasher::default();
+                copy(bytes, member.size_bytes, self.task, &mut |chunk| {
+                    hasher.update(chunk);
+                    Ok(())
+                })?;
+                found.insert(path.clone(), hasher.finish());
+            }
+            Ok(())
+        })?;
+        Ok(wanted.into_iter().filter_map(|(path, source)| Some((path, *found.get(&source)?))).collect())
+    }
+
+    /// Writes one file to `to`, which must not exist, and gives its digest and size in bytes.
+    ///
+    /// # Errors
+    /// [`SourceError::Missing`] when there is no such file.
+    pub fn extract_member(&self, path: &RelPath, to: &Path) -> Result<(Digest, u64), SourceError> {
+        let source = match self.members.get(path).map(|member| &member.content) {
+            Some(Content::File { .. }) => path,
+            Some(Content::HardLink(other)) => other,
+            _ => return Err(missing(self.what, path.as_str(), self.members.keys())),
+        };
+        let mut file = fs::create_new(to)?;
+        let mut hasher = Hasher::default();
+        self.read(&mut |met, member, bytes| {
+            if met == source {
+                copy(bytes, member.size_bytes, self.task, &mut |chunk| {
+                    hasher.update(chunk);
+                    Ok(file.write_all(chunk).map_err(|error| FsError::new("write", to, error))?)
+                })?;
+            }
+            Ok(())
+        })?;
+        Ok(hasher.finish())
+    }
+
+    /// Gives each selected plain file and its bytes, in the archive's order.
+    fn read(&self, each: Take<'_>) -> Result<(), SourceError> {
+        let mut left: BTreeSet<&RelPath> = self
+            .members
+            .iter()
+            .filter(|(_, m)| matches!(m.content, Content::File { .. }))
+            .map(|(path, _)| path)
+            .collect();
+        self.visit(&mut |met, bytes| {
+            let known = self.names.get(&met.name).and_then(|path| self.members.get_key_value(path));
+            match known {
+                Some((path, member)) if matches!(met.content, Content::File { .. }) => {
+                    let same = left.remove(path) && met.size_bytes == member.size_bytes;
+                    if same { each(path, member, bytes) } else { Err(Stop::Refused("it changed meanwhile".to_owned())) }
+                }
+                _ => Ok(()),
+            }
+        })?;
+        if left.is_empty() { Ok(()) } else { Err(self.stopped(Stop::Refused("it changed meanwhile".to_owned()))) }
+    }
+
+    fn visit(&self, each: Visit<'_>) -> Result<(), SourceError> {
+        let file = fs::open(self.file)?;
+        let packed = file.metadata().map_err(|error| FsError::new("look at", self.file, error))?.len();
+        // Headers and padding: at most two blocks and a name for each file.
+        let most = self.limits.total_bytes.saturating_add(self.limits.files as u64 * 4096);
+        let result = match self.format {
+            Format::Tar => visit_tar(BufReader::new(file), self.task, self.limits.files, each),
+            Format::TarGz => {
+                let unpacked = MultiGzDecoder::new(BufReader::with_capacity(1 << 16, file));
+                let bounded = Bounded { inner: unpacked, seen: 0, packed, most };
+                visit_tar(bounded, self.task, self.limits.files, each)
+            }
+            Format::Zip => visit_zip(file, packed, self.task, self.limits, each),
+        };
+        result.map_err(|stop| self.stopped(stop))
+    }
+
+    fn stopped(&self, stop: Stop) -> SourceError {
+        let why = match stop {
+            Stop::Error(error) => return error,
+            Stop::Refused(why) => why,
+            Stop::Io(error) => format!("it is damaged: {error}"),
+        };
+        SourceError::Hostile { what: self.what.to_owned(), why }
+    }
+}
+
+/// "It is not there; there is this, did you mean that?"
+pub fn missing<'p>(what: &str, wanted: &str, there: impl Iterator<Item = &'p RelPath> + Clone) -> SourceError {
+    const SHOWN: usize = 8;
+    let count = there.clone().count();
+    let shown: Vec<&str> = there.clone().take(SHOWN).map(RelPath::as_str).collect();
+    let more = if count > SHOWN { format!(" and {} more", count - SHOWN) } else { String::new() };
+    let why = format!("`{wanted}` matches nothing in it; it has: {}{more}", shown.join(", "));
+    let hint = nearest(wanted, there.map(RelPath::as_str)).map(|near| format!("did you mean `{near}`?"));
+    SourceError::Missing { what: what.to_owned(), why, hint }
+}
+
+fn too_large(limits: Limits) -> String {
+    format!("it unpacks to more than {} bytes", limits.total_bytes)
+}
+
+/// Whether a file is an archive of a known format.
+///
+/// # Errors
+/// When it cannot be read.
+pub fn is_archive(file: &Path) -> Result<bool, FsError> {
+    Ok(sniff(file)?.is_ok())
+}
+
+/// The format by its first bytes, or what it is instead.
+fn sniff(path: &Path) -> Result<Result<Format, String>, FsError> {
+    let mut head = Vec::new();
+    let read = fs::open(path)?.take(512).read_to_end(&mut head);
+    read.map_err(|error| FsError::new("read", path, error))?;
+    let starts = |magic: &[u8]| head.starts_with(magic);
+    if starts(b"\x1f\x8b") {
+        return Ok(Ok(Format::TarGz));
+    }
+    if starts(b"PK\x03\x04") || starts(b"PK\x05\x06") {
+        return Ok(Ok(Format::Zip));
+    }
+    if head.get(257..262) == Some(b"ustar") || is_old_tar(&head) {
+        return Ok(Ok(Format::Tar));
+    }
+    let named = match &head[..] {
+        _ if starts(b"\xfd7zXZ\0") => "it is an xz archive",
+        _ if starts(b"BZh") => "it is a bzip2 archive",
+        _ if starts(b"\x28\xb5\x2f\xfd") => "it is a zstd archive",
+        _ if starts(b"7z\xbc\xaf\x27\x1c") => "it is a 7z archive",
+        head => super::download::likely_content(head).unwrap_or("it is no archive"),
+    };
+    Ok(Err(format!("{named}; tar, tar.gz and zip are understood")))
+}
+
+/// A header from before ustar has no magic, but its checksum is right.
+fn is_old_tar(head: &[u8]) -> bool {
+    let Ok(bytes) = <[u8; 512]>::try_from(head) else { return false };
+    let sum: u32 =
+        bytes.iter().enumerate().map(|(at, byte)| if (148..156).contains(&at) { 32 } else { u32::from(*byte) }).sum();
+    let mut header = tar::Header::new_old();
+    header.as_mut_bytes().copy_from_slice(&bytes);
+    bytes[0] != 0 && header.cksum().is_ok_and(|declared| declared == sum)
+}
+
+/// A name as an archive has it: `./` in front and `/` at the end are no matter.
+fn checked_name(bytes: &[u8]) -> Result<Option<RelPath>, Stop> {
+    let text = std::str::from_utf8(bytes)
+        .map_err(|_| Stop::Refused(format!("the name `{}` is not UTF-8", String::from_utf8_lossy(bytes))))?;
+    let bare = text.strip_suffix('/').unwrap_or(text);
+    let bare = bare.strip_prefix("./").unwrap_or(bare);
+    if bare.is_empty() || bare == "." {
+        return if text.starts_with('/') { Err(Stop::Refused("it has the name `/`".to_owned())) } else { Ok(None) };
+    }
+    bare.parse().map(Some).map_err(|error: crate::base::name::RelPathError| Stop::Refused(error.to_string()))
+}
+
+/// Counts what comes out of a decompressor, and stops when that is too much.
+struct Bounded<R> {
+    inner: R,
+    seen: u64,
+    packed: u64,
+    most: u64,
+}
+
+impl<R: Read> Read for Bounded<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.inner.read(buffer)?;
+        self.seen += count as u64;
+        if self.seen > self.most {
+            return Err(io::Error::other(format!("it unpacks to more than {} bytes", self.most)));
+        }
+        if is_bomb(self.seen, self.packed) {
+            return Err(io::Error::other(format!("it unpacks to more than {MAX_RATIO} times its size: a bomb")));
+        }
+        Ok(count)
+    }
+}
+
+fn is_bomb(unpacked: u64, packed: u64) -> bool {
+    unpacked > RATIO_FROM && unpacked / MAX_RATIO > packed
+}
+
+/// Hands over exactly `size_bytes` bytes in chunks.
+fn copy(
+    bytes: &mut dyn Read,
+    size_bytes: u64,
+    task: &Task,
+    each: &mut dyn FnMut(&[u8]) -> Result<(), Stop>,
+) -> Result<(), Stop> {
+    let mut chunk = vec![0; CHUNK_BYTES.min(usize::try_from(size_bytes.max(1)).unwrap_or(CHUNK_BYTES))];
+    let mut left = size_bytes;
+    loop {
+        task.check()?;
+        match bytes.read(&mut chunk) {
+            Ok(0) if left == 0 => return Ok(()),
+            Ok(0) => return Err(Stop::Refused(format!("a file ends {left} bytes before its declared size"))),
+            Ok(count) => {
+                left = left
+                    .checked_sub(count as u64)
+                    .ok_or_else(|| Stop::Refused(format!("a file is larger than its declared {size_bytes} bytes")))?;
+                each(&chunk[..count])?;
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// What the extension headers before a tar entry said about it.
+#[derive(Default)]
+struct Extra {
+    name: Option<Vec<u8>>,
+    target: Option<Vec<u8>>,
+    size: Option<u64>,
+}
+
+fn visit_tar(reader: impl Read, task: &Task, limit: usize, each: Visit<'_>) -> Result<(), Stop> {
+    let mut archive = tar::Archive::new(reader);
+    let mut extra = Extra::default();
+    // Raw: the library would hold extension headers of any size in memory.
+    for (count, entry) in archive.entries()?.raw(true).enumerate() {
+        task.check()?;
+        if count > limit * 3 {
+            return Err(Stop::Refused(format!("it has more than {limit} files")));
+        }
+        let mut entry = entry?;
+        let kind = entry.header().entry_type();
+        if read_extension(&mut entry, kind, &mut extra)? {
+            continue;
+        }
+        let said = std::mem::take(&mut extra);
+        if said.size.is_some_and(|size| size != entry.size()) {
+            return Err(Stop::Refused("a size is given twice, differently".to_owned()));
+        }
+        let name = said.name.unwrap_or_else(|| entry.path_bytes().into_owned());
+        let Some(name) = checked_name(&name)? else { continue };
+        let target = said.target.or_else(|| entry.link_name_bytes().map(std::borrow::Cow::into_owned));
+        let size_bytes = if kind.is_file() || kind.is_contiguous() { entry.size() } else { 0 };
+        let content = match kind {
+            _ if kind.is_dir() => continue,
+            _ if (kind.is_file() || kind.is_contiguous()) && entry.path_bytes().ends_with(b"/") => continue,
+            _ if kind.is_file() || kind.is_contiguous() => {
+                Content::File { executable: entry.header().mode().is_ok_and(|mode| mode & 0o100 != 0) }
+            }
+            _ if kind.is_symlink() => Content::Symlink(checked_target(&name, &target.unwrap_or_default())?),
+            _ if kind.is_hard_link() => match checked_name(&target.unwrap_or_default())? {
+                Some(other) => Content::HardLink(other),
+                None => return Err(Stop::Refused(format!("`{name}` is a link to nothing"))),
+            },
+            other => {
+                let byte = char::from(other.as_byte());
+                return Err(Stop::Refused(format!("`{name}` is a device, pipe or other special file (type `{byte}`)")));
+            }
+        };
+        each(Met { name, size_bytes, content }, &mut entry)?;
+    }
+    // To the end, so that a checksum there is looked at.
+    let mut rest = archive.into_inner();
+    let mut chunk = vec![0; 1 << 16];
+    while rest.read(&mut chunk)? > 0 {
+        task.check()?;
+    }
+    Ok(())
+}
+
+/// Takes in a header that only describes the next one; says whether it was such.
+fn read_extension(
+    entry: &mut tar::Entry<'_, impl Read>,
+    kind: tar::EntryType,
+    extra: &mut Extra,
+) -> Result<bool, Stop> {
+    let mut take = |limit: u64, what: &str| -> Result<Vec<u8>, Stop> {
+        let mut bytes = Vec::new();
+        entry.take(limit + 1).read_to_end(&mut bytes)?;
+        if bytes.len() as u64 > limit {
+            Err(Stop::Refused(format!("{what} is longer than {limit} bytes")))
+        } else {
+            Ok(bytes)
+        }
+    };
+    let until_zero = |mut bytes: Vec<u8>| {
+        bytes.truncate(bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len()));
+        bytes
+    };
+    if kind.is_gnu_longname() {
+        extra.name = Some(until_zero(take(MAX_NAME, "a name")?));
+    } else if kind.is_gnu_longlink() {
+        extra.target = Some(until_zero(take(MAX_NAME, "a link's target")?));
+    } else if kind.is_pax_local_extensions() {
+        let bytes = take(MAX_PAX, "a set of pax records")?;
+        for record in tar::PaxExtensions::new(&bytes) {
+            let record = record?;
+            match record.key_bytes() {
+                b"path" => extra.name = Some(record.value_bytes().to_owned()),
+                b"linkpath" => extra.target = Some(record.value_bytes().to_owned()),
+                b"size" => {
+                    let size = record.value().ok().and_then(|text| text.parse().ok());
+                    extra.size = Some(size.ok_or_else(|| Stop::Refused("a size is not a number".to_owned()))?);
+                }
+                key if key.starts_with(b"GNU.sparse") => return Err(Stop::Refused("it has sparse files".to_owned())),
+                _ => {}
+            }
+        }
+    } else {
+        // Global records (`g`) hold what git archive writes: the commit, as a comment.
+        return Ok(kind.is_pax_global_extensions());
+    }
+    Ok(true)
+}
+
+/// A link's target, when it stays inside. Parent steps may stand in front only, so that no link on the way can turn
+/// them into a way out.
+fn checked_target(link: &RelPath, bytes: &[u8]) -> Result<String, Stop> {
+    let refused = |why: &str| {
+        Err(Stop::Refused(format!("the link `{link}` leads to `{}`: {why}", String::from_utf8_lossy(bytes))))
+    };
+    let Ok(text) = std::str::from_utf8(bytes) else { return refused("its target is not UTF-8") };
+    if text.is_empty() || bytes.len() as u64 > MAX_NAME {
+        return refused("its target is empty or too long");
+    }
+    let mut rest = text.strip_suffix('/').unwrap_or(text);
+    let mut steps = 0;
+    while let Some(tail) = rest.strip_prefix("..").filter(|tail| tail.is_empty() || tail.starts_with('/')) {
+        steps += 1;
+        rest = tail.trim_start_matches('/');
+    }
+    let rest = rest.strip_prefix("./").unwrap_or(rest);
+    if steps > link.as_str().matches('/').count() {
+        return refused("that is outside");
+    }
+    if !(rest.is_empty() || rest == ".") && rest.parse::<RelPath>().is_err() {
+        return refused("that is not a path inside");
+    }
+    Ok(text.to_owned())
+}
+
+/// Counts the bytes that opening a zip reads, since it holds them in memory.
+struct Metered {
+    file: BufReader<File>,
+    left: Rc<Cell<u64>>,
+}
+
+impl Read for Metered {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.file.read(buffer)?;
+        let left = self.left.get().checked_sub(count as u64);
+        self.left.set(left.ok_or_else(|| io::Error::other("its directory is too large"))?);
+        Ok(count)
+    }
+}
+
+impl Seek for Metered {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        self.file.seek(to)
+    }
+}
+
+fn visit_zip(file: File, packed: u64, task: &Task, limits: Limits, each: Visit<'_>) -> Result<(), Stop> {
+    let left = Rc::new(Cell::new(MAX_DIRECTORY));
+    let metered = Metered { file: BufReader::with_capacity(1 << 16, file), left: Rc::clone(&left) };
+    let mut archive = ZipArchive::new(metered).map_err(refused_zip)?;
+    left.set(u64::MAX);
+    if archive.len() > limits.files {
+        return Err(Stop::Refused(format!("it has more than {} files", limits.files)));
+    }
+    if archive.has_duplicate_names() {
+        return Err(Stop::Refused("it has a name twice".to_owned()));
+    }
+    if archive.has_overlapping_entries().map_err(refused_zip)? {
+        return Err(Stop::Refused("its entries overlap".to_owned()));
+    }
+    let mut total = 0_u64;
+    for index in 0..archive.len() {
+        task.check()?;
+        left.set(u64::MAX);
+        let Some((name, mode, size_bytes)) = zip_header(&archive, index)? else { continue };
+        total = total.saturating_add(size_bytes);
+        if is_bomb(total, packed) {
+            return Err(Stop::Refused(format!("it unpacks to more than {MAX_RATIO} times its size: a bomb")));
+        }
+        let mut entry = archive.by_index(index).map_err(refused_zip)?;
+        let met = match mode & 0o170_000 {
+            0o120_000 => {
+                let mut target = Vec::new();
+                Read::take(&mut entry, MAX_NAME + 1).read_to_end(&mut target)?;
+                Met { size_bytes: 0, content: Content::Symlink(checked_target(&name, &target)?), name }
+            }
+            0 | 0o100_000 => Met { name, size_bytes, content: Content::File { executable: mode & 0o100 != 0 } },
+            _ => return Err(Stop::Refused(format!("`{name}` is a device, pipe or other special file"))),
+        };
+        each(met, &mut entry)?;
+    }
+    Ok(())
+}
+
+/// Name, unix mode (0 when none is given) and declared size; none for a folder.
+fn zip_header(archive: &ZipArchive<Metered>, index: usize) -> Result<Option<(RelPath, u32, u64)>, Stop> {
+    let entry = archive.by_index_data(index).map_err(refused_zip)?;
+    let name = entry.name().map_err(refused_zip)?;
+    if entry.encrypted() {
+        return Err(Stop::Refused(format!("`{name}` is encrypted")));
+    }
+    let is_folder = name.ends_with('/');
+    let Some(path) = checked_name(name.as_bytes())? else { return Ok(None) };
+    let folder_mode = entry.unix_mode().unwrap_or(0) & 0o170_000 == 0o040_000;
+    Ok((!is_folder && !folder_mode).then(|| (path, entry.unix_mode().unwrap_or(0), entry.size())))
+}
+
+fn refused_zip(error: ZipError) -> Stop {
+    match error {
+        ZipError::Io(error) => Stop::Io(error),
+        error => Stop::Refused(error.to_string()),
+    }
+}
+
+/// Which entries are meant, and under which path.
+fn selected(
+    all: &BTreeMap<RelPath, Member>,
+    select: &Select,
+    what: &str,
+) -> Result<BTreeMap<RelPath, RelPath>, SourceError> {
+    let top = |path: &RelPath| path.as_str().split_once('/').map(|(top, _)| top.to_owned());
+    let first = all.keys().next().and_then(top);
+    let common = first.filter(|first| select.drop_top && all.keys().all(|path| top(path).as_ref() == Some(first)));
+    let top: Option<RelPath> = common.and_then(|top| top.parse().ok());
+    let below = |path: &RelPath, folder: &Option<RelPath>| match folder {
+        Some(folder) => path.strip_prefix(folder),
+        None => Some(path.clone()),
+    };
+    let topless: BTreeMap<RelPath, RelPath> =
+        all.keys().filter_map(|path| Some((path.clone(), below(path, &top)?))).collect();
+    let names: BTreeMap<RelPath, RelPath> =
+        topless.iter().filter_map(|(name, path)| Some((name.clone(), below(path, &select.subdir)?))).collect();
+    match &select.subdir {
+        Some(subdir) if names.is_empty() => {
+            let folders: BTreeSet<RelPath> = topless
+                .values()
+                .filter_map(|path| path.as_str().rsplit_once('/').and_then(|(folder, _)| folder.parse().ok()))
+                .collect();
+            Err(missing(what, subdir.as_str(), folders.iter()))
+        }
+        _ => Ok(names),
+    }
+}
+
+/// The members under their selected names; hard links get the size of what they link to.
+fn chosen(
+    all: BTreeMap<RelPath, Member>,
+    names: &BTreeMap<RelPath, RelPath>,
+) -> Result<BTreeMap<RelPath, Member>, String> {
+    let mut members = BTreeMap::new();
+    for (name, path) in names {
+        let Some(member) = all.get(name) else { continue };
+        let mut member = member.clone();
+        match &member.content {
+            Content::HardLink(other) => {
+                let size = match all.get(other) {
+                    Some(Member { size_bytes, content: Content::File { .. } }) => *size_bytes,
+                    _ => return Err(format!("`{path}` is a link to `{other}`, which is no file of it")),
+                };
+                let other = names.get(other).ok_or_else(|| format!("`{path}` links out of the chosen folder"))?;
+                member = Member { size_bytes: size, content: Content::HardLink(other.clone()) };
+            }
+            // Once more, now that the folder that counts is known.
+            Content::Symlink(target) => {
+                checked_target(path, target.as_bytes()).map_err(|stop| match stop {
+                    Stop::Refused(why) => why,
+                    _ => format!("the link `{path}` is of no use"),
+                })?;
+            }
+            Content::File { .. } => {}
+        }
+        members.insert(path.clone(), member);
+    }
+    Ok(members)
+}
+
+/// No file or link may be where another one needs a folder; where the system does not tell `a` from `A`, no two names
+/// may differ in that alone.
+fn check_shape(members: &BTreeMap<RelPath, Member>, folds_case: bool) -> Result<(), String> {
+    let mut seen: BTreeMap<String, &RelPath> = BTreeMap::new();
+    let fold = |text: &str| if folds_case { text.to_lowercase() } else { text.to_owned() };
+    for path in members.keys() {
+        if let Some(other) = seen.insert(fold(path.as_str()), path) {
+            return Err(format!("`{other}` and `{path}` are the same name on this system"));
+        }
+    }
+    for path in members.keys() {
+        for (at, _) in path.as_str().match_indices('/') {
+            if let Some(other) = seen.get(&fold(&path.as_str()[..at])) {
+                return Err(format!("`{path}` lies below `{other}`, which is not a folder"));
+            }
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;
