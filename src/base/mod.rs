@@ -6,8 +6,13 @@ pub mod cancel;
 pub mod diagnostic;
 pub mod digest;
 pub mod fs;
+pub mod http;
 pub mod lock;
 pub mod name;
 pub mod platform;
 pub mod process;
 pub mod tree;
+
+#[cfg(test)]
+#[path = "../../tests/support/http.rs"]
+pub mod test_server;

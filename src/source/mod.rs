@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use crate::base::cancel::Cancelled;
 use crate::base::digest::Digest;
 use crate::base::fs::FsError;
+use crate::base::http::{Http, HttpError, Settings};
 use crate::format::lockfile::{Kind, Pin};
 use crate::format::manifest::SourceSpec;
 use crate::report::Task;
@@ -29,6 +30,21 @@ pub struct World {
     pub mirrors: Vec<(String, String)>,
     /// Environment variables, as they were when the program started.
     pub env: std::collections::BTreeMap<String, String>,
+}
+
+impl World {
+    /// A client with this world's proxies. Make one for a piece of work and pass it on: it keeps connections.
+    pub fn http(&self) -> Http {
+        let cancel = self.task.cancel().clone();
+        Http::new(Settings { env: self.env.clone(), offline: self.offline, cancel, ..Settings::default() })
+    }
+
+    /// The address to really ask, after `[mirrors]`: the longest prefix decides.
+    pub fn mirrored(&self, url: &str) -> String {
+        let fitting =
+            self.mirrors.iter().filter_map(|(from, to)| Some((from.len(), to, url.strip_prefix(from.as_str())?)));
+        fitting.max_by_key(|(length, ..)| *length).map_or_else(|| url.to_owned(), |(_, to, rest)| format!("{to}{rest}"))
+    }
 }
 
 /// One way to get bytes.
@@ -90,6 +106,22 @@ pub enum SourceError {
     /// Manifest, lockfile and repository disagree.
     #[error("{what}")]
     Disagreement { what: String, details: Vec<String>, hint: Option<String> },
+}
+
+impl SourceError {
+    /// What the client says, said of `what`.
+    pub fn of_http(what: &str, error: HttpError) -> Self {
+        let what = what.to_owned();
+        match error {
+            HttpError::Offline { .. } => Self::Offline { what },
+            HttpError::Cancelled(cancelled) => Self::Cancelled(cancelled),
+            HttpError::Unreachable { .. } => {
+                let hint = "check the network and the proxy settings, or use `--offline` with what is already here";
+                Self::Network { what, why: error.to_string(), hint: Some(hint.to_owned()) }
+            }
+            error => Self::Network { what, why: error.to_string(), hint: None },
+        }
+    }
 }
 
 /// The digest of an engine's tree, for messages.

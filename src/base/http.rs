@@ -1,0 +1,780 @@
+//! The one HTTP client: TLS with the platform's certificates (`SSL_CERT_FILE` works), proxies from the environment that
+//! it is given, redirects that never carry a secret to another origin, time limits on everything, cancellable.
+//!
+//! Absent: cookies, caches, compression (bytes are hashed as they travel), retries (see [`Backoff`] for who wants them).
+
+use std::collections::BTreeMap;
+use std::io::{self, Read};
+use std::net::IpAddr;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use ureq::http::header::{HeaderMap, HeaderName, HeaderValue};
+pub use ureq::http::{Method, Uri};
+use ureq::{Agent, Proxy, Timeout};
+
+use super::cancel::{Cancel, Cancelled};
+
+/// Redirects followed for one request.
+pub const MAX_REDIRECTS: usize = 10;
+/// The longest wait a server may ask for (`Retry-After`); one that asks for more is taken as refusing.
+pub const MAX_WAIT: Duration = Duration::from_secs(330);
+const POLL: Duration = Duration::from_millis(50);
+/// What goes along when a redirect leads to another origin. Everything else may be a secret.
+const PUBLIC_HEADERS: [&str; 4] = ["accept", "if-range", "range", "git-protocol"];
+
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Environment variables: `HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY`, `NO_PROXY` and their lowercase twins are read.
+    pub env: BTreeMap<String, String>,
+    /// Send nothing at all.
+    pub offline: bool,
+    pub cancel: Cancel,
+    pub connect_timeout: Duration,
+    /// How long no byte may come.
+    pub stall_timeout: Duration,
+    /// The first delay of a [`Backoff`].
+    pub pace: Duration,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            env: BTreeMap::new(),
+            offline: false,
+            cancel: Cancel::default(),
+            connect_timeout: Duration::from_secs(10),
+            stall_timeout: Duration::from_secs(30),
+            pace: Duration::from_millis(500),
+        }
+    }
+}
+
+/// Cloning shares the connections.
+#[derive(Debug, Clone)]
+pub struct Http {
+    settings: Settings,
+    direct: Agent,
+    /// By scheme of the target: the agent and the proxy's address for messages.
+    proxied: BTreeMap<&'static str, Result<(Agent, String), String>>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Follow {
+    /// Up to [`MAX_REDIRECTS`], secrets staying at the first origin.
+    Anywhere,
+    /// Only while scheme, host and port stay the same: a redirect elsewhere is the answer.
+    SameOrigin,
+    /// A redirect is the answer.
+    Nowhere,
+}
+
+#[derive(Debug, Clone)]
+pub struct Request<'a> {
+    pub method: Method,
+    pub url: &'a str,
+    /// May hold secrets (`authorization`): they stay at the origin of `url`.
+    pub headers: &'a [(&'a str, &'a str)],
+    pub body: Option<&'a [u8]>,
+    pub follow: Follow,
+}
+
+impl<'a> Request<'a> {
+    pub fn get(url: &'a str, headers: &'a [(&'a str, &'a str)]) -> Self {
+        Self { method: Method::GET, url, headers, body: None, follow: Follow::Anywhere }
+    }
+
+    pub fn head(url: &'a str, headers: &'a [(&'a str, &'a str)]) -> Self {
+        Self { method: Method::HEAD, ..Self::get(url, headers) }
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum HttpError {
+    #[error("`--offline` forbids asking {url}")]
+    Offline { url: String },
+    #[error(transparent)]
+    Cancelled(#[from] Cancelled),
+    /// An address, redirect, header or proxy setting that is of no use.
+    #[error("{url}: {why}")]
+    Address { url: String, why: String },
+    /// No connection came about.
+    #[error("{url}: {why}")]
+    Unreachable { url: String, why: String },
+    /// The connection broke or fell silent.
+    #[error("{url}: {why}")]
+    Broken { url: String, why: String },
+    #[error("{url}: the answer is larger than {limit_bytes} bytes")]
+    TooLarge { url: String, limit_bytes: u64 },
+    #[error("{url}: the answer is not what was expected: {why}")]
+    Unexpected { url: String, why: String },
+}
+
+/// An answer, whatever its status. Reading it gives the body; the stall limit applies to each read.
+pub struct Response {
+    pub status: u16,
+    /// Where the answer came from, after redirects.
+    pub url: String,
+    headers: HeaderMap,
+    body: ureq::BodyReader<'static>,
+}
+
+impl std::fmt::Debug for Response {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Response").field("status", &self.status).field("url", &shown(&self.url)).finish_non_exhaustive()
+    }
+}
+
+impl Read for Response {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.body.read(buffer)
+    }
+}
+
+impl Response {
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name)?.to_str().ok()
+    }
+
+    pub fn is_success(&self) -> bool {
+        (200..300).contains(&self.status)
+    }
+
+    /// `Content-Length`, in bytes.
+    pub fn length(&self) -> Option<u64> {
+        self.header("content-length")?.trim().parse().ok()
+    }
+
+    /// How long the server asks us to wait: `Retry-After` in seconds or as a date (RFC 9110 §10.2.3),
+    /// else the `t` of `RateLimit` (draft-ietf-httpapi-ratelimit-headers).
+    pub fn asks_to_wait(&self) -> Option<Duration> {
+        if let Some(text) = self.header("retry-after") {
+            return wait_from(text.trim(), SystemTime::now());
+        }
+        let rest = self.header("ratelimit")?.split(';').find_map(|part| part.trim().strip_prefix("t="))?;
+        rest.split(',').next()?.trim().parse().ok().map(Duration::from_secs)
+    }
+}
+
+/// A whole answer, body included.
+#[derive(Debug)]
+pub struct Answer {
+    pub response: Response,
+    pub body: Vec<u8>,
+}
+
+impl Answer {
+    /// # Errors
+    /// When the body is not JSON of this shape.
+    pub fn json<T: serde::de::DeserializeOwned>(&self) -> Result<T, HttpError> {
+        serde_json::from_slice(&self.body)
+            .map_err(|error| HttpError::Unexpected { url: shown(&self.response.url), why: error.to_string() })
+    }
+}
+
+impl Http {
+    pub fn new(settings: Settings) -> Self {
+        let direct = agent(&settings, None);
+        let proxied = ["http", "https"].into_iter().filter_map(|scheme| {
+            let value = proxy_for(&settings.env, scheme)?;
+            let made = Proxy::new(value)
+                .map(|proxy| (agent(&settings, Some(proxy)), shown(value)))
+                .map_err(|error| format!("the proxy `{}` is of no use: {error}", shown(value)));
+            Some((scheme, made))
+        });
+        Self { direct, proxied: proxied.collect(), settings }
+    }
+
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// Ends all connections: whoever waits for a byte gets an error at once. Nothing can be asked afterwards.
+    pub fn abort(&self) {
+        self.direct.clone().shutdown();
+        for (agent, _) in self.proxied.values().flatten() {
+            agent.clone().shutdown();
+        }
+    }
+
+    /// Sends a request and gives the answer as soon as its head is there. Statuses are not errors.
+    /// Not interrupted by a cancel before the stall limit, unless somebody calls [`Http::abort`].
+    ///
+    /// # Errors
+    /// [`HttpError`].
+    pub fn send(&self, request: &Request<'_>) -> Result<Response, HttpError> {
+        let mut url = parse(request.url)?;
+        let origin = origin(&url);
+        let mut method = request.method.clone();
+        for _ in 0..=MAX_REDIRECTS {
+            self.settings.cancel.check()?;
+            if self.settings.offline {
+                return Err(HttpError::Offline { url: shown(&url.to_string()) });
+            }
+            let body = request.body.filter(|_| method == request.method);
+            let built = build(request, &method, &url, self::origin(&url) == origin, body.is_some())?;
+            let response = self.ask(&url, built, body)?;
+            let Some(next) = next(&url, &response)? else { return Ok(response) };
+            let stays = self::origin(&next) == self::origin(&url);
+            if request.follow == Follow::Nowhere || (request.follow == Follow::SameOrigin && !stays) {
+                return Ok(response);
+            }
+            // As browsers and curl do: a form that was taken is followed by a look at the result.
+            if matches!(response.status, 301..=303) && method == Method::POST {
+                method = Method::GET;
+            }
+            url = next;
+        }
+        Err(HttpError::Address { url: shown(request.url), why: format!("more than {MAX_REDIRECTS} redirects") })
+    }
+
+    /// Sends a request and reads the whole answer. A cancel ends it within a moment.
+    ///
+    /// # Errors
+    /// [`HttpError`], also when the body is larger than `limit_bytes`.
+    pub fn answer(&self, request: &Request<'_>, limit_bytes: u64) -> Result<Answer, HttpError> {
+        let work = || {
+            let mut response = self.send(request)?;
+            let url = shown(&response.url);
+            let mut body = Vec::new();
+            let read = (&mut response).take(limit_bytes + 1).read_to_end(&mut body);
+            read.map_err(|error| HttpError::Broken { url: url.clone(), why: error.to_string() })?;
+            if body.len() as u64 > limit_bytes {
+                return Err(HttpError::TooLarge { url, limit_bytes });
+            }
+            Ok(Answer { response, body })
+        };
+        let result = std::thread::scope(|scope| {
+            let worker = scope.spawn(work);
+            while !worker.is_finished() {
+                if self.settings.cancel.is_cancelled() {
+                    self.abort();
+                }
+                std::thread::park_timeout(POLL);
+            }
+            worker.join()
+        });
+        self.settings.cancel.check()?;
+        let died = || HttpError::Broken { url: shown(request.url), why: "the request's thread died".to_owned() };
+        result.unwrap_or_else(|_| Err(died()))
+    }
+
+    /// [`Http::answer`], again after broken connections and answers that ask to come later (408, 429, 5xx).
+    /// `waiting` is told why and how long.
+    ///
+    /// # Errors
+    /// The last [`HttpError`]; the last answer is given as it is.
+    pub fn answer_patiently(
+        &self,
+        request: &Request<'_>,
+        limit_bytes: u64,
+        waiting: &dyn Fn(String),
+    ) -> Result<Answer, HttpError> {
+        let mut backoff = self.backoff();
+        loop {
+            let result = self.answer(request, limit_bytes);
+            let (why, asked) = match &result {
+                Ok(answer) if comes_later(answer.response.status) => {
+                    (format!("HTTP status {}", answer.response.status), answer.response.asks_to_wait())
+                }
+                Err(HttpError::Broken { why, .. } | HttpError::Unreachable { why, .. }) => (why.clone(), None),
+                _ => return result,
+            };
+            let Some(delay) = backoff.after_failure(asked) else { return result };
+            if asked.is_some() {
+                waiting(format!("{}: {why}, asked to come again in {} s", shown(request.url), delay.as_secs()));
+            }
+            pause(&self.settings.cancel, delay)?;
+        }
+    }
+
+    pub fn backoff(&self) -> Backoff {
+        Backoff { failures: 0, pace: self.settings.pace }
+    }
+
+    fn ask(&self, url: &Uri, request: ureq::http::Request<()>, body: Option<&[u8]>) -> Result<Response, HttpError> {
+        let (agent, proxy) = self.agent_for(url)?;
+        let (parts, ()) = request.into_parts();
+        let answer = match body {
+            Some(bytes) => agent.run(ureq::http::Request::from_parts(parts, bytes)),
+            None => agent.run(ureq::http::Request::from_parts(parts, ())),
+        };
+        let answer = answer.map_err(|error| {
+            let cancelled = self.settings.cancel.check();
+            cancelled.map_or_else(HttpError::from, |()| worded(&shown(&url.to_string()), proxy, error, &self.settings))
+        })?;
+        let (parts, body) = answer.into_parts();
+        Ok(Response {
+            status: parts.status.as_u16(),
+            url: url.to_string(),
+            headers: parts.headers,
+            body: body.into_reader(),
+        })
+    }
+
+    fn agent_for(&self, url: &Uri) -> Result<(&Agent, Option<&str>), HttpError> {
+        let bypass = variable(&self.settings.env, "no_proxy").is_some_and(|list| bypasses(list, url));
+        match self.proxied.get(url.scheme_str().unwrap_or_default()) {
+            Some(Ok((agent, shown))) if !bypass => Ok((agent, Some(shown))),
+            Some(Err(why)) if !bypass => Err(HttpError::Address { url: shown(&url.to_string()), why: why.clone() }),
+            _ => Ok((&self.direct, None)),
+        }
+    }
+}
+
+/// Waits, unless the user asks to stop.
+///
+/// # Errors
+/// [`Cancelled`].
+pub fn pause(cancel: &Cancel, delay: Duration) -> Result<(), Cancelled> {
+    let end = std::time::Instant::now() + delay;
+    loop {
+        cancel.check()?;
+        let left = end.saturating_duration_since(std::time::Instant::now());
+        if left.is_zero() {
+            return Ok(());
+        }
+        std::thread::sleep(left.min(POLL));
+    }
+}
+
+/// Whether a status means "try again later".
+pub fn comes_later(status: u16) -> bool {
+    matches!(status, 408 | 425 | 429 | 500 | 502 | 503 | 504)
+}
+
+/// Delays between tries: doubling from the pace (0.5 s) to 30 s, with jitter, six in a row.
+#[derive(Debug, Clone)]
+pub struct Backoff {
+    failures: u32,
+    pace: Duration,
+}
+
+impl Backoff {
+    /// Tries in a row that may fail.
+    pub const LIMIT: u32 = 6;
+
+    /// Something was achieved: counting begins anew.
+    pub fn progressed(&mut self) {
+        self.failures = 0;
+    }
+
+    pub fn failures(&self) -> u32 {
+        self.failures
+    }
+
+    /// How long to wait before the next try; `asked` is the server's own wish. None: give up.
+    pub fn after_failure(&mut self, asked: Option<Duration>) -> Option<Duration> {
+        self.failures += 1;
+        if self.failures > Self::LIMIT || asked.is_some_and(|wish| wish > MAX_WAIT) {
+            return None;
+        }
+        let full = (self.pace * 2_u32.pow(self.failures - 1)).min(Duration::from_secs(30));
+        let mut byte = [0];
+        let _ = getrandom::fill(&mut byte);
+        let jittered = full / 2 + full * u32::from(byte[0]) / 512;
+        Some(asked.map_or(jittered, |wish| wish.max(self.pace / 2)))
+    }
+}
+
+fn agent(settings: &Settings, proxy: Option<Proxy>) -> Agent {
+    let tls = ureq::tls::TlsConfig::builder().root_certs(ureq::tls::RootCerts::PlatformVerifier).build();
+    Agent::config_builder()
+        .tls_config(tls)
+        .proxy(proxy)
+        .http_status_as_error(false)
+        .max_redirects(0)
+        .max_redirects_will_error(false)
+        .user_agent(concat!("aitools/", env!("CARGO_PKG_VERSION")))
+        .accept_encoding("identity")
+        .timeout_resolve(Some(settings.connect_timeout))
+        .timeout_connect(Some(settings.connect_timeout))
+        .timeout_per_read(Some(settings.stall_timeout))
+        .timeout_per_write(Some(settings.stall_timeout))
+        .timeout_recv_response(Some(settings.stall_timeout * 2))
+        .max_idle_connections_per_host(8)
+        .build()
+        .new_agent()
+}
+
+fn build(
+    request: &Request<'_>,
+    method: &Method,
+    url: &Uri,
+    at_home: bool,
+    with_body: bool,
+) -> Result<ureq::http::Request<()>, HttpError> {
+    let address = |why: String| HttpError::Address { url: shown(&url.to_string()), why };
+    let mut built = ureq::http::Request::builder().method(method).uri(url);
+    for (name, value) in request.headers {
+        let public = PUBLIC_HEADERS.iter().any(|known| known.eq_ignore_ascii_case(name));
+        let of_body = name.to_ascii_lowercase().starts_with("content-");
+        if (!at_home && !public && !of_body) || (of_body && !with_body) {
+            continue;
+        }
+        let name = HeaderName::try_from(*name).map_err(|error| address(format!("header `{name}`: {error}")))?;
+        let value = HeaderValue::try_from(*value).map_err(|error| address(format!("header `{name}`: {error}")))?;
+        built = built.header(name, value);
+    }
+    built.body(()).map_err(|error| address(error.to_string()))
+}
+
+/// Where a redirect leads.
+fn next(from: &Uri, response: &Response) -> Result<Option<Uri>, HttpError> {
+    if !matches!(response.status, 301 | 302 | 303 | 307 | 308) {
+        return Ok(None);
+    }
+    let refused = |why: String| HttpError::Address { url: shown(&from.to_string()), why };
+    let target = response.headers.get("location").map(|value| String::from_utf8_lossy(value.as_bytes()));
+    let target = target.ok_or_else(|| refused(format!("HTTP status {} without a location", response.status)))?;
+    let to = parse(&join(from, target.trim()))?;
+    if from.scheme_str() == Some("https") && to.scheme_str() != Some("https") {
+        return Err(refused(format!("it redirects from https to {}", shown(&to.to_string()))));
+    }
+    Ok(Some(to))
+}
+
+fn worded(url: &str, proxy: Option<&str>, error: ureq::Error, settings: &Settings) -> HttpError {
+    let through = proxy.map_or(String::new(), |proxy| format!(" (through the proxy {proxy})"));
+    let url = url.to_owned();
+    let seconds = |limit: Duration| limit.as_secs_f32();
+    match error {
+        ureq::Error::HostNotFound => HttpError::Unreachable { url, why: format!("no such host{through}") },
+        ureq::Error::Timeout(Timeout::Resolve | Timeout::Connect) => {
+            let why = format!("no connection within {} s{through}", seconds(settings.connect_timeout));
+            HttpError::Unreachable { url, why }
+        }
+        ureq::Error::Timeout(_) => {
+            HttpError::Broken { url, why: format!("no answer within {} s{through}", seconds(settings.stall_timeout)) }
+        }
+        ureq::Error::Io(error) => {
+            let why = format!("{error}{through}");
+            match error.kind() {
+                io::ErrorKind::ConnectionReset
+                | io::ErrorKind::ConnectionAborted
+                | io::ErrorKind::BrokenPipe
+                | io::ErrorKind::UnexpectedEof => HttpError::Broken { url, why },
+                _ if why.contains("certificate") => HttpError::Address { url, why: untrusted(&why) },
+                _ => HttpError::Unreachable { url, why },
+            }
+        }
+        ureq::Error::Rustls(error) => HttpError::Address { url, why: untrusted(&format!("{error}{through}")) },
+        ureq::Error::BadUri(why) => HttpError::Address { url, why },
+        ureq::Error::ConnectProxyFailed(why) => HttpError::Unreachable { url, why: format!("{why}{through}") },
+        other => HttpError::Unexpected { url, why: format!("{other}{through}") },
+    }
+}
+
+fn untrusted(why: &str) -> String {
+    format!("no secure connection: {why} (`SSL_CERT_FILE` can name further certificates to trust)")
+}
+
+/// Scheme, host and port.
+fn origin(url: &Uri) -> (String, String, u16) {
+    let scheme = url.scheme_str().unwrap_or_default().to_ascii_lowercase();
+    let port = url.port_u16().unwrap_or(if scheme == "https" { 443 } else { 80 });
+    (scheme, url.host().unwrap_or_default().to_ascii_lowercase(), port)
+}
+
+/// Whether two addresses have the same scheme, host and port.
+pub fn same_origin(one: &str, other: &str) -> bool {
+    matches!((parse(one), parse(other)), (Ok(one), Ok(other)) if origin(&one) == origin(&other))
+}
+
+/// An address for people: without user, password and query, which may hold secrets.
+pub fn shown(url: &str) -> String {
+    let bare = url.split(['?', '#']).next().unwrap_or_default();
+    let text = match bare.split_once("://") {
+        Some((scheme, rest)) => {
+            let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+            format!("{scheme}://{}{path}", authority.rsplit('@').next().unwrap_or_default())
+        }
+        None => bare.rsplit('@').next().unwrap_or_default().to_owned(),
+    };
+    text.chars().filter(|c| !c.is_control()).take(500).collect()
+}
+
+/// An http or https address with a host; characters that may not stand in one are percent-encoded.
+fn parse(text: &str) -> Result<Uri, HttpError> {
+    use std::fmt::Write as _;
+    let refused = |why: String| HttpError::Address { url: shown(text), why };
+    let bare = text.split('#').next().unwrap_or_default();
+    let encoded = bare.bytes().fold(String::with_capacity(bare.len()), |mut encoded, byte| {
+        if byte.is_ascii_graphic() && !b"\"<>\\^`{|}".contains(&byte) {
+            encoded.push(char::from(byte));
+        } else {
+            let _ = write!(encoded, "%{byte:02X}");
+        }
+        encoded
+    });
+    let url: Uri = encoded.parse().map_err(|error| refused(format!("it is not an address: {error}")))?;
+    match (url.scheme_str(), url.host()) {
+        (Some("http" | "https"), Some(host)) if !host.is_empty() => Ok(url),
+        _ => Err(refused("it is not an http or https address".to_owned())),
+    }
+}
+
+/// A reference as seen from `base` (RFC 3986 §5.2).
+fn join(base: &Uri, reference: &str) -> String {
+    let scheme = base.scheme_str().unwrap_or_default();
+    let home = format!("{scheme}://{}", base.authority().map_or("", |authority| authority.as_str()));
+    let has_scheme = reference.split_once(':').is_some_and(|(head, _)| {
+        !head.is_empty() && head.chars().all(|c| c.is_ascii_alphanumeric() || "+-.".contains(c))
+    });
+    if has_scheme {
+        return reference.to_owned();
+    }
+    if reference.starts_with("//") {
+        return format!("{scheme}:{reference}");
+    }
+    let (path, tail) = reference.split_at(reference.find(['?', '#']).unwrap_or(reference.len()));
+    let whole = match path {
+        "" => base.path().to_owned(),
+        _ if path.starts_with('/') => path.to_owned(),
+        _ => format!("{}/{path}", base.path().rsplit_once('/').map_or("", |(folder, _)| folder)),
+    };
+    let mut parts: Vec<&str> = Vec::new();
+    for part in whole.split('/').skip(1) {
+        match part {
+            "." => {}
+            ".." => drop(parts.pop()),
+            part => parts.push(part),
+        }
+    }
+    if whole.ends_with("/.") || whole.ends_with("/..") {
+        parts.push("");
+    }
+    format!("{home}/{}{tail}", parts.join("/"))
+}
+
+/// A variable by its lowercase name, or its uppercase one; empty counts as not set.
+fn variable<'a>(env: &'a BTreeMap<String, String>, name: &str) -> Option<&'a str> {
+    let value = env.get(name).or_else(|| env.get(&name.to_ascii_uppercase()))?.trim();
+    Some(value).filter(|value| !value.is_empty())
+}
+
+fn proxy_for<'a>(env: &'a BTreeMap<String, String>, scheme: &str) -> Option<&'a str> {
+    variable(env, &format!("{scheme}_proxy")).or_else(|| variable(env, "all_proxy"))
+}
+
+/// Whether `NO_PROXY` covers an address: `*`, hosts and their subdomains, `host:port`, IP addresses and CIDR blocks.
+fn bypasses(list: &str, url: &Uri) -> bool {
+    let (_, host, port) = origin(url);
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    let ip: Option<IpAddr> = host.parse().ok();
+    list.split([',', ' ']).map(str::trim).filter(|entry| !entry.is_empty()).any(|entry| {
+        let entry = entry.to_ascii_lowercase();
+        if entry == "*" {
+            return true;
+        }
+        if let (Some(ip), Some((network, bits))) = (ip, entry.split_once('/')) {
+            return matches!((network.parse(), bits.parse()), (Ok(network), Ok(bits)) if in_block(ip, network, bits));
+        }
+        let name = match entry.rsplit_once(':') {
+            Some((name, number)) if !name.contains(':') => {
+                if number.parse() != Ok(port) {
+                    return false;
+                }
+                name
+            }
+            _ => entry.trim_start_matches('[').trim_end_matches(']'),
+        };
+        let name = name.trim_start_matches('*').trim_start_matches('.');
+        host == name || host.strip_suffix(name).is_some_and(|head| head.ends_with('.'))
+    })
+}
+
+fn in_block(ip: IpAddr, network: IpAddr, bits: u32) -> bool {
+    let masked = |value: u128, width: u32| value.checked_shr(width.saturating_sub(bits)).unwrap_or(0);
+    match (ip, network) {
+        (IpAddr::V4(ip), IpAddr::V4(net)) if bits <= 32 => {
+            masked(u32::from(ip).into(), 32) == masked(u32::from(net).into(), 32)
+        }
+        (IpAddr::V6(ip), IpAddr::V6(net)) if bits <= 128 => masked(ip.into(), 128) == masked(net.into(), 128),
+        _ => false,
+    }
+}
+
+/// `Retry-After`: seconds, or a date as `Sun, 06 Nov 1994 08:49:37 GMT` (the other two date forms are obsolete).
+fn wait_from(text: &str, now: SystemTime) -> Option<Duration> {
+    if let Ok(seconds) = text.parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let mut words = text.split_once(", ")?.1.split([' ', ':']);
+    let day: i64 = words.next()?.parse().ok()?;
+    let month = words.next()?;
+    let months = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
+    let month = i64::try_from(months.iter().position(|name| *name == month)?).ok()? + 1;
+    let year: i64 = words.next()?.parse().ok().filter(|year| (1970..10_000).contains(year))?;
+    let clock: Vec<i64> = words.by_ref().take(3).filter_map(|word| word.parse().ok()).collect();
+    let [hours, minutes, seconds] = clock[..] else { return None };
+    // Days since 1970-01-01 in the Gregorian calendar, years beginning in March.
+    let (y, m) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
+    let days = 365 * y + y / 4 - y / 100 + y / 400 + (153 * m + 2) / 5 + day - 1 - 719_468;
+    let at = u64::try_from(days * 86_400 + hours * 3_600 + minutes * 60 + seconds).ok()?;
+    Some((UNIX_EPOCH + Duration::from_secs(at)).duration_since(now).unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::test_server::{Reply, Server};
+
+    fn http(change: impl FnOnce(&mut Settings)) -> Http {
+        let mut settings = Settings { pace: Duration::from_millis(1), ..Settings::default() };
+        change(&mut settings);
+        Http::new(settings)
+    }
+
+    #[test]
+    fn secrets_stay_at_their_origin() {
+        let other = Server::start(|_, _| Reply::text("there"));
+        let target = other.url("/moved?x=1");
+        let first = Server::start(move |seen, _| match seen.path.as_str() {
+            "/a/b" => Reply::redirect(307, "../c d"),
+            _ => Reply::redirect(302, &target),
+        });
+        let headers = [("Authorization", "Bearer secret"), ("X-Token", "secret"), ("Range", "bytes=0-4")];
+        let answer = http(|_| ()).answer(&Request::get(&first.url("/a/b"), &headers), 100).unwrap();
+        assert_eq!((answer.response.status, answer.body.as_slice()), (200, &b"there"[..]));
+        assert_eq!(first.seen()[1].path, "/c%20d");
+        assert_eq!(first.seen()[1].header("authorization"), Some("Bearer secret"));
+        let there = &other.seen()[0];
+        assert_eq!((there.header("authorization"), there.header("x-token")), (None, None));
+        assert_eq!((there.header("range"), there.header("accept-encoding")), (Some("bytes=0-4"), Some("identity")));
+        assert_eq!(there.header("user-agent"), Some(concat!("aitools/", env!("CARGO_PKG_VERSION"))));
+    }
+
+    #[test]
+    fn redirects_end_somewhere() {
+        let server = Server::start(|_, _| Reply::redirect(302, "/again"));
+        let error = http(|_| ()).send(&Request::get(&server.url("/"), &[])).unwrap_err();
+        assert!(error.to_string().ends_with("more than 10 redirects"), "{error}");
+        assert_eq!(server.seen().len(), 11);
+        let url = server.url("/");
+        let stay = Request { follow: Follow::Nowhere, ..Request::head(&url, &[]) };
+        assert_eq!(http(|_| ()).send(&stay).unwrap().status, 302);
+        let server = Server::start(|_, _| Reply::redirect(302, "file:///etc/passwd"));
+        assert!(matches!(http(|_| ()).send(&Request::get(&server.url("/"), &[])), Err(HttpError::Address { .. })));
+    }
+
+    #[test]
+    fn offline_sends_nothing() {
+        let server = Server::start(|_, _| Reply::text(""));
+        let error = http(|settings| settings.offline = true).send(&Request::get(&server.url("/"), &[])).unwrap_err();
+        assert!(matches!(error, HttpError::Offline { .. }));
+        assert!(server.seen().is_empty());
+    }
+
+    #[test]
+    fn a_proxy_is_used_unless_no_proxy_covers_the_host() {
+        // Port 9 of the loopback address refuses, so an answer shows that the proxy was not used.
+        let server = Server::start(|_, _| Reply::text("direct"));
+        let url = server.url("/");
+        let with = |no_proxy: &str| {
+            http(|settings| {
+                settings.env.insert("HTTP_PROXY".to_owned(), "http://user:secret@127.0.0.1:9".to_owned());
+                settings.env.insert("NO_PROXY".to_owned(), no_proxy.to_owned());
+            })
+        };
+        let error = with("example.org").send(&Request::get(&url, &[])).unwrap_err().to_string();
+        assert!(error.contains("through the proxy http://127.0.0.1:9") && !error.contains("secret"), "{error}");
+        assert_eq!(with("x, 127.0.0.0/8").send(&Request::get(&url, &[])).unwrap().status, 200);
+    }
+
+    #[test]
+    fn no_proxy_entries() {
+        let url: Uri = "https://a.example.org/x".parse().unwrap();
+        for yes in ["*", "example.org", ".example.org", "*.example.org", "b,a.example.org", "a.example.org:443"] {
+            assert!(bypasses(yes, &url), "{yes}");
+        }
+        for no in ["", "le.org", "a.example.org:80", "10.0.0.0/8", "b.a.example.org"] {
+            assert!(!bypasses(no, &url), "{no}");
+        }
+        let url: Uri = "http://[fd00::1]:80/".parse().unwrap();
+        assert!(bypasses("fd00::/8", &url) && bypasses("[fd00::1]", &url) && !bypasses("fe00::/8", &url));
+    }
+
+    #[test]
+    fn patience_has_an_end_and_obeys_the_server() {
+        let server = Server::start(|_, turn| match turn {
+            0 => Reply::text("busy").status(429).with("Retry-After", "0"),
+            1 => Reply::text("broken").drop_after(2),
+            _ => Reply::text("{\"a\": 1}"),
+        });
+        let answer = http(|_| ()).answer_patiently(&Request::get(&server.url("/"), &[]), 100, &|_| ()).unwrap();
+        assert_eq!(answer.json::<serde_json::Value>().unwrap()["a"], 1);
+        let server = Server::start(|_, _| Reply::text("").status(503));
+        let answer = http(|_| ()).answer_patiently(&Request::get(&server.url("/"), &[]), 100, &|_| ()).unwrap();
+        assert_eq!((answer.response.status, server.seen().len()), (503, 7));
+        let server = Server::start(|_, _| Reply::text("").status(429).with("Retry-After", "86400"));
+        let answer = http(|_| ()).answer_patiently(&Request::get(&server.url("/"), &[]), 100, &|_| ()).unwrap();
+        assert_eq!((answer.response.status, server.seen().len()), (429, 1));
+    }
+
+    #[test]
+    fn large_answers_and_silence_are_errors() {
+        let server = Server::start(|_, _| Reply::text("12345"));
+        let ask = |http: &Http, server: &Server| http.answer(&Request::get(&server.url("/"), &[]), 4);
+        assert!(matches!(ask(&http(|_| ()), &server), Err(HttpError::TooLarge { limit_bytes: 4, .. })));
+        let silent = Server::start(|_, _| Reply::text("12345").stall_after(2));
+        let impatient = http(|settings| settings.stall_timeout = Duration::from_millis(50));
+        assert!(matches!(ask(&impatient, &silent), Err(HttpError::Broken { .. })));
+    }
+
+    #[test]
+    fn a_cancel_ends_a_silent_request() {
+        let cancel = Cancel::default();
+        let later = cancel.clone();
+        let silent = Server::start(move |_, _| {
+            later.cancel();
+            Reply::text("12345").stall_after(2)
+        });
+        let http = http(|settings| settings.cancel = cancel);
+        let error = http.answer(&Request::get(&silent.url("/"), &[]), 100).unwrap_err();
+        assert!(matches!(error, HttpError::Cancelled(_)), "{error}");
+    }
+
+    #[test]
+    fn a_post_carries_its_body() {
+        let server = Server::start(|seen, _| Reply::text(&format!("{} {}", seen.method, seen.body.len())));
+        let headers = [("Content-Type", "text/plain")];
+        let request = Request { method: Method::POST, body: Some(b"12345"), ..Request::get("", &headers) };
+        let answer = http(|_| ()).answer(&Request { url: &server.url("/"), ..request }, 100).unwrap();
+        assert_eq!(answer.body, b"POST 5");
+        assert_eq!(server.seen()[0].header("content-type"), Some("text/plain"));
+    }
+
+    #[test]
+    fn references_are_joined_as_the_standard_says() {
+        let base: Uri = "http://a/b/c/d?q".parse().unwrap();
+        for (reference, whole) in [
+            ("g", "http://a/b/c/g"),
+            ("/g", "http://a/g"),
+            ("//g/x", "http://g/x"),
+            ("?y", "http://a/b/c/d?y"),
+            ("../g?a=/../b", "http://a/b/g?a=/../b"),
+            ("../../../g", "http://a/g"),
+            (".", "http://a/b/c/"),
+            ("https://x/y", "https://x/y"),
+        ] {
+            assert_eq!(join(&base, reference), whole, "{reference}");
+        }
+    }
+
+    #[test]
+    fn waits_are_read() {
+        let now = UNIX_EPOCH + Duration::from_secs(784_111_777 - 5);
+        assert_eq!(wait_from("12", now), Some(Duration::from_secs(12)));
+        assert_eq!(wait_from("Sun, 06 Nov 1994 08:49:37 GMT", now), Some(Duration::from_secs(5)));
+        assert_eq!(wait_from("Sun, 06 Nov 1993 08:49:37 GMT", now), Some(Duration::ZERO));
+        for bad in ["", "soon", "-1", "Sun, 06 Nov", "Sun, 99 Foo 1994 08:49:37 GMT"] {
+            assert_eq!(wait_from(bad, now), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn shown_addresses_hold_no_secrets() {
+        assert_eq!(shown("https://u:p@host/a@b?sig=1#f"), "https://host/a@b");
+        assert_eq!(shown("u:p@host:1"), "host:1");
+    }
+}
