@@ -22,6 +22,8 @@ use serde::Serialize;
 use self::answer::Sink;
 use self::http::HttpError;
 use crate::base::cancel::{Cancel, Cancelled};
+use crate::base::digest::Digest;
+use crate::base::name::Name;
 use crate::base::platform::{Platform, Variant};
 use crate::build::BuildRecipe;
 use crate::format::gguf::Header;
@@ -38,7 +40,7 @@ pub fn find(id: &str) -> Option<&'static dyn Engine> {
 }
 
 /// What is said of an engine, of all of them, in one place each.
-pub trait Engine: Sync {
+pub trait Engine: std::fmt::Debug + Sync {
     /// The word in manifests and policies: `llama-cpp`.
     fn id(&self) -> &'static str;
 
@@ -136,6 +138,44 @@ pub struct LaunchRequest<'a> {
     pub scratch: &'a Path,
     /// Physical processor cores.
     pub cores: u32,
+}
+
+/// Everything that an answer takes, at hand and verified: what `sync` leaves behind for one policy.
+#[derive(Debug, Clone)]
+pub struct Ready {
+    pub engine: &'static dyn Engine,
+    pub name: Name,
+    pub policy: Policy,
+    /// Of the policy file's bytes.
+    pub policy_sha256: Digest,
+    pub variant: Variant,
+    /// The installed artifact's folder, and what it is.
+    pub artifact: PathBuf,
+    pub fingerprint: Digest,
+    /// The main weights file, and what it is.
+    pub weights: PathBuf,
+    pub weights_sha256: Digest,
+    pub header: Header,
+    /// Physical processor cores.
+    pub cores: u32,
+}
+
+impl Ready {
+    /// # Errors
+    /// When the policy asks for what the engine cannot do.
+    pub fn launch(&self, endpoint: &Endpoint, scratch: &Path) -> Result<Launch, EngineError> {
+        self.engine.launch(&LaunchRequest {
+            policy: &self.policy,
+            variant: self.variant,
+            artifact: &self.artifact,
+            weights: &self.weights,
+            header: &self.header,
+            port: endpoint.port,
+            key: &endpoint.key,
+            scratch,
+            cores: self.cores,
+        })
+    }
 }
 
 /// The command to start.
