@@ -248,6 +248,12 @@ pub fn parent(path: &Path) -> &Path {
     }
 }
 
+/// A new folder in `parent` (which is made when missing), removed when dropped.
+pub fn temporary_dir(parent: &Path) -> Result<tempfile::TempDir> {
+    create_dir_all(parent)?;
+    tempfile::Builder::new().prefix(".aitools-").tempdir_in(parent).map_err(naming("create a folder in", parent))
+}
+
 /// Replaces a file as a whole: readers see the old bytes or the new ones, also after a power cut.
 pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
     let folder = parent(path);

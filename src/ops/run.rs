@@ -11,7 +11,7 @@ use crate::base::process::GRACE;
 use crate::engine::answer::{Sink, ms};
 use crate::engine::backend::{Backend, BackendError, Driver, Supervision};
 use crate::engine::metrics::{Measured, Metrics, Record};
-use crate::engine::{EngineError, GenerateRequest, Generated, Piece, Ready};
+use crate::engine::{EngineError, GenerateRequest, Generated, Ready};
 use crate::report::{Task, Unit};
 
 /// Seconds for a whole run when the policy has no `runtime.timeout`.
