@@ -13,13 +13,18 @@ use super::measure::{Contender, Series, interleave};
 use super::server::{NAME, REPO, Server};
 use crate::job::Result;
 
-pub const BENCH: Bench = Bench { name: "download", about: "1 GiB from loopback", rounds: 5, run };
-pub const MEMORY: Bench =
-    Bench { name: "sync-memory", about: "peak memory of a sync, by size of file", rounds: 3, run: memory };
+pub const BENCH: Bench = Bench { name: "download", about: "1 GiB from loopback", rounds: 5, warm_up: true, run };
+pub const MEMORY: Bench = Bench {
+    name: "sync-memory",
+    about: "peak memory of a sync, by size of file",
+    rounds: 3,
+    warm_up: true,
+    run: memory,
+};
 
 const MIB: u64 = 1 << 20;
 
-fn run(ground: &Ground<'_>, rounds: usize) -> Result<Vec<Series>> {
+fn run(ground: &Ground<'_>, bench: &Bench, rounds: usize) -> Result<Vec<Series>> {
     let server = Server::start(ground.sh, &ground.folder("served")?, 1024 * MIB)?;
     let url = server.url();
     let hub = format!("hf = \"{REPO}\", files = [\"*.gguf\"]");
@@ -56,17 +61,17 @@ fn run(ground: &Ground<'_>, rounds: usize) -> Result<Vec<Series>> {
             peer("aria2c -x 4", Path::new("aria2c"), &["-q", "-x", "4", "-s", "4", "-d", &folder, &url]);
         }
     }
-    interleave(&mut contenders, rounds)
+    interleave(&mut contenders, bench.warm_up, rounds)
 }
 
-fn memory(ground: &Ground<'_>, rounds: usize) -> Result<Vec<Series>> {
+fn memory(ground: &Ground<'_>, bench: &Bench, rounds: usize) -> Result<Vec<Series>> {
     let mut contenders = Vec::new();
     for size in [64, 1024] {
         let server = Server::start(ground.sh, &ground.folder(&format!("served-{size}"))?, size * MIB)?;
         let name = format!("aitools sync ({size} MiB)");
         contenders.push(ours(ground, &name, &server, &format!("url = \"{}\"", server.url()))?);
     }
-    interleave(&mut contenders, rounds)
+    interleave(&mut contenders, bench.warm_up, rounds)
 }
 
 /// A project of one model, locked; each run begins with an empty cache and without a link.

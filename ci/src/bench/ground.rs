@@ -75,6 +75,28 @@ impl<'a> Ground<'a> {
         command
     }
 
+    /// A copy of the quickstart project, whose links are its own.
+    pub fn quickstart(&self) -> Result<PathBuf> {
+        let project = self.folder("project")?;
+        for part in ["manifests", "configs"] {
+            self.copy(&crate::step::root().join(part), &project.join(part))?;
+        }
+        Ok(project)
+    }
+
+    fn copy(&self, from: &Path, to: &Path) -> Result<()> {
+        self.sh.create_dir(to)?;
+        for path in self.sh.read_dir(from)? {
+            let to = to.join(path.file_name().unwrap_or_default());
+            if path.is_dir() {
+                self.copy(&path, &to)?;
+            } else {
+                self.sh.copy_file(&path, &to)?;
+            }
+        }
+        Ok(())
+    }
+
     /// A folder below the scratch folder, made.
     pub fn folder(&self, name: &str) -> Result<PathBuf> {
         Ok(self.sh.create_dir(self.scratch.join(name))?)

@@ -5,9 +5,9 @@ use super::ground::{Ground, command};
 use super::measure::{Contender, Series, interleave};
 use crate::job::Result;
 
-pub const BENCH: Bench = Bench { name: "help", about: "starting the program", rounds: 30, run };
+pub const BENCH: Bench = Bench { name: "help", about: "starting the program", rounds: 30, warm_up: true, run };
 
-fn run(ground: &Ground<'_>, rounds: usize) -> Result<Vec<Series>> {
+fn run(ground: &Ground<'_>, bench: &Bench, rounds: usize) -> Result<Vec<Series>> {
     let here = &ground.scratch;
     let (uv, ninja, hf) = (ground.peer("uv"), ground.peer("ninja"), ground.peer("hf"));
     interleave(
@@ -17,6 +17,7 @@ fn run(ground: &Ground<'_>, rounds: usize) -> Result<Vec<Series>> {
             Contender::command("ninja --version", || command(&ninja, here, &["--version"])),
             Contender::command("hf --help", || command(&hf, here, &["--help"])),
         ],
+        bench.warm_up,
         rounds,
     )
 }

@@ -110,10 +110,10 @@ pub struct Series {
     pub samples: Vec<Sample>,
 }
 
-/// A B C, A B C, …: `rounds` times after one unmeasured round.
-pub fn interleave(contenders: &mut [Contender<'_>], rounds: usize) -> Result<Vec<Series>> {
+/// A B C, A B C, …: `rounds` times, after one unmeasured round if there is to be a warm-up.
+pub fn interleave(contenders: &mut [Contender<'_>], warm_up: bool, rounds: usize) -> Result<Vec<Series>> {
     let mut samples: Vec<Vec<Sample>> = contenders.iter().map(|_| Vec::new()).collect();
-    for round in 0..=rounds {
+    for round in usize::from(!warm_up)..=rounds {
         for (contender, samples) in contenders.iter_mut().zip(&mut samples) {
             (contender.prepare)()?;
             let sample = (contender.run)()?;
@@ -170,7 +170,7 @@ mod tests {
                 }
             }),
         };
-        let series = interleave(&mut [contender("a", 1.0), contender("b", 4.0)], 2).unwrap();
+        let series = interleave(&mut [contender("a", 1.0), contender("b", 4.0)], true, 2).unwrap();
         assert_eq!(*order.borrow(), "ababab");
         assert_eq!(series[1].samples.len(), 2);
         assert_eq!(series[1].first_over_this.unwrap().median, 0.25);

@@ -2,6 +2,7 @@
 //!
 //! A new benchmark is one file and one line in [`BENCHES`].
 
+mod build;
 mod download;
 mod ground;
 mod help;
@@ -24,10 +25,13 @@ pub struct Bench {
     pub about: &'static str,
     /// How many measured rounds, when nothing else is asked for.
     rounds: usize,
-    run: fn(&Ground<'_>, usize) -> Result<Vec<Series>>,
+    /// Whether an unmeasured round comes first.
+    warm_up: bool,
+    run: fn(&Ground<'_>, &Self, usize) -> Result<Vec<Series>>,
 }
 
-pub const BENCHES: &[Bench] = &[help::BENCH, noop_sync::BENCH, run::BENCH, download::BENCH, download::MEMORY];
+pub const BENCHES: &[Bench] =
+    &[help::BENCH, noop_sync::BENCH, run::BENCH, download::BENCH, download::MEMORY, build::BENCH];
 
 /// The benchmarks of these names, or all. One that cannot be taken does not stop the others, but fails the run.
 pub fn run(sh: &Shell, names: &[String], rounds: Option<usize>) -> ExitCode {
@@ -46,7 +50,7 @@ pub fn run(sh: &Shell, names: &[String], rounds: Option<usize>) -> ExitCode {
 fn measure(sh: &Shell, bench: &Bench, rounds: Option<usize>) -> Result<()> {
     let ground = Ground::new(sh, bench.name)?;
     let rounds = rounds.unwrap_or(bench.rounds);
-    let series = (bench.run)(&ground, rounds)?;
+    let series = (bench.run)(&ground, bench, rounds)?;
     print!("{}", table(&series));
     let file = ground.results().join(format!("{}.json", bench.name));
     let result = serde_json::json!({

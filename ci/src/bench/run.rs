@@ -15,27 +15,29 @@ use super::ground::Ground;
 use super::measure::{Contender, Sample, Series, interleave};
 use crate::job::{Result, quickstart};
 
-pub const BENCH: Bench = Bench { name: "run", about: "one short answer, engine started and stopped", rounds: 7, run };
+pub const BENCH: Bench =
+    Bench { name: "run", about: "one short answer, engine started and stopped", rounds: 7, warm_up: true, run };
 
 const PATIENCE: Duration = Duration::from_secs(120);
 const MAX_TOKENS: u32 = 128;
 
-fn run(ground: &Ground<'_>, rounds: usize) -> Result<Vec<Series>> {
+fn run(ground: &Ground<'_>, bench: &Bench, rounds: usize) -> Result<Vec<Series>> {
+    let project = ground.quickstart()?;
     let ours = || {
-        let mut command = ground.ours(crate::step::root(), None);
+        let mut command = ground.ours(&project, None);
         command.args(["-m", "quickstart", "run", quickstart::POLICY, "--prompt", quickstart::PROMPT]);
         command
     };
-    if !ground.ours(crate::step::root(), None).args(["-m", "quickstart", "sync"]).status()?.success() {
+    if !ground.ours(&project, None).args(["-m", "quickstart", "sync"]).status()?.success() {
         return Err("the first sync failed".into());
     }
-    let server = observe(ground.sh, ours())?;
+    let server = observe(ground, ours())?;
     let by_hand = Contender {
         name: "llama-server by hand".to_owned(),
         prepare: Box::new(|| Ok(())),
         run: Box::new(move || drive(&server)),
     };
-    interleave(&mut [Contender::command("aitools run", ours), by_hand], rounds)
+    interleave(&mut [Contender::command("aitools run", ours), by_hand], bench.warm_up, rounds)
 }
 
 /// A server's command line and folder, as they were seen.
@@ -46,7 +48,7 @@ struct Seen {
 }
 
 /// Runs our command once and notes how it starts the engine.
-fn observe(sh: &Shell, mut command: Command) -> Result<Seen> {
+fn observe(ground: &Ground<'_>, mut command: Command) -> Result<Seen> {
     let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
     let begun = Instant::now();
     let mut seen = None;
@@ -54,11 +56,11 @@ fn observe(sh: &Shell, mut command: Command) -> Result<Seen> {
         if begun.elapsed() > PATIENCE {
             child.kill()?;
         }
-        seen = seen.or_else(|| servers(sh).into_iter().next());
+        seen = seen.or_else(|| servers(ground.sh).into_iter().next());
         std::thread::sleep(Duration::from_millis(5));
     }
     let words = seen.ok_or("no `llama-server` was seen while `aitools run` ran (this benchmark reads /proc)")?;
-    Ok(Seen { words, folder: sh.create_dir(crate::step::root().join("target/bench/scratch/run/by-hand"))? })
+    Ok(Seen { words, folder: ground.folder("by-hand")? })
 }
 
 /// The command lines of all running `llama-server`s.
