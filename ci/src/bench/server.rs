@@ -168,3 +168,29 @@ fn head(reader: &mut BufReader<TcpStream>) -> std::io::Result<Option<(String, Op
     }
     Ok(Some((first, range)))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ask(server: &Server, request: &str) -> String {
+        let mut stream = TcpStream::connect(server.address).unwrap();
+        write!(stream, "{request} HTTP/1.1\r\nHost: x\r\nRange: bytes=4-7\r\n\r\n").unwrap();
+        stream.shutdown(std::net::Shutdown::Write).unwrap();
+        let mut bytes = Vec::new();
+        stream.read_to_end(&mut bytes).unwrap();
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    #[test]
+    fn a_file_and_its_repository() {
+        let sh = Shell::new().unwrap();
+        let folder = sh.create_temp_dir().unwrap();
+        let server = Server::start(&sh, folder.path(), (1 << 20) + 5).unwrap();
+        let part = ask(&server, &format!("GET /{NAME}"));
+        assert!(part.starts_with("HTTP/1.1 206 ") && part.ends_with("\r\n\r\n\x03\0\0\0"), "{part:?}");
+        assert!(ask(&server, &format!("HEAD /{REPO}/resolve/{COMMIT}/{NAME}")).ends_with("\r\n\r\n"));
+        assert!(ask(&server, &format!("GET /api/models/{REPO}/tree/main?recursive=1")).contains(&server.sha256));
+        assert!(ask(&server, "GET /other").starts_with("HTTP/1.1 404 "));
+    }
+}
