@@ -249,7 +249,10 @@ mod tests {
         cancel.cancel();
         assert!(matches!(running.wait(&cancel, None), Err(ProcessError::Cancelled(_))));
         let child = PathBuf::from(format!("/proc/{}/stat", line.trim()));
-        let gone = || std::fs::read_to_string(&child).map_or(true, |stat| stat.contains(") Z "));
+        let gone = || {
+            let stat = super::super::fs::read_bounded(&child, 1 << 16);
+            stat.map_or(true, |stat| String::from_utf8_lossy(&stat).contains(") Z "))
+        };
         assert!(
             (0..200).any(|_| gone() || {
                 std::thread::sleep(POLL);
