@@ -73,6 +73,15 @@ impl fmt::Display for Platform {
     }
 }
 
+/// Whether the system's C library is musl (Alpine and the like): its loader is there and glibc's is not. How this program
+/// itself was linked does not matter.
+pub fn is_musl() -> bool {
+    let arch = std::env::consts::ARCH;
+    let glibc = ["/lib64/ld-linux-x86-64.so.2", "/lib/ld-linux-aarch64.so.1"];
+    let exists = |path: &str| super::fs::metadata(std::path::Path::new(path)).is_ok();
+    cfg!(target_os = "linux") && exists(&format!("/lib/ld-musl-{arch}.so.1")) && !glibc.into_iter().any(exists)
+}
+
 /// The file name of a program here: `llama-server` or `llama-server.exe`.
 pub fn executable(name: &str) -> String {
     format!("{name}{}", std::env::consts::EXE_SUFFIX)

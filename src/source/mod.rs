@@ -5,12 +5,16 @@
 
 pub mod archive;
 pub mod download;
+pub mod globs;
+pub mod pypi;
 
 use std::path::{Path, PathBuf};
 
 use crate::base::cancel::Cancelled;
 use crate::base::digest::Digest;
-use crate::base::fs::FsError;
+use crate::base::fs::{self, FsError};
+use crate::base::lock::LockError;
+use crate::base::tree::TreeError;
 use crate::base::http::{Http, HttpError, Settings};
 use crate::format::lockfile::{Kind, Pin};
 use crate::format::manifest::SourceSpec;
@@ -124,6 +128,46 @@ impl SourceError {
     }
 }
 
+impl From<LockError> for SourceError {
+    fn from(error: LockError) -> Self {
+        match error {
+            LockError::Fs(error) => error.into(),
+            LockError::Cancelled(cancelled) => cancelled.into(),
+        }
+    }
+}
+
+impl From<TreeError> for SourceError {
+    fn from(error: TreeError) -> Self {
+        match error {
+            TreeError::Fs(error) => error.into(),
+            TreeError::Cancelled(cancelled) => cancelled.into(),
+            error => Self::Hostile { what: "the source tree".to_owned(), why: error.to_string() },
+        }
+    }
+}
+
+/// What wrong bytes look like, for the message about them.
+pub fn likely(path: &Path) -> Option<String> {
+    use std::io::Read as _;
+    let mut head = Vec::new();
+    fs::open(path).ok()?.take(512).read_to_end(&mut head).ok()?;
+    let text = String::from_utf8_lossy(&head);
+    let text = text.trim_start();
+    let what = if head.is_empty() {
+        "an empty download"
+    } else if text.starts_with("version https://git-lfs.github.com/") {
+        "a Git LFS pointer instead of the file"
+    } else if text.starts_with('<') {
+        "a web page (HTML or XML) instead of the file"
+    } else if text.starts_with('{') {
+        "a JSON answer instead of the file"
+    } else {
+        return None;
+    };
+    Some(what.to_owned())
+}
+
 /// The digest of an engine's tree, for messages.
 pub fn short(digest: &Digest) -> String {
     digest.hex()[..12].to_owned()
@@ -132,7 +176,8 @@ pub fn short(digest: &Digest) -> String {
 /// The source for a request.
 pub fn of(spec: &SourceSpec) -> Box<dyn Source + '_> {
     match spec {
-        SourceSpec::Git(_) | SourceSpec::Hf(_) | SourceSpec::Url(_) | SourceSpec::Path(_) | SourceSpec::Pypi(_) => {
+        SourceSpec::Pypi(spec) => Box::new(spec.clone()),
+        SourceSpec::Git(_) | SourceSpec::Hf(_) | SourceSpec::Url(_) | SourceSpec::Path(_) => {
             unimplemented!("filled in by each source kind")
         }
     }

@@ -1,0 +1,286 @@
+//! Wheels and sdists from the Python package index, by name and exact version, through the machine's own pip (`index.rs`).
+//!
+//! The lock holds file name, size and SHA-256, never where the file was. What is pinned depends on what the entry is for:
+//! a tool gets the wheels of every platform, so that one lockfile serves all; an engine or a model gets the one file that
+//! is the same everywhere (the `any` wheel, else the sdist). An index says nothing of a package's members, so the digests
+//! of an engine's tree and of a model's files need the package at lock; it stays in scratch for the fetch after it.
+//!
+//! Absent here: running anything of a package. An sdist is unpacked, never prepared or built.
+
+mod index;
+mod package;
+mod wheel;
+
+use std::path::{Path, PathBuf};
+
+use crate::base::diagnostic::nearest;
+use crate::base::digest::{self, Digest};
+use crate::base::fs::{self, FsError};
+use crate::base::lock::{self, Lock};
+use crate::base::name::RelPath;
+use crate::base::tree::Listing;
+use crate::format::lockfile::{FilePin, Kind, Pin};
+use crate::format::manifest::PypiSpec;
+use crate::report::Unit;
+
+use self::package::Pick;
+use super::globs::Globs;
+use super::{Fetch, Source, SourceError, World};
+
+pub use index::PYTHON;
+pub use wheel::{package_here, program};
+
+/// No package is larger: the limit for one whose size the index does not say.
+const MAX_PACKAGE_BYTES: u64 = 64 << 30;
+/// Versions that an error lists.
+const LISTED: usize = 10;
+const SDIST_ENDINGS: [&str; 3] = [".tar.gz", ".tgz", ".zip"];
+
+impl Source for PypiSpec {
+    fn resolve(&self, world: &World, kind: Kind) -> Result<Pin, SourceError> {
+        self.check_request()?;
+        let listing = index::list(world, &self.pypi, &self.version)?;
+        let files = self.standing(world, &listing)?;
+        let chosen = match kind {
+            Kind::Tool if !self.sdist => wheel::for_every_platform(&files),
+            _ => self.portable(&files),
+        };
+        if chosen.is_empty() {
+            return Err(self.nothing_fits(kind, &files));
+        }
+        let downloads = chosen.into_iter().map(|file| self.pin(world, file)).collect::<Result<Vec<_>, _>>()?;
+        let mut pin = Pin { downloads, ..Pin::default() };
+        match kind {
+            Kind::Tool => {}
+            Kind::Engine => pin.tree = Some(self.listing(world, &pin.downloads[0])?.digest()),
+            Kind::Model => {
+                let listing = self.listing(world, &pin.downloads[0])?;
+                pin.files = self.select(&listing)?;
+            }
+        }
+        Ok(pin)
+    }
+
+    fn fetch(&self, world: &World, ask: &Fetch<'_>) -> Result<(), SourceError> {
+        self.check_request()?;
+        let package = match (ask.kind, ask.pin.downloads.as_slice()) {
+            (Kind::Tool, _) => package_here(ask.pin).ok_or_else(|| self.no_wheel_here(ask.pin))?,
+            (_, [package]) => package,
+            _ => return Err(self.bad_pin("it should have one entry in `downloads`")),
+        };
+        let file = self.obtain(world, package)?;
+        let cancel = world.task.cancel();
+        if ask.kind != Kind::Model {
+            return package::unpack(&file, &self.pick(&|_| true), ask.staging, cancel).map(drop);
+        }
+        let wanted: Vec<&RelPath> =
+            ask.wanted.iter().filter_map(|index| ask.pin.files.get(*index)).map(|file| &file.path).collect();
+        package::unpack(&file, &self.pick(&|path| wanted.contains(&path)), ask.staging, cancel)?;
+        match wanted.iter().find(|path| !fs::exists(&path.under(ask.staging))) {
+            Some(path) => Err(self.bad_pin(&format!("`{}` has no `{path}`", package.path))),
+            None => Ok(()),
+        }
+    }
+}
+
+impl PypiSpec {
+    fn what(&self) -> String {
+        format!("`{}` {}", self.pypi, self.version)
+    }
+
+    fn bad_pin(&self, detail: &str) -> SourceError {
+        SourceError::Disagreement {
+            what: format!("the lockfile's entry for {} is not as this program writes it", self.what()),
+            details: vec![detail.to_owned()],
+            hint: Some("run `aitools lock`".to_owned()),
+        }
+    }
+
+    /// Both end up in an address and on a command line.
+    fn check_request(&self) -> Result<(), SourceError> {
+        let ends = |text: &str| text.starts_with(|c: char| c.is_ascii_alphanumeric()) && text.len() <= 200;
+        let plain = |text: &str, more: &str| text.chars().all(|c| c.is_ascii_alphanumeric() || more.contains(c));
+        if ends(&self.pypi) && plain(&self.pypi, "._-") && ends(&self.version) && plain(&self.version, ".+!_-") {
+            return Ok(());
+        }
+        Err(SourceError::Disagreement {
+            what: format!("{} names no package", self.what()),
+            details: vec!["`pypi` is a project's name, `version` one exact version, such as `1.13.2`".to_owned()],
+            hint: None,
+        })
+    }
+
+    /// The files of the version that were not withdrawn; all of them, with a warning, when all were.
+    fn standing<'a>(&self, world: &World, listing: &'a index::Listing) -> Result<Vec<&'a index::File>, SourceError> {
+        if listing.files.is_empty() {
+            return Err(self.no_version(listing));
+        }
+        let standing: Vec<_> = listing.files.iter().filter(|file| !file.is_yanked()).collect();
+        if !standing.is_empty() {
+            return Ok(standing);
+        }
+        let why = listing.files.iter().find_map(index::File::yanked_because).unwrap_or("no reason is given");
+        let why: String = why.chars().filter(|c| !c.is_control()).take(200).collect();
+        world.task.warn(format!("{} was withdrawn by its makers: {why}", self.what()));
+        Ok(listing.files.iter().collect())
+    }
+
+    fn no_version(&self, listing: &index::Listing) -> SourceError {
+        let newest: Vec<&str> = listing.versions.iter().rev().take(LISTED).map(String::as_str).collect();
+        let near = nearest(&self.version, listing.versions.iter().map(String::as_str));
+        SourceError::Missing {
+            what: self.what(),
+            why: format!("the package index has no such version; the newest are {}", newest.join(", ")),
+            hint: near.map(|near| format!("did you mean `{near}`?")),
+        }
+    }
+
+    /// The one file that is the same on every platform.
+    fn portable<'a>(&self, files: &[&'a index::File]) -> Vec<&'a index::File> {
+        let any = files.iter().filter(|_| !self.sdist).rfind(|file| file.name.ends_with("-any.whl"));
+        let sdist = || SDIST_ENDINGS.iter().find_map(|end| files.iter().find(|file| file.name.ends_with(end)));
+        any.or_else(sdist).copied().into_iter().collect()
+    }
+
+    fn nothing_fits(&self, kind: Kind, files: &[&index::File]) -> SourceError {
+        let (why, hint) = match kind {
+            _ if self.sdist => ("it has no source distribution", "leave `sdist` out of the manifest"),
+            Kind::Tool => ("it has no wheel for a platform that `aitools` knows", "is there a newer version?"),
+            _ => ("it has neither an `any` wheel nor a source distribution", "is there another version?"),
+        };
+        let there: Vec<&str> = files.iter().take(LISTED).map(|file| file.name.as_str()).collect();
+        SourceError::Missing {
+            what: self.what(),
+            why: format!("{why}; there are `{}`", there.join("`, `")),
+            hint: Some(hint.to_owned()),
+        }
+    }
+
+    fn no_wheel_here(&self, pin: &Pin) -> SourceError {
+        let there: Vec<&str> = pin.downloads.iter().map(|file| file.path.file_name()).collect();
+        SourceError::Missing {
+            what: self.what(),
+            why: format!("no wheel runs on {}; there are `{}`", wheel::here(), there.join("`, `")),
+            hint: Some("use the machine's own program: take the entry out of `[tools]`".to_owned()),
+        }
+    }
+
+    fn pin(&self, world: &World, file: &index::File) -> Result<FilePin, SourceError> {
+        let path: RelPath = file.name.parse().map_err(|error| self.hostile(&file.name, &error))?;
+        let digest = file.sha256.as_deref().map(Digest::from_hex).transpose();
+        let digest = digest.map_err(|error| self.hostile(&file.name, &error))?;
+        match (file.size, digest) {
+            (Some(size), Some(sha256)) => Ok(FilePin { path, size, sha256 }),
+            _ => self.measure(world, path, digest),
+        }
+    }
+
+    fn hostile(&self, name: &str, why: &dyn std::fmt::Display) -> SourceError {
+        SourceError::Hostile { what: format!("`{name}` of {}", self.what()), why: why.to_string() }
+    }
+
+    fn wanted<'a>(&'a self, file: &'a RelPath, sha256: Option<Digest>, limit_bytes: u64) -> index::Wanted<'a> {
+        index::Wanted { project: &self.pypi, version: &self.version, file: file.as_str(), sha256, limit_bytes }
+    }
+
+    /// For an index that says no digest or size: the file is fetched to be measured.
+    fn measure(&self, world: &World, path: RelPath, promised: Option<Digest>) -> Result<FilePin, SourceError> {
+        let folder = world.scratch.join("pypi/unmeasured");
+        let _lock = hold(world, &folder)?;
+        let part = folder.join(path.file_name());
+        fs::remove_file(&part)?;
+        let progress = world.task.start("fetching", path.as_str(), None, Unit::Bytes);
+        let wanted = self.wanted(&path, promised, MAX_PACKAGE_BYTES);
+        index::fetch(world, &wanted, &part, &mut |done| progress.set(done, None, None))?;
+        let (sha256, size) = digest::of_file(&part)?;
+        let pin = FilePin { path, size, sha256 };
+        if let Some(promised) = promised.filter(|promised| *promised != sha256) {
+            return Err(mismatch(&FilePin { sha256: promised, ..pin }, &part, (sha256, size)));
+        }
+        let home = home(world, &pin);
+        fs::create_dir_all(fs::parent(&home))?;
+        fs::rename(&part, &home)?;
+        progress.finish("measured");
+        Ok(pin)
+    }
+
+    /// The package itself, verified, in scratch: from an earlier time or from the index.
+    fn obtain(&self, world: &World, pin: &FilePin) -> Result<PathBuf, SourceError> {
+        let home = home(world, pin);
+        let folder = fs::parent(&home);
+        let _lock = hold(world, folder)?;
+        if fs::exists(&home) && digest::of_file(&home)? == (pin.sha256, pin.size) {
+            return Ok(home);
+        }
+        if world.offline {
+            return Err(SourceError::Offline { what: format!("`{}`", pin.path) });
+        }
+        let part = folder.join("part");
+        let continued = fs::metadata(&part).is_ok_and(|meta| meta.len() > 0);
+        let mut computed = self.transfer(world, pin, &part)?;
+        if computed != (pin.sha256, pin.size) && continued {
+            // The part was from something else, or was damaged since.
+            fs::remove_file(&part)?;
+            computed = self.transfer(world, pin, &part)?;
+        }
+        if computed != (pin.sha256, pin.size) {
+            let error = mismatch(pin, &part, computed);
+            fs::remove_file(&part)?;
+            return Err(error);
+        }
+        fs::rename(&part, &home)?;
+        Ok(home)
+    }
+
+    fn transfer(&self, world: &World, pin: &FilePin, part: &Path) -> Result<(Digest, u64), SourceError> {
+        let progress = world.task.start("fetching", pin.path.as_str(), Some(pin.size), Unit::Bytes);
+        let wanted = self.wanted(&pin.path, Some(pin.sha256), pin.size);
+        index::fetch(world, &wanted, part, &mut |done| progress.set(done, None, None))?;
+        let computed = digest::of_file(part)?;
+        progress.finish("");
+        Ok(computed)
+    }
+
+    /// Every file of the package, after the sdist's top folder and `subdir` are dropped.
+    fn listing(&self, world: &World, pin: &FilePin) -> Result<Listing, SourceError> {
+        let file = self.obtain(world, pin)?;
+        let folder = tempfile::tempdir_in(&world.scratch)
+            .map_err(|error| FsError::new("create a folder in", &world.scratch, error))?;
+        let cancel = world.task.cancel();
+        let executables = package::unpack(&file, &self.pick(&|_| true), folder.path(), cancel)?;
+        Ok(Listing::scan(folder.path(), &|path| executables.contains(path), cancel)?)
+    }
+
+    fn pick<'a>(&'a self, keep: &'a dyn Fn(&RelPath) -> bool) -> Pick<'a> {
+        Pick { subdir: self.subdir.as_ref(), keep }
+    }
+
+    fn select(&self, listing: &Listing) -> Result<Vec<FilePin>, SourceError> {
+        let paths: Vec<&RelPath> = listing.0.keys().collect();
+        let selected = Globs::new(&self.files)?.select(&self.what(), &paths)?;
+        let pin = |path: &RelPath| {
+            let entry = listing.0.get(path)?;
+            Some(FilePin { path: path.clone(), size: entry.size_bytes, sha256: entry.digest })
+        };
+        Ok(selected.into_iter().filter_map(pin).collect())
+    }
+}
+
+fn home(world: &World, pin: &FilePin) -> PathBuf {
+    world.scratch.join("pypi").join(pin.sha256.hex()).join(pin.path.file_name())
+}
+
+fn hold(world: &World, folder: &Path) -> Result<Lock, SourceError> {
+    let waiting = || world.task.waiting("another `aitools` that fetches the same package");
+    Ok(lock::acquire(&folder.join("lock"), world.task.cancel(), waiting)?)
+}
+
+fn mismatch(pin: &FilePin, path: &Path, (digest, size): (Digest, u64)) -> SourceError {
+    let said = |digest: &Digest, size| format!("{digest} ({size} bytes)");
+    SourceError::Mismatch {
+        what: format!("package `{}`", pin.path),
+        expected: said(&pin.sha256, pin.size),
+        actual: said(&digest, size),
+        likely: super::likely(path),
+    }
+}
