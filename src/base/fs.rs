@@ -74,6 +74,14 @@ pub fn read_bounded(path: &Path, limit_bytes: u64) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
+/// The first bytes of a file, `limit_bytes` at most.
+pub fn read_head(path: &Path, limit_bytes: u64) -> Result<Vec<u8>> {
+    use io::Read as _;
+    let mut bytes = Vec::new();
+    open(path)?.take(limit_bytes).read_to_end(&mut bytes).map_err(naming("read", path))?;
+    Ok(bytes)
+}
+
 pub fn metadata(path: &Path) -> Result<fs::Metadata> {
     fs::metadata(path).map_err(naming("look at", path))
 }

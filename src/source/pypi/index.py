@@ -55,6 +55,9 @@ def cause(error):
             continue
         seen.add(id(error))
         names.append(type(error).__name__)
+        status = re.search(r"too many (\d{3}) error responses", str(error))
+        if status:
+            return "it keeps answering with status " + status.group(1)
         code = getattr(error, "errno", None)
         if isinstance(code, int) and code in errno.errorcode:
             names.append(errno.errorcode[code])

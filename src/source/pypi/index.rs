@@ -73,10 +73,19 @@ pub struct Listing {
 #[derive(Debug, Deserialize)]
 #[serde(untagged)]
 enum Answer {
-    Done { done: u64 },
+    Done {
+        done: u64,
+    },
     Listing(Listing),
-    Fetched { fetched: u64 },
-    Error { error: String, why: String },
+    /// How many bytes are there.
+    Fetched {
+        #[serde(rename = "fetched")]
+        _bytes: u64,
+    },
+    Error {
+        error: String,
+        why: String,
+    },
 }
 
 /// The files of one version, those of every platform.
@@ -157,12 +166,7 @@ impl Asked<'_> {
 }
 
 /// The first interpreter with a usable pip answers.
-fn ask(
-    world: &World,
-    asked: &Asked<'_>,
-    args: &[OsString],
-    seen: &mut dyn FnMut(u64),
-) -> Result<Answer, SourceError> {
+fn ask(world: &World, asked: &Asked<'_>, args: &[OsString], seen: &mut dyn FnMut(u64)) -> Result<Answer, SourceError> {
     if world.offline {
         return Err(SourceError::Offline { what: asked.what.clone() });
     }
@@ -258,8 +262,11 @@ fn converse(
 /// uv knows its own variables for the index; the pip that it brings knows only pip's.
 fn environment(env: &BTreeMap<String, String>, by_uv: bool) -> BTreeMap<OsString, OsString> {
     let mut all: BTreeMap<OsString, OsString> = env.iter().map(|(key, value)| (key.into(), value.into())).collect();
-    let renamed =
-        [("UV_INDEX_URL", "PIP_INDEX_URL"), ("UV_DEFAULT_INDEX", "PIP_INDEX_URL"), ("UV_EXTRA_INDEX_URL", "PIP_EXTRA_INDEX_URL")];
+    let renamed = [
+        ("UV_INDEX_URL", "PIP_INDEX_URL"),
+        ("UV_DEFAULT_INDEX", "PIP_INDEX_URL"),
+        ("UV_EXTRA_INDEX_URL", "PIP_EXTRA_INDEX_URL"),
+    ];
     for (theirs, pips) in renamed {
         if let (true, Some(value), None) = (by_uv, env.get(theirs), env.get(pips)) {
             all.insert(pips.into(), value.into());

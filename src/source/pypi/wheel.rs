@@ -86,7 +86,8 @@ pub fn here() -> String {
 pub fn program(unpacked: &Path, name: &str) -> Option<PathBuf> {
     let file = platform::executable(name);
     let folders = fs::read_dir(unpacked).ok()?;
-    let places = folders.iter().flat_map(|folder| [folder.join("scripts").join(&file), folder.join("data/bin").join(&file)]);
+    let places =
+        folders.iter().flat_map(|folder| [folder.join("scripts").join(&file), folder.join("data/bin").join(&file)]);
     places.chain([unpacked.join("bin").join(&file)]).find(|path| fs::metadata(path).is_ok_and(|meta| meta.is_file()))
 }
 
@@ -133,7 +134,8 @@ mod tests {
 
     #[test]
     fn the_least_demanding_wheel_is_taken_and_the_one_for_all_comes_last() {
-        let names = ["x-1-py3-none-any.whl", "x-1-py3-none-manylinux_2_28_x86_64.whl", "x-1-py3-none-manylinux1_x86_64.whl"];
+        let names =
+            ["x-1-py3-none-any.whl", "x-1-py3-none-manylinux_2_28_x86_64.whl", "x-1-py3-none-manylinux1_x86_64.whl"];
         assert_eq!(chosen(&names, "linux", "x86_64", false).as_deref(), Some(names[2]));
         assert_eq!(chosen(&names, "linux", "aarch64", false).as_deref(), Some(names[0]));
         assert_eq!(chosen(&["x-1.tar.gz"], "linux", "x86_64", false).as_deref(), Some("x-1.tar.gz"));
@@ -143,7 +145,8 @@ mod tests {
     #[test]
     fn other_processors_and_sources_are_not_locked() {
         let file = |name: &&str| {
-            serde_json::from_value(serde_json::json!({ "name": name, "size": 1, "sha256": null, "yanked": false })).unwrap()
+            serde_json::from_value(serde_json::json!({ "name": name, "size": 1, "sha256": null, "yanked": false }))
+                .unwrap()
         };
         let files: Vec<File> = NINJA.iter().map(file).collect();
         let locked: Vec<&str> =
