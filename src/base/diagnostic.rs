@@ -112,8 +112,22 @@ impl fmt::Display for Diagnostic {
 pub struct Diagnostics(pub Vec<Diagnostic>);
 
 impl Diagnostics {
+    /// What is kept of one input: nobody mends more at a time, and a hostile input must not cost more.
+    pub const MAX: usize = 50;
+
+    /// Past [`Self::MAX`], one last entry says that there are more.
     pub fn push(&mut self, diagnostic: Diagnostic) {
-        self.0.push(diagnostic);
+        if self.0.len() < Self::MAX {
+            return self.0.push(diagnostic);
+        }
+        let severity = self.0.get(Self::MAX).map_or(diagnostic.severity, |last| last.severity.max(diagnostic.severity));
+        self.0.truncate(Self::MAX);
+        self.0.push(Diagnostic::new(severity, "there are more problems: mend these first"));
+    }
+
+    /// In the order of the text; what has no place comes last.
+    pub fn sort(&mut self) {
+        self.0.sort_by_key(|diagnostic| diagnostic.place.as_ref().map_or(usize::MAX, |place| place.span.start));
     }
 
     pub fn has_errors(&self) -> bool {
@@ -149,10 +163,14 @@ impl fmt::Display for Diagnostics {
 
 /// The candidate nearest to what was written, for "did you mean".
 pub fn nearest<'a>(written: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    // A long text is no slip of the fingers, and comparing it would take time.
+    const MAX_BYTES: usize = 200;
+    let one_slip = |candidate: &str| written.len() > 2 && strsim::osa_distance(written, candidate) == 1;
     candidates
         .into_iter()
+        .filter(|_| written.len() <= MAX_BYTES)
         .map(|candidate| (strsim::jaro_winkler(written, candidate), candidate))
-        .filter(|(score, _)| *score > 0.8)
+        .filter(|(score, candidate)| *score > 0.8 || one_slip(candidate))
         .max_by(|a, b| a.0.total_cmp(&b.0))
         .map(|(_, candidate)| candidate)
 }

@@ -1,15 +1,48 @@
 //! The manifest: what people ask for. TOML, one file per set of engines and models.
 //!
 //! The types below are the format: parsing, the JSON Schema of `aitools schema manifest` and "did you mean" come from them.
+//! What types cannot say is in [`check`].
+
+mod check;
 
 use std::collections::BTreeMap;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::base::diagnostic::{Diagnostic, Diagnostics};
 use crate::base::digest::Digest;
 use crate::base::name::{Name, RelPath};
 use crate::base::platform::Variant;
+
+use super::Parsed;
+use super::document::{Document, Syntax};
+use super::schema::Schema;
+
+pub(super) use check::is_commit;
+pub use check::{check_source, glob};
+
+/// The format's version that this program reads.
+pub const VERSION: u32 = 1;
+/// Bytes of a manifest at most.
+pub const MAX_BYTES: usize = 1 << 20;
+/// The build tools that `[tools]` can name.
+pub const TOOLS: [&str; 2] = ["cmake", "ninja"];
+
+static SCHEMA: Schema<Manifest> = Schema::new();
+
+/// Reads a manifest; `name` is the file's name in messages.
+///
+/// # Errors
+/// Everything that is wrong with the file: syntax, else types and keys, else what contradicts itself.
+pub fn parse(name: &str, bytes: &[u8]) -> Result<(Parsed<Manifest>, Vec<Diagnostic>), Diagnostics> {
+    let document = Document::parse(Syntax::Toml, name, bytes, MAX_BYTES)?;
+    document.check_version("manifest", VERSION)?;
+    let value = SCHEMA.decode(&document)?;
+    let mut problems = check::check(&value, &document);
+    problems.sort();
+    problems.or(Parsed { value, document })
+}
 
 /// What a project wants on a machine.
 #[derive(Debug, Clone, PartialEq, Deserialize, JsonSchema)]
@@ -105,6 +138,13 @@ pub struct ModelSpec {
     pub place: Option<RelPath>,
     /// The name the main weights file gets there; its own name when not given.
     pub weights: Option<RelPath>,
+}
+
+impl ModelSpec {
+    /// The folder for the weights, relative to the project.
+    pub fn place(&self, name: &Name) -> RelPath {
+        self.place.clone().unwrap_or_else(|| RelPath::from_name("models", name))
+    }
 }
 
 /// Which policies belong to the project.
@@ -209,3 +249,6 @@ pub struct PypiSpec {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub files: Vec<String>,
 }
+
+#[cfg(test)]
+mod tests;

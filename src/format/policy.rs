@@ -7,7 +7,153 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::base::diagnostic::{Diagnostic, Diagnostics, nearest};
+use crate::base::digest::Digest;
 use crate::base::name::{Name, RelPath};
+
+use super::Parsed;
+use super::document::{Document, Syntax};
+use super::manifest::{EngineSpec, Manifest, ModelSpec};
+use super::schema::{Schema, quoted_list};
+
+/// Bytes of a policy at most.
+pub const MAX_BYTES: usize = 1 << 20;
+
+static SCHEMA: Schema<Policy> = Schema::new();
+
+/// Reads a policy; `name` is the file's name in messages.
+///
+/// # Errors
+/// Everything that is wrong with the file: syntax, else types and keys, else what contradicts itself.
+pub fn parse(name: &str, bytes: &[u8]) -> Result<(Parsed<Policy>, Vec<Diagnostic>), Diagnostics> {
+    let document = Document::parse(Syntax::Yaml, name, bytes, MAX_BYTES)?;
+    let value = SCHEMA.decode(&document)?;
+    let mut problems = check(&value, &document);
+    problems.sort();
+    problems.or(Parsed { value, document })
+}
+
+fn check(policy: &Policy, document: &Document) -> Diagnostics {
+    let mut problems = Diagnostics::default();
+    match (&policy.model, &policy.model_path) {
+        (Some(_), Some(_)) => problems.push(
+            document.error(&["model_path"], "a policy names its model once").expected("either `model` or `model_path`"),
+        ),
+        (None, None) => problems.push(
+            document
+                .error(&[], "the policy names no model")
+                .expected("either `model: <name>` or `model_path: models/<engine>/<model>/<file>`"),
+        ),
+        _ => {}
+    }
+    for (index, stop) in policy.generation.stop.iter().enumerate() {
+        if stop.is_empty() {
+            let path = ["generation", "stop", &index.to_string()];
+            problems.push(document.error(&path, "an empty stop text would end every answer at once"));
+        }
+    }
+    if policy.smoke.as_ref().is_some_and(|smoke| smoke.expect.trim().is_empty()) {
+        problems
+            .push(document.error(&["smoke", "expect"], "every answer contains an empty text: this expects nothing"));
+    }
+    if let Some(checksum) = &policy.audit.checksum {
+        let path = ["audit", "checksum"];
+        if is_placeholder(checksum) {
+            let warning = Diagnostic::warning("the checksum is a placeholder: the lockfile's digest alone is checked");
+            problems.push(warning.at(&document.source, document.span_of(&path)));
+        } else if policy.audit.digest().is_none() {
+            let problem = document.error(&path, "the checksum is no digest");
+            problems.push(problem.expected("`sha256:` and 64 hexadecimal digits").actual(format!("`{checksum:.100}`")));
+        }
+    }
+    problems
+}
+
+/// `sha256:...`
+fn is_placeholder(checksum: &str) -> bool {
+    checksum.strip_prefix("sha256:").unwrap_or(checksum).chars().all(|c| c == '.' || c == '…')
+}
+
+impl Parsed<Policy> {
+    /// The digest of the file, which names exactly this policy.
+    pub fn digest(&self) -> Digest {
+        Digest::of(self.document.source.text.as_bytes())
+    }
+}
+
+/// What a policy's words mean in a manifest.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Resolved<'m> {
+    pub engine: (&'m Name, &'m EngineSpec),
+    pub model: (&'m Name, &'m ModelSpec),
+}
+
+/// Finds a policy's engine and model in the manifest.
+///
+/// # Errors
+/// Each of the two that is not there, placed in the policy's file.
+pub fn resolve<'m>(policy: &Parsed<Policy>, manifest: &'m Manifest) -> Result<Resolved<'m>, Diagnostics> {
+    let mut problems = Diagnostics::default();
+    let engine = manifest.engines.get_key_value(&policy.value.engine);
+    if engine.is_none() {
+        let known = manifest.engines.keys().map(Name::as_str);
+        problems.push(missing(policy, "engine", policy.value.engine.as_str(), known.collect()));
+    }
+    let model = match (&policy.value.model, &policy.value.model_path) {
+        (Some(name), _) => {
+            let model = manifest.models.get_key_value(name);
+            if model.is_none() {
+                problems.push(missing(
+                    policy,
+                    "model",
+                    name.as_str(),
+                    manifest.models.keys().map(Name::as_str).collect(),
+                ));
+            }
+            model
+        }
+        (None, Some(path)) => {
+            let model = manifest.models.iter().find(|(name, spec)| holds(name, spec, path));
+            if model.is_none() {
+                let known: Vec<String> = manifest.models.iter().map(|(name, spec)| weights_path(name, spec)).collect();
+                let known = known.iter().map(String::as_str).collect();
+                problems.push(missing(policy, "model_path", path.as_str(), known));
+            }
+            model
+        }
+        (None, None) => None,
+    };
+    match (engine, model) {
+        (Some(engine), Some(model)) => Ok(Resolved { engine, model }),
+        _ => Err(problems),
+    }
+}
+
+/// Whether a model's weights are at `path`. Without `weights` the file has its own name, which only the lockfile knows.
+fn holds(name: &Name, spec: &ModelSpec, path: &RelPath) -> bool {
+    match (path.strip_prefix(&spec.place(name)), &spec.weights) {
+        (Some(file), Some(weights)) => file == *weights,
+        (Some(_), None) => true,
+        (None, _) => false,
+    }
+}
+
+fn weights_path(name: &Name, spec: &ModelSpec) -> String {
+    let file = spec.weights.as_ref().map_or("<file>", RelPath::as_str);
+    format!("{}/{file}", spec.place(name))
+}
+
+fn missing(policy: &Parsed<Policy>, key: &str, written: &str, known: Vec<&str>) -> Diagnostic {
+    let what = key.trim_end_matches("_path");
+    let problem = policy.error(&[key], format!("the manifest has no {what} `{written}`"));
+    if known.is_empty() {
+        return problem.hint(format!("add `[{what}s.<name>]` to the manifest"));
+    }
+    match nearest(written, known.iter().copied()) {
+        Some(near) => problem.hint(format!("did you mean `{near}`?")),
+        None => problem.expected(format!("one of {}", quoted_list(known.into_iter()))),
+    }
+}
 
 /// Which engine runs which model, with which options.
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
@@ -106,6 +252,13 @@ pub struct Audit {
     pub sparsity: Option<String>,
 }
 
+impl Audit {
+    /// The digest that the weights file must have, when a real one is given.
+    pub fn digest(&self) -> Option<Digest> {
+        self.checksum.as_ref()?.parse().ok()
+    }
+}
+
 /// For people; nothing here changes what runs.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -133,3 +286,6 @@ pub struct Smoke {
     #[schemars(range(min = 1, max = 4096))]
     pub max_tokens: Option<u32>,
 }
+
+#[cfg(test)]
+mod tests;
