@@ -551,7 +551,8 @@ mod tests {
     }
 
     pub(super) fn policy(text: &str) -> Policy {
-        serde_saphyr::from_str(&format!("engine: llama-cpp\nmodel: m\n{text}\n")).unwrap()
+        let text = format!("engine: llama-cpp\nmodel: m\n{text}\n");
+        crate::format::policy::parse("p.yaml", text.as_bytes()).unwrap().0.value
     }
 
     fn recipe(spec: &str, os: &'static str, arch: &'static str, variant: Variant) -> Result<BuildRecipe, EngineError> {
