@@ -1,3 +1,5 @@
+//! The lockfile: what is written is read back, and what is refused, with its words. Absent: files on a disk.
+
 use crate::base::diagnostic::Diagnostics;
 use crate::base::digest::Digest;
 use crate::format::lockfile::{Conflicted, Entry, FilePin, Kind, Lockfile, Pin, SubmodulePin, parse, parse_conflicted};

@@ -1,3 +1,5 @@
+//! Manifests that are read, and every problem of those that are not, with its place and words.
+
 use crate::base::diagnostic::Diagnostics;
 use crate::format::Parsed;
 use crate::format::manifest::{Manifest, SourceSpec, glob, parse};

@@ -1,3 +1,5 @@
+//! Policies that are read, and every problem of those that are not, with its place and words.
+
 use crate::base::diagnostic::{Diagnostic, Diagnostics};
 use crate::base::digest::Digest;
 use crate::format::policy::{Policy, parse, resolve};
