@@ -106,6 +106,16 @@ pub fn copy(from: &Path, to: &Path) -> Result<()> {
     fs::copy(from, to).map(drop).map_err(naming("copy a file to", to))
 }
 
+/// A second name of a file, or a second file where the file system has no such thing.
+pub fn hard_link_or_copy(from: &Path, to: &Path) -> Result<()> {
+    fs::hard_link(from, to).or_else(|_| fs::copy(from, to).map(drop)).map_err(naming("create", to))
+}
+
+/// The path without links, `.` and `..`; the file must exist.
+pub fn canonical(path: &Path) -> Result<PathBuf> {
+    fs::canonicalize(path).map_err(naming("look at", path))
+}
+
 pub fn read_link(path: &Path) -> Result<PathBuf> {
     fs::read_link(path).map_err(naming("read link", path))
 }

@@ -7,6 +7,7 @@ pub mod diagnostic;
 pub mod digest;
 pub mod fs;
 pub mod http;
+pub mod lifeline;
 pub mod lock;
 pub mod name;
 pub mod platform;

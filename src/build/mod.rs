@@ -1,14 +1,44 @@
 //! Layer 2: runs one [`BuildRecipe`] and says what came out. Knows nothing of engines.
 //!
-//! Invariant: a build sees a scrubbed environment and, where the system allows, no network. It writes to its own build
-//! folder and to a staged prefix; only the store makes that an artifact.
+//! Invariant: a build sees a scrubbed environment and, where the system allows, no network. It writes to its own work
+//! folder, its copy of the source, its log and a staged prefix; only the store makes that an artifact.
+//!
+//! | file | holds |
+//! |---|---|
+//! | [`run`](mod@run) | the steps: edit, configure, look at what CMake decided, build, collect |
+//! | [`settings`] | environment and definitions that every build gets |
+//! | [`driver`], [`isolation`] | the child process that runs CMake, off the network |
+//! | [`log`], [`cmake_cache`] | what the tools said and decided |
+//! | [`outputs`] | from the build folder to the prefix |
+//! | [`toolchain`], [`accelerator`] | what this machine builds with, and for |
+//! | [`fingerprint`] | what a build depends on |
+
+pub mod accelerator;
+pub mod cmake_cache;
+pub mod driver;
+pub mod fingerprint;
+pub mod isolation;
+pub mod log;
+pub mod outputs;
+pub mod run;
+pub mod settings;
+pub mod toolchain;
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::base::name::RelPath;
+pub use run::run;
+
+use crate::base::cancel::Cancelled;
+use crate::base::fs::FsError;
+use crate::base::name::{RelPath, RelPathError};
+use crate::base::process::ProcessError;
+use crate::format::receipt::InstalledFile;
+use settings::Env;
+use toolchain::Toolchain;
 
 /// What an adapter asks of a build. Every field is an input of the fingerprint.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -53,4 +83,131 @@ pub struct ToolPath {
     pub path: PathBuf,
     /// What identifies it in the fingerprint: `4.4.4 sha256:…` for a locked tool, a version line for the machine's own.
     pub identity: String,
+}
+
+/// One build to run.
+#[derive(Debug, Clone)]
+pub struct BuildRequest {
+    /// Our own program, which runs again as the [`driver`].
+    pub driver: PathBuf,
+    /// A copy of the source that is this build's own: builds write into it.
+    pub source: PathBuf,
+    /// The work folder, named by the fingerprint. Emptied at the start; may be deleted whenever no build runs.
+    pub folder: PathBuf,
+    /// An empty folder for what is installed. Left empty when the build fails.
+    pub prefix: PathBuf,
+    pub recipe: BuildRecipe,
+    pub cmake: ToolPath,
+    /// Without it make is used (on Windows nmake).
+    pub ninja: Option<ToolPath>,
+    pub compilers: Toolchain,
+    /// Compilers at a time.
+    pub jobs: u32,
+    /// The caller's environment; [`settings::environment`] takes from it what a build may see.
+    pub env: Env,
+    /// Where everything that the tools say is written.
+    pub log: PathBuf,
+    /// What is built, for progress: `powerinfer (cpu)`.
+    pub label: String,
+}
+
+impl BuildRequest {
+    /// CMake's build folder.
+    pub fn binary(&self) -> PathBuf {
+        self.folder.join("build")
+    }
+
+    /// What tools take for the user's home.
+    pub fn home(&self) -> PathBuf {
+        self.folder.join("home")
+    }
+
+    pub fn temp(&self) -> PathBuf {
+        self.folder.join("tmp")
+    }
+}
+
+/// What came out.
+#[derive(Debug)]
+pub struct Built {
+    /// By path below the prefix.
+    pub files: BTreeMap<RelPath, InstalledFile>,
+    /// For the receipt: what does not change the result, such as seconds and the compilers' paths.
+    pub notes: BTreeMap<String, String>,
+    /// For people.
+    pub warnings: Vec<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Phase {
+    Configure,
+    Build,
+}
+
+impl fmt::Display for Phase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Configure => "configure",
+            Self::Build => "build",
+        })
+    }
+}
+
+/// The generator without ninja on Windows.
+pub(crate) const NMAKE: &str = "NMake Makefiles";
+
+#[derive(Debug, thiserror::Error)]
+pub enum BuildError {
+    #[error(transparent)]
+    Fs(#[from] FsError),
+    #[error(transparent)]
+    Process(#[from] ProcessError),
+    #[error(transparent)]
+    Cancelled(#[from] Cancelled),
+    /// The recipe holds what CMake would not take as it is meant.
+    #[error("{what} `{value}` cannot be given to CMake: {why}")]
+    Recipe { what: &'static str, value: String, why: &'static str },
+    #[error("could not edit `{path}` of the source: {why}")]
+    Edit { path: RelPath, why: String },
+    #[error("CMake found no compiler for {language}")]
+    NoCompiler { language: String, hint: &'static str, log: PathBuf },
+    /// CMake or a compiler failed. `first_error` and `tail` are what they said; `network` is who tried to reach what.
+    #[error("the {phase} step failed ({status})")]
+    Failed {
+        phase: Phase,
+        status: String,
+        log: PathBuf,
+        first_error: Option<String>,
+        tail: Vec<String>,
+        network: Vec<String>,
+    },
+    /// A definition that must hold does not, so this would be another build than the one asked for.
+    #[error(
+        "`{definition}` is asked for, but {}",
+        match .value {
+            Some(value) => format!("CMake has `{value}`"),
+            None => "the project does not know it".to_owned(),
+        }
+    )]
+    NotBuilt {
+        definition: String,
+        /// `None`: the project does not use the definition.
+        value: Option<String>,
+        /// Lines of the configure step about accelerators and things that were not found.
+        said: Vec<String>,
+        log: PathBuf,
+    },
+    #[error("no space left on the disk ({available_bytes} bytes free): {said}")]
+    NoSpace { said: String, available_bytes: u64, log: PathBuf },
+    #[error("the build made nothing that matches `{glob}`")]
+    NoOutput { glob: String, beside: Vec<String> },
+    #[error("`{path}`: {why}")]
+    Output { path: RelPath, why: &'static str },
+    #[error("the glob `{glob}` is not one: {why}")]
+    Glob { glob: String, why: String },
+    #[error(transparent)]
+    Name(RelPathError),
+    #[error("the build folder holds too many files")]
+    TooManyFiles,
 }

@@ -1,1 +1,2 @@
 //! Layer 6: words and terminal.
+pub mod internal;

@@ -1,0 +1,145 @@
+//! The child process of our own that runs CMake: `aitools internal build REQUEST.json`.
+//!
+//! The `cmake` crate is made for build scripts: it prints `cargo:` lines, reads many variables and panics. All of that stays
+//! in this process, whose whole environment is given and whose output is the log. It is also where a build leaves the network
+//! and where everything that a build started is ended.
+//!
+//! Configure and build are two runs, so that the caller can look at `CMakeCache.txt` in between. The crate only knows both
+//! at once; in the configure run its build step asks the build tool for its version and nothing else, and in the build run
+//! it finds the cache and skips the configure step.
+
+use std::collections::BTreeMap;
+use std::io::Write as _;
+use std::panic::AssertUnwindSafe;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::{Phase, isolation, settings};
+use crate::base::{fs, lifeline};
+
+/// What the parent asks. The environment is the process's own.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Request {
+    pub phase: Phase,
+    /// The process that asks: when it is gone, so is the build.
+    pub parent: u32,
+    pub source: PathBuf,
+    /// The work folder; CMake's build folder is `build` in it.
+    pub folder: PathBuf,
+    /// `None`: what CMake takes by itself.
+    pub generator: Option<String>,
+    pub define: BTreeMap<String, String>,
+    pub build_type: String,
+    /// Everything when empty.
+    pub targets: Vec<String>,
+    /// Where to write whether the build is off the network, and then who tried.
+    pub network: PathBuf,
+}
+
+/// Longer requests are not ours.
+const MAX_REQUEST_BYTES: u64 = 4 << 20;
+/// The first line of the network file.
+pub const ISOLATED: &str = "isolated";
+pub const DISCOURAGED: &str = "discouraged";
+
+/// Runs one request and gives the exit code: 0 done, 1 the build failed, 2 the request makes no sense.
+///
+/// Must be called while the process has one thread. On SIGTERM, and when the parent dies, everything that was started is
+/// ended, and this process with it.
+pub fn run_driver(request: &Path) -> i32 {
+    match read(request) {
+        Ok(request) => drive(&request),
+        Err(error) => {
+            let _ = writeln!(std::io::stderr(), "failed to execute command: {error}");
+            2
+        }
+    }
+}
+
+fn read(path: &Path) -> Result<Request, Box<dyn std::error::Error>> {
+    Ok(serde_json::from_slice(&fs::read_bounded(path, MAX_REQUEST_BYTES)?)?)
+}
+
+fn drive(request: &Request) -> i32 {
+    platform::usual_permissions();
+    let left = isolation::leave_network();
+    let word = if left.is_ok() { ISOLATED } else { DISCOURAGED };
+    let _ = fs::write_atomic(&request.network, format!("{word}\n").as_bytes());
+    // Threads from here on.
+    lifeline::lead();
+    let _ = ctrlc::set_handler(lifeline::end_all);
+    if !lifeline::end_with_parent(request.parent, lifeline::end_all) {
+        return 1;
+    }
+    let trap = isolation::set_trap(request.network.clone()).ok();
+    std::panic::set_hook(Box::new(|_| {}));
+    let ran = std::panic::catch_unwind(AssertUnwindSafe(|| configure(request, trap.as_deref()).build()));
+    if let Err(why) = &ran {
+        let text = why.downcast_ref::<String>().map_or("", String::as_str);
+        let text = text.split("\n\nbuild script failed").next().unwrap_or(text).trim();
+        let _ = writeln!(std::io::stderr(), "{text}");
+    }
+    lifeline::end_descendants();
+    i32::from(ran.is_err())
+}
+
+fn configure(request: &Request, trap: Option<&str>) -> cmake::Config {
+    let host = platform::target();
+    let mut config = cmake::Config::new(&request.source);
+    config
+        .host(&host)
+        .target(&host)
+        .out_dir(&request.folder)
+        .profile(&request.build_type)
+        .no_default_flags(true)
+        .no_build_target(true)
+        .always_configure(request.phase == Phase::Configure);
+    if let Some(generator) = &request.generator {
+        config.generator(generator);
+    }
+    for (name, value) in &request.define {
+        config.define(name, value);
+    }
+    for name in settings::PROXY_NAMES.iter().filter(|_| trap.is_some()) {
+        config.env(name, trap.unwrap_or_default());
+    }
+    match request.phase {
+        Phase::Configure if request.generator.as_deref() == Some(super::NMAKE) => config.build_arg("/?"),
+        Phase::Configure => config.build_arg("--version"),
+        Phase::Build => request.targets.iter().fold(&mut config, |config, target| config.build_arg(target)),
+    };
+    config
+}
+
+#[cfg(unix)]
+mod platform {
+    pub fn usual_permissions() {
+        rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
+    }
+
+    /// This machine in rustc's words, for the `cmake` crate, which only tells the systems apart.
+    pub fn target() -> String {
+        let arch = match std::env::consts::ARCH {
+            "x86" => "i686",
+            "riscv64" => "riscv64gc",
+            arch => arch,
+        };
+        let system = match std::env::consts::OS {
+            "macos" => "apple-darwin",
+            "linux" => "unknown-linux-gnu",
+            "freebsd" => "unknown-freebsd",
+            _ => "unknown-none",
+        };
+        format!("{arch}-{system}")
+    }
+}
+
+#[cfg(windows)]
+mod platform {
+    pub fn usual_permissions() {}
+
+    pub fn target() -> String {
+        format!("{}-pc-windows-{}", std::env::consts::ARCH, if cfg!(target_env = "gnu") { "gnu" } else { "msvc" })
+    }
+}

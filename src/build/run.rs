@@ -1,0 +1,376 @@
+//! The steps of one build: edit the source, configure, look at what CMake decided, build, collect.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, BufRead as _, Read as _, Write as _};
+use std::process::{ExitStatus, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
+use std::time::{Duration, Instant};
+
+use super::log::{Findings, MAX_LINE_BYTES};
+use super::{
+    BuildError, BuildRecipe, BuildRequest, Built, NMAKE, Phase, SourceEdit, cmake_cache, driver, isolation, outputs,
+    settings, toolchain,
+};
+use crate::base::fs::{self, FsError};
+use crate::base::process::{GRACE, Program, Running};
+use crate::report::{Progress, Task, Unit};
+
+/// How often cancel and the child's end are looked at while it is silent.
+const POLL: Duration = Duration::from_millis(20);
+/// How long the pipe may stay open after the child's end: somebody else holds it then.
+const DRAIN: Duration = Duration::from_secs(2);
+/// What is kept of a log on disk.
+const MAX_LOG_BYTES: u64 = 256 << 20;
+/// Larger sources are not text to edit.
+const MAX_EDITED_BYTES: u64 = 16 << 20;
+const MAX_COMMANDS_BYTES: u64 = 128 << 20;
+/// CMakeCache entries that go into the notes.
+const NOTED: &[&str] = &[
+    "CMAKE_GENERATOR",
+    "CMAKE_C_COMPILER",
+    "CMAKE_CXX_COMPILER",
+    "CMAKE_CUDA_COMPILER",
+    "CMAKE_CUDA_ARCHITECTURES",
+    "CMAKE_HIP_COMPILER",
+    "CMAKE_LINKER",
+    "CMAKE_AR",
+];
+
+/// Runs one build to its end.
+///
+/// # Errors
+/// [`BuildError`]; the prefix is then empty again and nothing that was started still runs. [`BuildError::Cancelled`] when the
+/// user asked to stop.
+pub fn run(ask: &BuildRequest, task: &Task) -> Result<Built, BuildError> {
+    check_recipe(&ask.recipe)?;
+    let ask = prepare(ask)?;
+    for edit in &ask.recipe.edits {
+        apply(edit, &ask)?;
+    }
+    let mut prefix = Staged { ask: &ask, keep: false };
+    let mut job = Job::new(&ask, task)?;
+    let seconds = job.phase(Phase::Configure)?;
+    job.notes.insert("seconds.configure".to_owned(), seconds);
+    job.check_configuration()?;
+    let seconds = job.phase(Phase::Build)?;
+    job.notes.insert("seconds.build".to_owned(), seconds);
+    let binary = ask.binary();
+    let folders = [ask.source.as_path(), &ask.folder];
+    let made = outputs::collect(&binary, &ask.prefix, &ask.recipe.outputs, &folders, task.cancel());
+    let made = made.map_err(|error| job.or_no_space(error))?;
+    job.warnings.extend(
+        made.leaks.iter().map(|path| {
+            format!("`{path}` holds the path of the folder it was built in: built elsewhere it would differ")
+        }),
+    );
+    prefix.keep = true;
+    let (notes, warnings) = job.finish();
+    Ok(Built { files: made.files, notes, warnings })
+}
+
+/// Fresh folders, and the request with the paths that tools will see: compilers resolve links, so maps must name the
+/// real folders. (Windows' real paths have a form that CMake does not take.)
+fn prepare(ask: &BuildRequest) -> Result<BuildRequest, BuildError> {
+    let mut ask = ask.clone();
+    fs::remove_dir_all(&ask.folder)?;
+    for folder in [&ask.folder, &ask.home(), &ask.temp(), &ask.prefix] {
+        fs::create_dir_all(folder)?;
+    }
+    if cfg!(unix) {
+        for path in [&mut ask.source, &mut ask.folder, &mut ask.prefix] {
+            *path = fs::canonical(path)?;
+        }
+    }
+    Ok(ask)
+}
+
+/// CMake and make read meaning into some names; adapters and manifests must not get there by accident.
+fn check_recipe(recipe: &BuildRecipe) -> Result<(), BuildError> {
+    let fail = |what, value: &str, why| Err(BuildError::Recipe { what, value: value.to_owned(), why });
+    let word = |text: &str| {
+        text.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '_')
+            && text.chars().all(|c| c.is_ascii_alphanumeric() || "_-.+/".contains(c))
+    };
+    for (name, value) in &recipe.define {
+        if !word(name) {
+            return fail("the definition", name, "a name has letters, digits, `_`, `-`, `.`, `+` and `/` only");
+        }
+        if value.contains(char::is_control) {
+            return fail("the definition", name, "its value holds a control character");
+        }
+    }
+    for target in recipe.targets.iter().chain([&recipe.build_type]) {
+        if !word(target) {
+            return fail("the target or build type", target, "it is not a plain word");
+        }
+    }
+    Ok(())
+}
+
+fn apply(edit: &SourceEdit, ask: &BuildRequest) -> Result<(), BuildError> {
+    let fail = |why: String| BuildError::Edit { path: edit.path.clone(), why };
+    let path = edit.path.under(&ask.source);
+    let real = fs::canonical(&path).map_err(|error| fail(error.source.to_string()))?;
+    if !real.starts_with(fs::canonical(&ask.source)?) {
+        return Err(fail("a link leads out of the source".to_owned()));
+    }
+    let bytes = fs::read_bounded(&real, MAX_EDITED_BYTES)?;
+    let text = String::from_utf8(bytes).map_err(|_| fail("it is not text".to_owned()))?;
+    let count = text.matches(edit.find.as_str()).count();
+    if edit.find.is_empty() || count != 1 {
+        return Err(fail(format!(
+            "`{}` occurs {count} times, not once: the source is not the one this edit was made for",
+            edit.find
+        )));
+    }
+    Ok(fs::write_atomic(&real, text.replace(&edit.find, &edit.replace).as_bytes())?)
+}
+
+/// Empties the prefix unless all went well.
+struct Staged<'a> {
+    ask: &'a BuildRequest,
+    keep: bool,
+}
+
+impl Drop for Staged<'_> {
+    fn drop(&mut self) {
+        if !self.keep {
+            for entry in fs::read_dir(&self.ask.prefix).unwrap_or_default() {
+                let _ = fs::remove_dir_all(&entry).or_else(|_| fs::remove_file(&entry));
+            }
+        }
+    }
+}
+
+/// What the two runs of the driver have in common.
+struct Job<'a> {
+    ask: &'a BuildRequest,
+    task: &'a Task,
+    log: io::BufWriter<File>,
+    log_left: u64,
+    findings: Findings,
+    notes: BTreeMap<String, String>,
+    warnings: Vec<String>,
+    network: Vec<String>,
+}
+
+impl<'a> Job<'a> {
+    fn new(ask: &'a BuildRequest, task: &'a Task) -> Result<Self, BuildError> {
+        fs::create_dir_all(fs::parent(&ask.log))?;
+        let notes = [("cmake", &ask.cmake.identity), ("ninja", &ask.ninja.as_ref().unwrap_or(&ask.cmake).identity)];
+        let notes = notes.into_iter().filter(|(name, _)| *name != "ninja" || ask.ninja.is_some());
+        Ok(Self {
+            ask,
+            task,
+            log: io::BufWriter::new(fs::create(&ask.log)?),
+            log_left: MAX_LOG_BYTES,
+            findings: Findings::default(),
+            notes: notes.map(|(name, value)| (name.to_owned(), value.clone())).collect(),
+            warnings: Vec::new(),
+            network: Vec::new(),
+        })
+    }
+
+    /// Runs the driver once; gives the seconds it took.
+    fn phase(&mut self, phase: Phase) -> Result<String, BuildError> {
+        let ask = self.ask;
+        let network = ask.folder.join("network.txt");
+        let request = ask.folder.join("request.json");
+        let generator = match &ask.ninja {
+            Some(_) => "Ninja",
+            None if cfg!(windows) => NMAKE,
+            None => "Unix Makefiles",
+        };
+        let text = serde_json::to_vec_pretty(&driver::Request {
+            phase,
+            parent: std::process::id(),
+            source: ask.source.clone(),
+            folder: ask.folder.clone(),
+            generator: Some(generator.to_owned()),
+            define: settings::definitions(ask),
+            build_type: ask.recipe.build_type.clone(),
+            targets: ask.recipe.targets.clone(),
+            network: network.clone(),
+        });
+        let text = text.map_err(|why| FsError::new("write", &request, io::Error::other(why)))?;
+        fs::write_atomic(&request, &text)?;
+        let verb = if phase == Phase::Configure { "configuring" } else { "building" };
+        let unit = if phase == Phase::Configure { Unit::None } else { Unit::Steps };
+        let progress = self.task.start(verb, ask.label.clone(), None, unit);
+        let began = Instant::now();
+        let status = self.drive(&request, &progress);
+        let flushed = self.log.flush();
+        let status = status.map_err(|error| self.or_no_space(error))?;
+        flushed.map_err(|why| self.or_no_space(FsError::new("write", &ask.log, why).into()))?;
+        self.hear(&network);
+        if !status.success() {
+            return Err(self.failure(phase, status));
+        }
+        let seconds = format!("{:.1}", began.elapsed().as_secs_f64());
+        progress.finish(format!("{} in {seconds} s", if phase == Phase::Configure { "configured" } else { "built" }));
+        Ok(seconds)
+    }
+
+    fn drive(&mut self, request: &std::path::Path, progress: &Progress) -> Result<ExitStatus, BuildError> {
+        let ask = self.ask;
+        let program = Program {
+            path: ask.driver.clone(),
+            args: vec!["internal".into(), "build".into(), request.into()],
+            env: settings::environment(ask),
+            cwd: ask.folder.clone(),
+        };
+        let broken = |why| BuildError::Fs(FsError::new("make a pipe to", &ask.driver, why));
+        let (reader, writer) = io::pipe().map_err(broken)?;
+        let twin = writer.try_clone().map_err(broken)?;
+        // On Windows the end of its stdin tells the driver that we are gone.
+        let stdin = if cfg!(windows) { Stdio::piped() } else { Stdio::null() };
+        let mut running = program.spawn(stdin, twin.into(), writer.into())?;
+        let (send, lines) = sync_channel(256);
+        std::thread::spawn(move || {
+            let mut reader = io::BufReader::new(reader);
+            loop {
+                let mut line = Vec::new();
+                let read = reader.by_ref().take(MAX_LINE_BYTES as u64).read_until(b'\n', &mut line);
+                if !matches!(read, Ok(1..)) || send.send(line).is_err() {
+                    break;
+                }
+            }
+        });
+        self.follow(&mut running, &lines, progress)
+    }
+
+    /// Takes lines until the child and everybody who writes for it are gone.
+    fn follow(
+        &mut self,
+        running: &mut Running,
+        lines: &Receiver<Vec<u8>>,
+        progress: &Progress,
+    ) -> Result<ExitStatus, BuildError> {
+        let mut ended: Option<(ExitStatus, Instant)> = None;
+        loop {
+            match lines.recv_timeout(POLL) {
+                Ok(line) => self.take(&line, progress)?,
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return Ok(running.wait(self.task.cancel(), None)?),
+            }
+            if self.task.check().is_err() {
+                running.end(GRACE);
+                self.task.check()?;
+            }
+            if ended.is_none()
+                && let Some(status) = running.try_wait()?
+            {
+                running.end(Duration::ZERO);
+                ended = Some((status, Instant::now() + DRAIN));
+            }
+            if let Some((status, _)) = ended.filter(|(_, until)| Instant::now() >= *until) {
+                return Ok(status);
+            }
+        }
+    }
+
+    fn take(&mut self, line: &[u8], progress: &Progress) -> Result<(), BuildError> {
+        let kept = (line.len() as u64).min(self.log_left);
+        self.log_left -= kept;
+        let write = self.log.write_all(&line[..usize::try_from(kept).unwrap_or(0)]);
+        write.map_err(|why| FsError::new("write", &self.ask.log, why))?;
+        let text = String::from_utf8_lossy(line);
+        if let Some(step) = self.findings.line(text.trim_end_matches(['\r', '\n'])) {
+            progress.set(step.done, Some(step.total), None);
+        }
+        Ok(())
+    }
+
+    /// Reads what the driver wrote down about the network.
+    fn hear(&mut self, path: &std::path::Path) {
+        let mut lines = isolation::heard(path).into_iter();
+        if let Some(mode) = lines.next() {
+            self.notes.insert("network".to_owned(), mode);
+        }
+        let told = self.findings.network.drain(..);
+        for line in lines.chain(told) {
+            if !self.network.contains(&line) {
+                self.network.push(line);
+            }
+        }
+    }
+
+    fn failure(&mut self, phase: Phase, status: ExitStatus) -> BuildError {
+        let log = self.ask.log.clone();
+        if let Some(said) = self.findings.no_space.take() {
+            return self.no_space(said);
+        }
+        if let Some(language) = self.findings.no_compiler.take() {
+            let hint = match language.as_str() {
+                "CUDA" => toolchain::CUDA_HINT,
+                "HIP" => toolchain::ROCM_HINT,
+                _ => toolchain::COMPILER_HINT,
+            };
+            return BuildError::NoCompiler { language, hint, log };
+        }
+        BuildError::Failed {
+            phase,
+            status: status.to_string(),
+            log,
+            first_error: self.findings.first_error(),
+            tail: self.findings.tail(),
+            network: std::mem::take(&mut self.network),
+        }
+    }
+
+    fn no_space(&self, said: String) -> BuildError {
+        let available_bytes = fs::available_bytes(&self.ask.folder).unwrap_or(0);
+        BuildError::NoSpace { said, available_bytes, log: self.ask.log.clone() }
+    }
+
+    fn or_no_space(&self, error: BuildError) -> BuildError {
+        match error {
+            BuildError::Fs(error) if error.is_no_space() => self.no_space(error.to_string()),
+            other => other,
+        }
+    }
+
+    /// Between configure and build: does CMake mean what was asked?
+    fn check_configuration(&mut self) -> Result<(), BuildError> {
+        let ask = self.ask;
+        let bytes = fs::read_bounded(&ask.binary().join("CMakeCache.txt"), cmake_cache::MAX_BYTES)?;
+        let cache = cmake_cache::parse(&String::from_utf8_lossy(&bytes));
+        let unused = &self.findings.unused;
+        for definition in &ask.recipe.require {
+            let value = cache.get(definition).filter(|_| !unused.contains(definition));
+            if !value.is_some_and(|value| cmake_cache::is_true(value)) {
+                return Err(BuildError::NotBuilt {
+                    definition: definition.clone(),
+                    value: value.cloned(),
+                    said: std::mem::take(&mut self.findings.said),
+                    log: ask.log.clone(),
+                });
+            }
+        }
+        let ours = unused.iter().filter(|name| ask.recipe.define.contains_key(*name));
+        let unknown = ours.map(|name| format!("the project does not use the definition `{name}`"));
+        self.warnings.extend(unknown.chain(self.findings.warnings.drain(..)));
+        for name in NOTED {
+            if let Some(value) = cache.get(*name).filter(|value| !value.is_empty()) {
+                self.notes.insert((*name).to_owned(), value.clone());
+            }
+        }
+        let commands = fs::read_bounded(&ask.binary().join("compile_commands.json"), MAX_COMMANDS_BYTES);
+        let commands = String::from_utf8_lossy(&commands.unwrap_or_default()).into_owned();
+        let native = ["-march=native", "-mcpu=native", "-arch=native"].into_iter().find(|flag| commands.contains(flag));
+        if let Some(flag) = native.filter(|_| !ask.recipe.native) {
+            self.warnings
+                .push(format!("files are compiled with `{flag}`, for this machine alone, though `native` is off"));
+        }
+        Ok(())
+    }
+
+    fn finish(mut self) -> (BTreeMap<String, String>, Vec<String>) {
+        self.warnings.extend(self.network.iter().map(|line| format!("the build tried to use the network: {line}")));
+        for warning in &self.warnings {
+            self.task.warn(warning.clone());
+        }
+        (self.notes, self.warnings)
+    }
+}

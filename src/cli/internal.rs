@@ -1,0 +1,68 @@
+//! Commands that aitools gives itself: `aitools internal build REQUEST` and `aitools internal exec PROGRAM ARG…`.
+//!
+//! Both must be dispatched before anything else is set up: [`build`] may only leave the network while it has one thread, and
+//! [`exec`] becomes another program.
+
+use std::ffi::OsString;
+use std::path::Path;
+use std::process::Command;
+
+use crate::base::lifeline;
+
+/// Bad usage.
+const USAGE: i32 = 2;
+/// A program that cannot be started, as shells have it.
+const NOT_STARTED: i32 = 127;
+
+/// Runs the words after `internal` and gives the exit code.
+pub fn run(args: &[OsString]) -> i32 {
+    match args {
+        [verb, request] if verb == "build" => build(Path::new(request)),
+        [verb, program, args @ ..] if verb == "exec" => exec(program, args),
+        _ => USAGE,
+    }
+}
+
+/// The child that runs CMake: see [`crate::build::driver`].
+pub fn build(request: &Path) -> i32 {
+    crate::build::driver::run_driver(request)
+}
+
+/// Becomes `program`, which then ends with the process that started it, even when that one is killed outright.
+///
+/// Where a system has no such promise (everything but Linux) it stays in between: it waits for the program, and ends it when
+/// the parent is gone. On Windows nothing tells, and only an orderly end of the parent ends the program.
+pub fn exec(program: &OsString, args: &[OsString]) -> i32 {
+    let mut command = Command::new(program);
+    command.args(args);
+    platform::exec(command)
+}
+
+#[cfg(target_os = "linux")]
+mod platform {
+    use std::os::unix::process::CommandExt as _;
+
+    use super::{Command, NOT_STARTED, lifeline};
+
+    pub fn exec(mut command: Command) -> i32 {
+        let parent = lifeline::parent_id();
+        lifeline::die_with_parent();
+        if lifeline::parent_id() == parent {
+            // Only comes back when it fails.
+            let _ = command.exec();
+        }
+        NOT_STARTED
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+mod platform {
+    use super::{Command, NOT_STARTED, lifeline};
+
+    pub fn exec(mut command: Command) -> i32 {
+        let Ok(mut child) = command.spawn() else { return NOT_STARTED };
+        #[cfg(unix)]
+        lifeline::end_with_parent(lifeline::parent_id(), lifeline::end_all);
+        child.wait().ok().and_then(|status| status.code()).unwrap_or(NOT_STARTED)
+    }
+}
