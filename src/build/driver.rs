@@ -98,6 +98,8 @@ fn configure(request: &Request, trap: Option<&str>) -> cmake::Config {
     if let Some(generator) = &request.generator {
         config.generator(generator);
     }
+    // The crate would set it to `C`.
+    config.env("LC_ALL", settings::LOCALE);
     for (name, value) in &request.define {
         config.define(name, value);
     }

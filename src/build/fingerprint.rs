@@ -94,3 +94,147 @@ pub fn differences(old: &BTreeMap<String, String>, new: &BTreeMap<String, String
         .map(|name| Difference { name: name.clone(), old: old.get(name).cloned(), new: new.get(name).cloned() })
         .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::build::{OutputRule, SourceEdit};
+
+    #[derive(Clone)]
+    struct Case {
+        engine: &'static str,
+        variant: Variant,
+        source: &'static str,
+        recipe: BuildRecipe,
+        toolchain: Toolchain,
+        cmake: ToolPath,
+        ninja: Option<ToolPath>,
+        env: Env,
+        processor: &'static str,
+    }
+
+    fn tool(path: &str, identity: &str) -> ToolPath {
+        ToolPath { path: path.into(), identity: identity.to_owned() }
+    }
+
+    fn case() -> Case {
+        let edit = SourceEdit { path: "a".parse().unwrap(), find: "b".to_owned(), replace: "c".to_owned() };
+        let output = OutputRule { glob: "bin/*".to_owned(), to: "bin".parse().unwrap(), required: true };
+        Case {
+            engine: "powerinfer",
+            variant: Variant::Cpu,
+            source: "x",
+            recipe: BuildRecipe {
+                version: 1,
+                define: BTreeMap::from([("A".to_owned(), "ON".to_owned())]),
+                targets: vec!["main".to_owned()],
+                require: vec!["A".to_owned()],
+                build_type: "Release".to_owned(),
+                edits: vec![edit],
+                outputs: vec![output],
+                native: false,
+            },
+            toolchain: Toolchain { cc: tool("/cc", "gcc 12"), cxx: tool("/c++", "gcc 12"), cuda: None, hip: None },
+            cmake: tool("/cmake", "4.4.4"),
+            ninja: Some(tool("/ninja", "1.13")),
+            env: Env::from([("PATH".into(), "/bin".into())]),
+            processor: "EPYC",
+        }
+    }
+
+    fn inputs_of(case: &Case) -> BTreeMap<String, String> {
+        inputs(&Ingredients {
+            engine: case.engine,
+            variant: case.variant,
+            platform: Platform { os: "linux", arch: "x86_64" },
+            recipe: &case.recipe,
+            source: Digest::of(case.source.as_bytes()),
+            toolchain: &case.toolchain,
+            cmake: &case.cmake,
+            ninja: case.ninja.as_ref(),
+            env: &case.env,
+            processor: case.processor,
+        })
+    }
+
+    #[test]
+    fn where_things_lie_is_no_input() {
+        let mut other = case();
+        other.toolchain.cc.path = "/elsewhere/cc".into();
+        other.cmake.path = "/elsewhere/cmake".into();
+        other.env.insert("PATH".into(), "/usr/bin".into());
+        other.env.insert("HOME".into(), "/h".into());
+        other.processor = "Xeon";
+        assert_eq!(inputs_of(&case()), inputs_of(&other));
+    }
+
+    #[test]
+    fn every_input_changes_the_fingerprint_and_is_named_when_it_does() {
+        type Change = fn(&mut Case);
+        let changes: &[(&str, Change)] = &[
+            ("engine", |case| case.engine = "llama-cpp"),
+            ("variant", |case| case.variant = Variant::Cuda),
+            ("source", |case| case.source = "y"),
+            ("recipe", |case| case.recipe.version = 2),
+            ("define.A", |case| drop(case.recipe.define.insert("A".to_owned(), "OFF".to_owned()))),
+            ("define.B", |case| drop(case.recipe.define.insert("B".to_owned(), String::new()))),
+            ("targets", |case| case.recipe.targets.push("server".to_owned())),
+            ("require", |case| case.recipe.require.clear()),
+            ("build-type", |case| case.recipe.build_type = "Debug".to_owned()),
+            ("edit.0", |case| case.recipe.edits[0].replace = "d".to_owned()),
+            ("output.0", |case| case.recipe.outputs[0].required = false),
+            ("native", |case| case.recipe.native = true),
+            ("tool.cc", |case| case.toolchain.cc.identity = "gcc 13".to_owned()),
+            ("tool.cxx", |case| case.toolchain.cxx.identity = "gcc 13".to_owned()),
+            ("tool.cuda", |case| case.toolchain.cuda = Some(tool("/nvcc", "13"))),
+            ("tool.hip", |case| case.toolchain.hip = Some(tool("/hipcc", "6"))),
+            ("tool.cmake", |case| case.cmake.identity = "4.5".to_owned()),
+            ("tool.ninja", |case| case.ninja = None),
+            ("env.SDKROOT", |case| drop(case.env.insert("SDKROOT".into(), "/x/MacOSX15.2.sdk".into()))),
+        ];
+        let old = inputs_of(&case());
+        for (name, change) in changes {
+            let mut changed = case();
+            change(&mut changed);
+            let new = inputs_of(&changed);
+            assert_ne!(fingerprint(&old), fingerprint(&new), "{name}");
+            let differing = differences(&old, &new);
+            assert!(differing.iter().any(|difference| difference.name == *name), "{name}: {differing:?}");
+        }
+    }
+
+    #[test]
+    fn a_native_build_belongs_to_one_processor() {
+        let (mut here, mut there) = (case(), case());
+        (here.recipe.native, there.recipe.native, there.processor) = (true, true, "Xeon");
+        let expected =
+            Difference { name: "processor".to_owned(), old: Some("EPYC".to_owned()), new: Some("Xeon".to_owned()) };
+        assert_eq!(differences(&inputs_of(&here), &inputs_of(&there)), [expected]);
+    }
+
+    #[test]
+    fn names_and_values_cannot_run_into_each_other() {
+        let digest = |pairs: &[(&str, &str)]| {
+            fingerprint(&pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect())
+        };
+        let all = [
+            digest(&[]),
+            digest(&[("", "")]),
+            digest(&[("a", "bc")]),
+            digest(&[("ab", "c")]),
+            digest(&[("a", "b"), ("c", "")]),
+            digest(&[("a", ""), ("b", "c")]),
+        ];
+        for (index, one) in all.iter().enumerate() {
+            assert!(!all[index + 1..].contains(one), "{index}");
+        }
+    }
+
+    /// Changing this strands every artifact that was ever built.
+    #[test]
+    fn the_serialisation_stays_as_it_is() {
+        let known = fingerprint(&BTreeMap::from([("a".to_owned(), "b".to_owned())]));
+        let text = b"aitools-build-inputs-1\0\x01\0\0\0\0\0\0\0a\x01\0\0\0\0\0\0\0b";
+        assert_eq!(known, Digest::of(text));
+    }
+}

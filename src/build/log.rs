@@ -57,6 +57,8 @@ pub struct Findings {
     pub warnings: Vec<String>,
     /// Lines about accelerators and things not found: why a definition did not hold.
     pub said: Vec<String>,
+    /// The language of a compiler that CMake is complaining of.
+    accused: Option<String>,
     context: Context,
 }
 
@@ -132,7 +134,7 @@ impl Findings {
             self.no_space = Some(kept.clone());
         }
         if self.no_compiler.is_none() {
-            self.no_compiler = missing_compiler(line);
+            self.no_compiler = missing_compiler(line, &mut self.accused);
         }
         if ["cuda", "cublas", "nvcc", "hip", "rocm", "metal", "vulkan", "not found"].iter().any(|it| lower.contains(it))
             && !lower.contains("running: ")
@@ -202,13 +204,23 @@ fn is_no_space(lower: &str) -> bool {
         || lower.contains("not enough space on the disk")
 }
 
-/// CMake's words (Modules/CMakeDetermineCompiler.cmake, CMakeDetermine<LANG>Compiler.cmake, CMakeTestCompilerCommon.cmake).
-fn missing_compiler(line: &str) -> Option<String> {
+/// CMake's words (cmGlobalGenerator.cxx, EnableLanguage). They may take several lines, the first of which names the language:
+/// `accused` carries it.
+fn missing_compiler(line: &str, accused: &mut Option<String>) -> Option<String> {
     let line = line.trim();
-    let between = |before: &str, after: &str| line.strip_prefix(before)?.strip_suffix(after).map(str::to_owned);
+    let between = |before: &str, after: &str| {
+        let language = line.strip_prefix(before)?.strip_suffix(after)?;
+        let plain = !language.is_empty() && language.chars().all(|c| c.is_ascii_alphanumeric());
+        plain.then(|| language.to_owned())
+    };
+    if let Some(language) = between("The CMAKE_", "_COMPILER:") {
+        *accused = Some(language);
+    }
+    let no_file = line == "is not a full path to an existing compiler tool."
+        || line == "is not a full path and was not found in the PATH.";
     between("No CMAKE_", "_COMPILER could be found.")
         .or_else(|| between("CMake Error: CMAKE_", "_COMPILER not set, after EnableLanguage"))
-        .filter(|language| !language.is_empty() && language.chars().all(|c| c.is_ascii_alphanumeric()))
+        .or_else(|| accused.take_if(|_| no_file))
 }
 
 /// `[n/m] …` of ninja, `[ n%] …` of make.
@@ -286,13 +298,15 @@ mod tests {
 
     #[test]
     fn a_missing_compiler_is_named_by_its_language() {
-        for (line, language) in [
+        for (text, language) in [
             ("  No CMAKE_CXX_COMPILER could be found.", Some("CXX")),
             ("CMake Error: CMAKE_C_COMPILER not set, after EnableLanguage", Some("C")),
+            ("The CMAKE_CUDA_COMPILER:\n\n  /x\n\n  is not a full path to an existing compiler tool.", Some("CUDA")),
+            ("is not a full path to an existing compiler tool.", None),
             ("No CMAKE__COMPILER could be found.", None),
             ("No CMAKE_a b_COMPILER could be found.", None),
         ] {
-            assert_eq!(missing_compiler(line).as_deref(), language, "{line}");
+            assert_eq!(read(text).no_compiler.as_deref(), language, "{text}");
         }
     }
 
@@ -309,7 +323,7 @@ mod tests {
     #[test]
     fn nothing_grows_without_bound() {
         let mut findings = Findings::default();
-        for index in 0..10_000 {
+        for index in 0..200 {
             findings.line(&format!("x{index}: error: {} could not resolve host cuda", "é".repeat(5000)));
         }
         assert!(findings.network.len() <= MAX_KEPT && findings.tail().len() == TAIL);

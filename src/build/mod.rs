@@ -172,16 +172,8 @@ pub enum BuildError {
     Edit { path: RelPath, why: String },
     #[error("CMake found no compiler for {language}")]
     NoCompiler { language: String, hint: &'static str, log: PathBuf },
-    /// CMake or a compiler failed. `first_error` and `tail` are what they said; `network` is who tried to reach what.
-    #[error("the {phase} step failed ({status})")]
-    Failed {
-        phase: Phase,
-        status: String,
-        log: PathBuf,
-        first_error: Option<String>,
-        tail: Vec<String>,
-        network: Vec<String>,
-    },
+    #[error("the {} step failed ({})", .0.phase, .0.status)]
+    Failed(Box<Failure>),
     /// A definition that must hold does not, so this would be another build than the one asked for.
     #[error(
         "`{definition}` is asked for, but {}",
@@ -210,4 +202,19 @@ pub enum BuildError {
     Name(RelPathError),
     #[error("the build folder holds too many files")]
     TooManyFiles,
+}
+
+/// CMake or a compiler failed.
+#[derive(Debug)]
+pub struct Failure {
+    pub phase: Phase,
+    /// How the driver ended: `exit status: 1`.
+    pub status: String,
+    pub log: PathBuf,
+    /// The first error with some lines after it; nothing when no line looks like one.
+    pub first_error: Option<String>,
+    /// The last lines of the log.
+    pub tail: Vec<String>,
+    /// Who tried to reach what, which may be the cause.
+    pub network: Vec<String>,
 }

@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use super::log::{Findings, MAX_LINE_BYTES};
 use super::{
-    BuildError, BuildRecipe, BuildRequest, Built, NMAKE, Phase, SourceEdit, cmake_cache, driver, isolation, outputs,
-    settings, toolchain,
+    BuildError, BuildRecipe, BuildRequest, Built, Failure, NMAKE, Phase, SourceEdit, cmake_cache, driver, isolation,
+    outputs, settings, toolchain,
 };
 use crate::base::fs::{self, FsError};
 use crate::base::process::{GRACE, Program, Running};
@@ -309,14 +309,14 @@ impl<'a> Job<'a> {
             };
             return BuildError::NoCompiler { language, hint, log };
         }
-        BuildError::Failed {
+        BuildError::Failed(Box::new(Failure {
             phase,
             status: status.to_string(),
             log,
             first_error: self.findings.first_error(),
             tail: self.findings.tail(),
             network: std::mem::take(&mut self.network),
-        }
+        }))
     }
 
     fn no_space(&self, said: String) -> BuildError {

@@ -71,6 +71,9 @@ const OFFLINE: &[(&str, &str)] = &[
     ("HF_HUB_OFFLINE", "1"),
 ];
 
+/// The language of messages: English everywhere, and names of any letters where that needs saying.
+pub const LOCALE: &str = if cfg!(target_os = "linux") { "C.UTF-8" } else { "C" };
+
 /// The names under which tools look for a proxy.
 pub const PROXY_NAMES: &[&str] =
     &["http_proxy", "https_proxy", "ftp_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "FTP_PROXY", "ALL_PROXY"];
@@ -90,7 +93,7 @@ pub fn environment(ask: &BuildRequest) -> Env {
         set(name, "localhost,127.0.0.1,::1".into());
     }
     set("PATH", search_path(ask));
-    set("LC_ALL", if cfg!(target_os = "linux") { "C.UTF-8" } else { "C" }.into());
+    set("LC_ALL", LOCALE.into());
     set("TZ", "UTC".into());
     set("ZERO_AR_DATE", "1".into());
     set("NUM_JOBS", ask.jobs.max(1).to_string().into());
