@@ -1,6 +1,8 @@
 //! The llama.cpp adapter, its supervision and `ops::run` against an imitation `llama-server` (a Python 3 script) that has
 //! every bad day there is. Unix only: the script is started by its first line.
 #![cfg(unix)]
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![expect(clippy::disallowed_methods, reason = "tests read the environment that cargo gives them")]
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -24,7 +26,7 @@ use aitools::engine::{
     Piece, Ready, RecipeRequest,
 };
 use aitools::format::gguf::{Header, Magic};
-use aitools::format::policy::Policy;
+use aitools::format::policy::{Policy, parse};
 use aitools::ops::run::{Ask, Ran, RunError, run};
 use aitools::report::{Silent, Task};
 
@@ -120,11 +122,12 @@ impl Scene {
         fs::write_atomic(&program, SERVER.as_bytes()).unwrap();
         fs::set_executable(&program).unwrap();
         let path = std::env::var_os("PATH").unwrap();
+        let policy = format!("engine: llama-cpp\nmodel: m\n{policy}\n");
         let env = BTreeMap::from([("PATH".into(), path), ("MODE".into(), mode.into())]);
         let ready = Ready {
             engine: &LlamaCpp,
             name: "a-policy".parse().unwrap(),
-            policy: serde_saphyr::from_str::<Policy>(&format!("engine: llama-cpp\nmodel: m\n{policy}\n")).unwrap(),
+            policy: parse("policy.yaml", policy.as_bytes()).unwrap().0.value,
             policy_sha256: Digest::of(b"policy"),
             variant: Variant::Cpu,
             artifact: folder.path().join("artifact"),
@@ -232,7 +235,7 @@ fn an_engine_that_exits_at_once_is_quoted() {
 #[test]
 fn an_engine_that_is_never_ready_is_ended() {
     for mode in ["never", "silent"] {
-        let error = Scene::new(mode, "").start(Duration::from_millis(1500)).unwrap_err();
+        let error = Scene::new(mode, "").start(Duration::from_secs(4)).unwrap_err();
         let BackendError::NotReady { tail, .. } = error else { panic!("{mode}: {error}") };
         assert_eq!(tail.len(), 1, "{mode}: {tail:?}");
     }
