@@ -5,6 +5,7 @@
 
 pub mod archive;
 pub mod download;
+pub mod git;
 pub mod globs;
 pub mod pypi;
 
@@ -155,8 +156,9 @@ pub fn short(digest: &Digest) -> String {
 /// The source for a request.
 pub fn of(spec: &SourceSpec) -> Box<dyn Source + '_> {
     match spec {
+        SourceSpec::Git(spec) => Box::new(git::GitSource(spec)),
         SourceSpec::Pypi(spec) => Box::new(spec.clone()),
-        SourceSpec::Git(_) | SourceSpec::Hf(_) | SourceSpec::Url(_) | SourceSpec::Path(_) => {
+        SourceSpec::Hf(_) | SourceSpec::Url(_) | SourceSpec::Path(_) => {
             unimplemented!("filled in by each source kind")
         }
     }
