@@ -10,6 +10,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use ureq::http::header::{HeaderMap, HeaderName, HeaderValue};
 pub use ureq::http::{Method, Uri};
+use ureq::tls::{PemItem, RootCerts, TlsConfig, parse_pem};
 use ureq::{Agent, Proxy, Timeout};
 
 use super::cancel::{Cancel, Cancelled};
@@ -34,6 +35,8 @@ pub struct Settings {
     pub stall_timeout: Duration,
     /// The first delay of a [`Backoff`].
     pub pace: Duration,
+    /// PEM text: the certificates to trust instead of the platform's.
+    pub certificates: Option<Vec<u8>>,
 }
 
 impl Default for Settings {
@@ -45,6 +48,7 @@ impl Default for Settings {
             connect_timeout: Duration::from_secs(10),
             stall_timeout: Duration::from_secs(30),
             pace: Duration::from_millis(500),
+            certificates: None,
         }
     }
 }
@@ -376,8 +380,18 @@ impl Backoff {
     }
 }
 
+/// Text without a certificate trusts nobody.
+fn roots(settings: &Settings) -> RootCerts {
+    let Some(text) = &settings.certificates else { return RootCerts::PlatformVerifier };
+    let certificates = parse_pem(text).filter_map(|item| match item {
+        Ok(PemItem::Certificate(certificate)) => Some(certificate),
+        _ => None,
+    });
+    RootCerts::new_with_certs(&certificates.collect::<Vec<_>>())
+}
+
 fn agent(settings: &Settings, proxy: Option<Proxy>) -> Agent {
-    let tls = ureq::tls::TlsConfig::builder().root_certs(ureq::tls::RootCerts::PlatformVerifier).build();
+    let tls = TlsConfig::builder().root_certs(roots(settings)).build();
     Agent::config_builder()
         .tls_config(tls)
         .proxy(proxy)

@@ -33,9 +33,7 @@ pub enum Reply {
     Serve,
     /// As `Serve`, compressed.
     ServeZipped,
-    /// As `Serve`, but below this folder.
-    ServeFrom(PathBuf),
-    /// As `Serve`, but the answer ends after so many bytes.
+    /// As `Serve`, but the connection ends so many bytes too early.
     Cut(usize),
     Say(u16, Vec<(&'static str, String)>, Vec<u8>),
     /// Nothing comes, until the client goes away.
@@ -85,22 +83,19 @@ impl Server {
 fn answer(mut stream: TcpStream, root: &Path, rule: &Rule, log: &Mutex<Vec<Request>>) -> Option<()> {
     let request = read_request(&mut BufReader::new(stream.try_clone().ok()?))?;
     log.lock().unwrap().push(request.clone());
-    let (status, headers, body, cut) = match rule(&request) {
-        Reply::Serve => whole(backend(root, &request)),
-        Reply::ServeFrom(other) => whole(backend(&other, &request)),
+    let ((status, headers, body), cut) = match rule(&request) {
+        Reply::Serve => (backend(root, &request), 0),
         Reply::ServeZipped => {
             let (status, mut headers, body) = backend(root, &request);
             let mut zipped = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
             zipped.write_all(&body).ok()?;
             headers.push(("Content-Encoding".into(), "gzip".into()));
-            whole((status, headers, zipped.finish().ok()?))
+            ((status, headers, zipped.finish().ok()?), 0)
         }
-        Reply::Cut(bytes) => {
-            let (status, headers, body) = backend(root, &request);
-            (status, headers, body, Some(bytes))
-        }
+        Reply::Cut(bytes) => (backend(root, &request), bytes),
         Reply::Say(status, headers, body) => {
-            whole((status, headers.into_iter().map(|(name, value)| (name.to_owned(), value)).collect(), body))
+            let headers = headers.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+            ((status, headers, body), 0)
         }
         Reply::Silence => {
             let _ = stream.read(&mut [0]);
@@ -112,14 +107,10 @@ fn answer(mut stream: TcpStream, root: &Path, rule: &Rule, log: &Mutex<Vec<Reque
         write!(stream, "{name}: {value}\r\n").ok()?;
     }
     stream.write_all(b"\r\n").ok()?;
-    stream.write_all(&body[..cut.unwrap_or(body.len()).min(body.len())]).ok()
+    stream.write_all(&body[..body.len() - cut]).ok()
 }
 
 type Answer = (u16, Vec<(String, String)>, Vec<u8>);
-
-fn whole((status, headers, body): Answer) -> (u16, Vec<(String, String)>, Vec<u8>, Option<usize>) {
-    (status, headers, body, None)
-}
 
 pub fn read_request(reader: &mut impl BufRead) -> Option<Request> {
     let mut line = String::new();

@@ -128,11 +128,6 @@ impl<'a> Parts<'a> {
         };
         (!host.is_empty()).then(|| Self { scheme, user, password, host: host.to_ascii_lowercase(), port, path })
     }
-
-    /// Whether credentials for one may be shown to the other.
-    pub fn same_origin(&self, other: &Self) -> bool {
-        (&self.scheme, &self.host, self.port) == (&other.scheme, &other.host, other.port)
-    }
 }
 
 /// The address without user name and password: for messages, and for what travels.

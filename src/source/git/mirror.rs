@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 use super::address::{self, Way};
 use super::http::Http;
 use super::pack::Guard;
-use super::program::{Git, Settings};
-use super::protocol::{FetchError, Ref, Remote, is_commit};
+use super::program::{Configuration, Git};
+use super::protocol::{Channel, FetchError, Ref, Remote, is_commit};
 use crate::base::diagnostic;
 use crate::base::digest::Digest;
 use crate::base::fs;
@@ -20,13 +20,15 @@ use crate::source::{SourceError, World};
 
 /// How many commits are asked for at most, where a server gives no single one.
 const MAX_WANTS: usize = 100_000;
+/// How often a pack is asked for when the connection breaks while it comes.
+const MAX_TRIES: u32 = 3;
 const EVERYTHING: [&str; 2] = ["refs/heads/", "refs/tags/"];
 
 /// Repositories as seen from one machine, for one piece of work.
 #[derive(Debug)]
 pub struct Session<'w> {
     pub world: &'w World,
-    settings: Settings,
+    configuration: Configuration,
 }
 
 /// One commit of one repository.
@@ -61,15 +63,14 @@ impl<'w> Session<'w> {
     /// # Errors
     /// When git's configuration is broken.
     pub fn new(world: &'w World) -> Result<Self, SourceError> {
-        Ok(Self { world, settings: Settings::read(world)? })
+        Ok(Self { world, configuration: Configuration::read(world)? })
     }
 
     /// Where an address really leads, after the manifest's mirrors and git's own rewriting. For the program `git`, which
     /// does its own, the address is left before that.
     fn way(&self, address: &str) -> Result<Way, SourceError> {
-        let mirrors = self.world.mirrors.iter().map(|(prefix, other)| (prefix.as_str(), other.as_str()));
-        let mirrored = address::rewrite(address, mirrors);
-        let way = Way::of(&self.settings.rewrite(&mirrored), &self.world.project);
+        let mirrored = self.world.mirrored(address);
+        let way = Way::of(&self.configuration.rewrite(&mirrored), &self.world.project);
         let way = way.map_err(|why| SourceError::Missing {
             what: format!("`{}`", address::without_user(address)),
             why: format!("this is no address of a git repository: {why}"),
@@ -90,7 +91,7 @@ impl<'w> Session<'w> {
             Way::Local(folder) => local_refs(&folder)?,
             _ if self.world.offline => return Err(SourceError::Offline { what }),
             Way::Http(address) => {
-                let mut remote = Remote::connect(Http::new(self.world, &self.settings, &address)?)?;
+                let mut remote = Remote::connect(Http::new(self.world, &self.configuration, &address)?)?;
                 if let Some(commit) = find(&remote.refs(&[&name])?) {
                     return Ok(commit);
                 }
@@ -102,7 +103,7 @@ impl<'w> Session<'w> {
     }
 
     fn program_refs(&self, address: &str) -> Result<Vec<Ref>, SourceError> {
-        let git = self.ssh(Git::at(self.world, &self.world.project).env("GIT_DIR", "aitools-none"));
+        let git = self.ssh(Git::nowhere(self.world));
         let listed = git.args(&["ls-remote", "--", address]).run("ssh and git addresses are fetched by it")?;
         let listed = listed.map_err(|why| failed(address, why))?;
         let mut refs: Vec<Ref> = Vec::new();
@@ -119,7 +120,7 @@ impl<'w> Session<'w> {
     /// Nobody may be there to answer ssh's questions.
     fn ssh<'a>(&self, git: Git<'a>) -> Git<'a> {
         let set = ["GIT_SSH_COMMAND", "GIT_SSH"].iter().any(|name| self.world.env.contains_key(*name));
-        if set || self.settings.has("core.sshcommand") {
+        if set || self.configuration.has("core.sshcommand") {
             return git;
         }
         git.env("GIT_SSH_COMMAND", "ssh -oBatchMode=yes")
@@ -178,18 +179,10 @@ impl<'w> Session<'w> {
     }
 
     fn download(&self, ask: &Ask<'_>, address: &str, mirror: &Path) -> Result<(), SourceError> {
-        let (objects, packs) = (mirror.join("objects"), mirror.join("objects").join("pack"));
-        let shown = address::without_user(ask.address);
-        let mut remote = Remote::connect(Http::new(self.world, &self.settings, address)?)?;
-        let mut sink = Guard::new(&self.world.task, &shown, &packs)?;
-        let refused = match remote.fetch(&[ask.commit.to_owned()], true, &mut sink) {
-            Ok(cut) => {
-                sink.finish()?;
-                mark_shallow(mirror, &cut)?;
-                return if has(&objects, ask.commit) { Ok(()) } else { Err(another(ask)) };
-            }
-            Err(FetchError::Other(error)) => return Err(error),
-            Err(FetchError::Refused(words)) => words,
+        let mut remote = Remote::connect(Http::new(self.world, &self.configuration, address)?)?;
+        let alone = [ask.commit.to_owned()];
+        let Some(refused) = self.receive(ask, &mut remote, (&alone, true), mirror)? else {
+            return if has(&mirror.join("objects"), ask.commit) { Ok(()) } else { Err(another(ask)) };
         };
         // A server that gives no commit by its name: take what its branches and tags have, and look there.
         let first: Vec<&str> = ask.name.as_deref().into_iter().collect();
@@ -200,21 +193,46 @@ impl<'w> Session<'w> {
             if commits.is_empty() || commits.len() > MAX_WANTS {
                 continue;
             }
-            let mut sink = Guard::new(&self.world.task, &shown, &packs)?;
-            match remote.fetch(&commits, false, &mut sink) {
-                Ok(_) => sink.finish()?,
-                Err(FetchError::Other(error)) => return Err(error),
-                Err(FetchError::Refused(words)) => {
-                    return Err(failed(ask.address, format!("the server says: {words}")));
-                }
+            if let Some(words) = self.receive(ask, &mut remote, (&commits, false), mirror)? {
+                return Err(failed(ask.address, format!("the server says: {words}")));
             }
-            if has(&objects, ask.commit) {
+            if has(&mirror.join("objects"), ask.commit) {
                 return Ok(());
             }
         }
         let why =
             format!("no branch or tag of the repository leads to it (asked for it alone, the server says: {refused})");
         Err(not_there(ask, &why, unreachable_hint(ask)))
+    }
+
+    /// Receives commits, with or without their history, again when the connection breaks on the way. Gives the server's
+    /// words when it refuses.
+    fn receive<C: Channel>(
+        &self,
+        ask: &Ask<'_>,
+        remote: &mut Remote<C>,
+        (commits, shallow): (&[String], bool),
+        mirror: &Path,
+    ) -> Result<Option<String>, SourceError> {
+        let packs = mirror.join("objects").join("pack");
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            let mut sink = Guard::new(&self.world.task, &address::without_user(ask.address), &packs)?;
+            match remote.fetch(commits, shallow, &mut sink) {
+                Ok(cut) => {
+                    sink.finish()?;
+                    mark_shallow(mirror, &cut)?;
+                    return Ok(None);
+                }
+                Err(FetchError::Refused(words)) => return Ok(Some(words)),
+                Err(FetchError::Broken(error)) if tries == MAX_TRIES || self.world.task.check().is_err() => {
+                    return Err(error);
+                }
+                Err(FetchError::Broken(_)) => {}
+                Err(FetchError::Other(error)) => return Err(error),
+            }
+        }
     }
 
     fn download_by_program(&self, ask: &Ask<'_>, address: &str, mirror: &Path) -> Result<(), SourceError> {

@@ -52,6 +52,11 @@ impl<'w> Git<'w> {
         Self { world, program: Program { path: "git".into(), args: Vec::new(), env, cwd: at.to_owned() } }
     }
 
+    /// `git` in no repository: whatever lies around the project has no say.
+    pub fn nowhere(world: &'w World) -> Self {
+        Self::at(world, &world.project).env("GIT_DIR", "aitools-none")
+    }
+
     #[must_use]
     pub fn args(mut self, args: &[&str]) -> Self {
         self.program.args.extend(args.iter().map(OsString::from));
@@ -126,7 +131,7 @@ impl<'w> Git<'w> {
 /// The last lines that say what went wrong.
 fn last_words(output: &Output) -> String {
     let lines: Vec<&str> = output.stderr.lines().filter(|line| !line.trim().is_empty()).collect();
-    let tail = lines[lines.len().saturating_sub(3)..].join("; ");
+    let tail = lines[lines.len().saturating_sub(6)..].join("; ");
     if tail.is_empty() { format!("git ended with {}", output.status) } else { tail.chars().take(500).collect() }
 }
 
@@ -147,16 +152,15 @@ fn tool_error(error: ProcessError) -> SourceError {
 
 /// What `git` is set up to do on this machine, for this user: `git config --list`, in its order.
 #[derive(Debug, Clone, Default)]
-pub struct Settings(Vec<(String, String)>);
+pub struct Configuration(Vec<(String, String)>);
 
-impl Settings {
+impl Configuration {
     /// Asks `git`, which alone knows where its configuration is and what it includes. Without `git` there is none.
     ///
     /// # Errors
     /// When the configuration is broken.
     pub fn read(world: &World) -> Result<Self, SourceError> {
-        // No repository: whatever lies around the scratch folder has no say.
-        let git = Git::at(world, &world.project).env("GIT_DIR", "aitools-none").args(&["config", "--list", "-z"]);
+        let git = Git::nowhere(world).args(&["config", "--list", "-z"]);
         let Some(output) = git.try_run()? else { return Ok(Self::default()) };
         if !output.status.success() {
             let what = "git's own configuration".to_owned();
@@ -170,7 +174,7 @@ impl Settings {
         Self(entries.map(|(key, value)| (key.to_owned(), value.to_owned())).collect())
     }
 
-    /// Settings `section.<subsection>.name`, as (subsection, value).
+    /// Configuration `section.<subsection>.name`, as (subsection, value).
     fn with_subsection<'a>(
         &'a self,
         section: &'static str,
@@ -235,7 +239,7 @@ mod tests {
 
     #[test]
     fn settings_for_an_address() {
-        let settings = Settings::parse(
+        let settings = Configuration::parse(
             "http.proxy\nhttp://all\0http.https://h/.proxy\nhttp://h\0http.https://h/a.proxy\nhttp://a\0\
              http.extraheader\nA: 1\0http.extraheader\nB: 2\0http.https://o.extraheader\n\0http.sslverify\0http.sslproxy\nno\0\
              url.file:///m/.insteadof\nhttps://h/\0url.x.y.insteadof\nhttps://x.y/\0http.https://*.w.net.proxy\nhttp://w\0",

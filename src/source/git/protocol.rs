@@ -55,6 +55,8 @@ impl Channel for Http<'_> {
 pub enum FetchError {
     /// The server does not give these commits away, in its own words.
     Refused(String),
+    /// The connection broke while the pack came.
+    Broken(SourceError),
     Other(SourceError),
 }
 
@@ -155,6 +157,7 @@ impl<C: Channel> Remote<C> {
         };
         read.map_err(|trouble| match trouble {
             Trouble::Said(words) if sink.is_empty() => FetchError::Refused(words),
+            Trouble::Read(error) => FetchError::Broken(self.channel.broke(&error)),
             other => FetchError::Other(other.tell(&self.channel)),
         })
     }
