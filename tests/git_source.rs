@@ -424,7 +424,7 @@ fn redirects_carry_no_secrets_elsewhere() {
     }
     fails(bench.resolve(&at(&address("loop"), &first)), &["redirects"]);
     fails(bench.resolve(&at(&address("page"), &first)), &["/login", "not a git repository"]);
-    fails(bench.resolve(&at(&address("file"), &first)), &["not an http"]);
+    fails(bench.resolve(&at(&address("file"), &first)), &["file:", "not an address"]);
     fails(bench.resolve(&at(&address("late"), &first)), &["301"]);
 }
 

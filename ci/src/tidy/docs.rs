@@ -79,7 +79,8 @@ fn unexplained_replacements(files: &[File]) -> Vec<String> {
         let lines: Vec<&str> = file.text.lines().collect();
         for (asked, instead) in REPLACED {
             let Some(at) = lines.iter().position(|line| line.starts_with(&format!("{instead} ="))) else {
-                problems.push(file.problem(1, format!("`{instead}` is not here: mend the list in ci/src/tidy/docs.rs")));
+                problems
+                    .push(file.problem(1, format!("`{instead}` is not here: mend the list in ci/src/tidy/docs.rs")));
                 continue;
             };
             let comment = lines[..at].iter().rev().take_while(|line| line.starts_with('#'));

@@ -233,17 +233,20 @@ impl<'w> Http<'w> {
     }
 
     fn failed(&self, error: HttpError) -> SourceError {
-        let what = format!("`{}`", self.base);
-        match (self.world.task.check(), error) {
-            (Err(cancelled), _) => cancelled.into(),
-            (Ok(()), HttpError::Unreachable { why, .. }) => {
-                SourceError::Network { what, why, hint: Some(PROXY_HINT.to_owned()) }
+        if let Err(cancelled) = self.world.task.check() {
+            return cancelled.into();
+        }
+        let hint = matches!(error, HttpError::Unreachable { .. }).then_some(PROXY_HINT);
+        match error {
+            HttpError::Address { url, why }
+            | HttpError::Unreachable { url, why }
+            | HttpError::Broken { url, why }
+            | HttpError::Unexpected { url, why } => {
+                // After a redirect the address is another one.
+                let why = if url.starts_with(&self.base) { why } else { format!("`{url}`: {why}") };
+                self.network(why, hint)
             }
-            (
-                Ok(()),
-                HttpError::Address { why, .. } | HttpError::Broken { why, .. } | HttpError::Unexpected { why, .. },
-            ) => SourceError::Network { what, why, hint: None },
-            (Ok(()), error) => SourceError::of_http(&what, error),
+            error => SourceError::of_http(&format!("`{}`", self.base), error),
         }
     }
 

@@ -14,7 +14,7 @@ use super::protocol::{Channel, FetchError, Ref, Remote, is_commit};
 use crate::base::diagnostic;
 use crate::base::digest::Digest;
 use crate::base::fs;
-use crate::base::lock::{self, LockError};
+use crate::base::lock;
 use crate::format::manifest::GitSpec;
 use crate::source::{SourceError, World};
 
@@ -149,11 +149,7 @@ impl<'w> Session<'w> {
         let waiting = || {
             self.world.task.waiting(format!("another process that fetches `{}`", address::without_user(ask.address)));
         };
-        let held = lock::acquire(&mirror.with_extension("lock"), self.world.task.cancel(), waiting);
-        let _held = held.map_err(|error| match error {
-            LockError::Fs(error) => SourceError::from(error),
-            LockError::Cancelled(cancelled) => cancelled.into(),
-        })?;
+        let _held = lock::acquire(&mirror.with_extension("lock"), self.world.task.cancel(), waiting)?;
         let objects = mirror.join("objects");
         if !fresh && has(&objects, ask.commit) {
             return Ok(objects);
