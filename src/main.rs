@@ -1,3 +1,5 @@
+//! Gets the words and hands them on; holds nothing else.
+
 use std::process::ExitCode;
 
 fn main() -> ExitCode {

@@ -1,6 +1,6 @@
 //! Real builds of small CMake projects, in folders with spaces and letters beyond ASCII: what comes out, what is told when
 //! it does not, and that nothing stays behind.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test may")]
 
 #[path = "support/tools.rs"]
 mod tools;
@@ -340,6 +340,7 @@ mod ends {
     use std::process::Stdio;
 
     use aitools::base::process::Program;
+    use rustix::process::{Pid, Signal, kill_process};
 
     const ENDLESS: &str = "cmake_minimum_required(VERSION 3.20)\nproject(x C)\n\
         add_custom_target(hello ALL COMMAND sh ${CMAKE_SOURCE_DIR}/endless.sh ${CMAKE_BINARY_DIR}/ids)\n";
@@ -369,10 +370,30 @@ mod ends {
         text.split_whitespace().map(|id| id.parse().unwrap()).collect()
     }
 
+    /// The state's letter and the parent.
+    #[cfg(target_os = "linux")]
+    fn look(id: u32) -> Option<(String, u32)> {
+        let stat = fs::read_bounded(Path::new(&format!("/proc/{id}/stat")), 4096).ok()?;
+        let text = String::from_utf8_lossy(&stat).into_owned();
+        let mut words = text[text.rfind(')')? + 1..].split_whitespace();
+        Some((words.next()?.to_owned(), words.next()?.parse().unwrap()))
+    }
+
+    /// The state's letter and the parent.
+    #[cfg(not(target_os = "linux"))]
+    fn look(id: u32) -> Option<(String, u32)> {
+        let ran = Command::new("ps").args(["-o", "stat=,ppid=", "-p", &id.to_string()]).output().unwrap();
+        let text = String::from_utf8(ran.stdout).unwrap();
+        let mut words = text.split_whitespace();
+        Some((words.next()?.to_owned(), words.next()?.parse().unwrap()))
+    }
+
     fn is_alive(id: u32) -> bool {
-        let ran = Command::new("ps").args(["-o", "stat=", "-p", &id.to_string()]).output().unwrap();
-        let state = String::from_utf8_lossy(&ran.stdout).trim().to_owned();
-        !state.is_empty() && !state.starts_with('Z')
+        look(id).is_some_and(|(state, _)| !state.starts_with('Z'))
+    }
+
+    fn send(id: u32, signal: Signal) {
+        kill_process(Pid::from_raw(id.try_into().unwrap()).unwrap(), signal).unwrap();
     }
 
     fn all_gone(ids: &[u32]) {
@@ -420,8 +441,7 @@ mod ends {
         bench.ask.folder = folder;
         let ids = ids(&bench);
         assert!(ids.iter().all(|id| is_alive(*id)));
-        let killed = Command::new("kill").args(["-9", &parent.pid().to_string()]).status().unwrap();
-        assert!(killed.success());
+        send(parent.pid(), Signal::KILL);
         all_gone(&ids);
         let _ = fs::remove_dir_all(fs::parent(&bench.ask.folder));
     }
@@ -432,13 +452,10 @@ mod ends {
         std::thread::scope(|scope| {
             let building = scope.spawn(|| bench.run());
             let ids = ids(&bench);
-            let parents = |id: u32| {
-                let ran = Command::new("ps").args(["-o", "ppid=", "-p", &id.to_string()]).output().unwrap();
-                String::from_utf8_lossy(&ran.stdout).trim().parse::<u32>().unwrap()
-            };
             // ninja's parent is cmake, whose parent is the driver.
-            let driver = parents(parents(ids[2]));
-            assert!(Command::new("kill").args(["-TERM", &driver.to_string()]).status().unwrap().success());
+            let parent = |id| look(id).unwrap().1;
+            let driver = parent(parent(ids[2]));
+            send(driver, Signal::TERM);
             assert!(matches!(building.join().unwrap(), Err(BuildError::Failed(_))));
             all_gone(&ids);
             assert!(!is_alive(driver));

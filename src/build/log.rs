@@ -10,6 +10,8 @@ const TAIL: usize = 30;
 const CONTEXT: usize = 8;
 /// Facts kept of each kind.
 const MAX_KEPT: usize = 16;
+/// Definitions kept: ours are in the list, too.
+const MAX_UNUSED: usize = 1024;
 /// Bytes of one kept line.
 const MAX_KEPT_BYTES: usize = 400;
 
@@ -111,7 +113,9 @@ impl Findings {
             // The list of names stands between empty lines, indented.
             Context::Unused if line.is_empty() => return,
             Context::Unused if line.starts_with(' ') => {
-                push(&mut self.unused, line.trim().to_owned());
+                if self.unused.len() < MAX_UNUSED {
+                    self.unused.push(kept.trim().to_owned());
+                }
                 return;
             }
             Context::Warning if line.is_empty() => return,
@@ -142,7 +146,8 @@ impl Findings {
             push(&mut self.said, kept.clone());
         }
         if line.trim() == "Manually-specified variables were not used by the project:" {
-            self.warnings.pop();
+            // The line before was its heading.
+            self.warnings.retain(|warning| !warning.ends_with(line.trim()));
             self.context = Context::Unused;
         } else if line.starts_with("CMake Warning") && !line.contains("(dev)") {
             push(&mut self.warnings, kept);
@@ -278,12 +283,14 @@ mod tests {
 
     #[test]
     fn definitions_that_the_project_does_not_know() {
-        let findings = read(
-            "-- Generating done\nCMake Warning:\n  Manually-specified variables were not used by the \
-                             project:\n\n    LLAMA_CUBLAS\n    ÜB\n\n\n-- Build files have been written to: /x",
-        );
-        assert_eq!(findings.unused, ["LLAMA_CUBLAS", "ÜB"]);
-        assert!(findings.warnings.is_empty(), "{:?}", findings.warnings);
+        for head in ["CMake Warning:", "CMake Warning (unused-cli):"] {
+            let findings = read(&format!(
+                "-- Generating done\n{head}\n  Manually-specified variables were not used by the project:\n\n    \
+                 LLAMA_CUBLAS\n    ÜB\n\n\n-- Build files have been written to: /x"
+            ));
+            assert_eq!(findings.unused, ["LLAMA_CUBLAS", "ÜB"]);
+            assert!(findings.warnings.is_empty(), "{:?}", findings.warnings);
+        }
     }
 
     #[test]

@@ -153,13 +153,13 @@ pub fn definitions(ask: &BuildRequest) -> BTreeMap<String, String> {
         all.insert("CMAKE_C_FLAGS".to_owned(), "/DWIN32 /D_WINDOWS".to_owned());
         all.insert("CMAKE_CXX_FLAGS".to_owned(), "/DWIN32 /D_WINDOWS /EHsc".to_owned());
     } else {
-        let map = prefix_map(ask);
+        let maps = prefix_maps(ask);
+        let flags: Vec<String> = maps.iter().map(|flag| in_quotes(flag)).collect();
         for language in ["C", "CXX", "ASM", "OBJC", "OBJCXX"] {
-            all.insert(format!("CMAKE_{language}_FLAGS"), map.join(" "));
+            all.insert(format!("CMAKE_{language}_FLAGS"), flags.join(" "));
         }
         if ask.compilers.cuda.is_some() {
-            let host: Vec<String> = map.iter().map(|flag| format!("-Xcompiler {flag}")).collect();
-            all.insert("CMAKE_CUDA_FLAGS".to_owned(), format!("-objtemp {}", host.join(" ")));
+            all.insert("CMAKE_CUDA_FLAGS".to_owned(), cuda_flags(&maps));
         }
     }
     for (name, value) in &ask.recipe.define {
@@ -206,18 +206,45 @@ fn common(ask: &BuildRequest) -> BTreeMap<String, String> {
     all
 }
 
-/// One flag for each folder. CMake hands flags to a shell as they are, so a path with a space stands in quotes; one that
-/// quotes do not hold is left unmapped.
-fn prefix_map(ask: &BuildRequest) -> Vec<String> {
+/// One flag for each folder. A path that quotes do not hold is left unmapped.
+fn prefix_maps(ask: &BuildRequest) -> Vec<String> {
     let folders = [(ask.source.clone(), SOURCE_NAME), (ask.binary(), BUILD_NAME)];
-    let flag = |(folder, name): (PathBuf, &str)| {
-        let path = folder.to_str()?;
-        let plain = path.chars().all(|c| c.is_ascii_alphanumeric() || "/._-+:".contains(c));
-        match path {
-            _ if plain => Some(format!("-ffile-prefix-map={path}={name}")),
-            _ if path.contains(['"', '$', '`', '\\', '\n']) => None,
-            _ => Some(format!("\"-ffile-prefix-map={path}={name}\"")),
-        }
-    };
-    folders.into_iter().filter_map(flag).collect()
+    let named = folders.iter().filter_map(|(folder, name)| Some((folder.to_str()?, name)));
+    let holds = named.filter(|(path, _)| !path.contains(['"', '$', '`', '\\', '\n']));
+    holds.map(|(path, name)| format!("-ffile-prefix-map={path}={name}")).collect()
+}
+
+fn is_plain(flag: &str) -> bool {
+    flag.chars().all(|c| c.is_ascii_alphanumeric() || "/._-+:=".contains(c))
+}
+
+/// CMake hands flags to a shell as they are.
+fn in_quotes(flag: &str) -> String {
+    if is_plain(flag) { flag.to_owned() } else { format!("\"{flag}\"") }
+}
+
+/// `-objtemp` keeps the compiler's own process id out of the objects. nvcc hands `-Xcompiler` to a second shell, which
+/// wants quotes of its own.
+fn cuda_flags(maps: &[String]) -> String {
+    let host = maps.iter().filter_map(|flag| match flag {
+        flag if is_plain(flag) => Some(format!(" -Xcompiler {flag}")),
+        flag if flag.contains(['\'', ',']) => None,
+        flag => Some(format!(" -Xcompiler \"'{flag}'\"")),
+    });
+    format!("-objtemp{}", host.collect::<String>())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flags_survive_the_shells_they_pass() {
+        let maps = ["-ffile-prefix-map=/a/b=/x".to_owned(), "-ffile-prefix-map=/é b=/y".to_owned()];
+        assert_eq!(in_quotes(&maps[0]), maps[0]);
+        assert_eq!(in_quotes(&maps[1]), "\"-ffile-prefix-map=/é b=/y\"");
+        let expected = "-objtemp -Xcompiler -ffile-prefix-map=/a/b=/x -Xcompiler \"'-ffile-prefix-map=/é b=/y'\"";
+        assert_eq!(cuda_flags(&maps), expected);
+        assert_eq!(cuda_flags(&["-ffile-prefix-map=/it's=/x".to_owned()]), "-objtemp");
+    }
 }
