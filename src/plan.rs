@@ -42,17 +42,12 @@ pub fn split_part(path: &str) -> Option<(&str, u32, u32)> {
     Some((base, parse(number)?, parse(count)?))
 }
 
-/// The folder a model's files go to.
-pub fn place_of(name: &Name, spec: &ModelSpec) -> RelPath {
-    spec.place.clone().unwrap_or_else(|| RelPath::from_name("models", name))
-}
-
 /// Where each locked file of a model goes.
 ///
 /// # Errors
 /// When it cannot be told which file is the main one, or two files would get one name.
 pub fn layout(name: &Name, spec: &ModelSpec, pin: &Pin) -> Result<Layout, LayoutError> {
-    let folder = place_of(name, spec);
+    let folder = spec.place(name);
     let weights: Vec<usize> =
         (0..pin.files.len()).filter(|index| pin.files[*index].path.as_str().ends_with(".gguf")).collect();
     let path = |index: usize| pin.files[index].path.as_str();
@@ -188,6 +183,18 @@ pub enum Step {
         files: Vec<usize>,
         reason: Reason,
     },
+}
+
+impl Step {
+    /// Whether the step is one of that model's.
+    pub fn is_about(&self, model: &Name) -> bool {
+        match self {
+            Self::Hash { model: own, .. } | Self::FetchWeights { model: own, .. } | Self::Place { model: own, .. } => {
+                own == model
+            }
+            Self::FetchTool { .. } | Self::FetchSource { .. } | Self::Build { .. } | Self::LinkBuild { .. } => false,
+        }
+    }
 }
 
 /// In an order that can be carried out one by one.

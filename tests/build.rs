@@ -467,7 +467,7 @@ mod ends {
         let root = tempfile::tempdir().unwrap();
         let file = root.path().join("é id");
         let script = format!(
-            "'{}' internal exec /bin/sh -c 'echo $$ > \"$0.part\"; mv \"$0.part\" \"$0\"; exec sleep 1000' \"$0\" & wait",
+            "'{}' internal exec $$ /bin/sh -c 'echo $$ > \"$0.part\"; mv \"$0.part\" \"$0\"; exec sleep 1000' \"$0\" & wait",
             env!("CARGO_BIN_EXE_aitools")
         );
         let mut parent = Command::new("sh").args(["-c", &script]).arg(&file).spawn().unwrap();

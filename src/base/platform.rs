@@ -86,3 +86,32 @@ pub fn is_musl() -> bool {
 pub fn executable(name: &str) -> String {
     format!("{name}{}", std::env::consts::EXE_SUFFIX)
 }
+
+/// Physical processor cores; logical ones where the system does not tell.
+pub fn physical_cores() -> u32 {
+    let logical = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let logical = u32::try_from(logical).unwrap_or(1);
+    match siblings() {
+        0 => logical,
+        physical => physical.min(logical),
+    }
+}
+
+/// How many groups of threads share a core, where Linux says so; else 0.
+fn siblings() -> u32 {
+    let Ok(cpus) = super::fs::read_dir(std::path::Path::new("/sys/devices/system/cpu")) else { return 0 };
+    let group = |cpu: &std::path::PathBuf| {
+        let list = super::fs::read_bounded(&cpu.join("topology/thread_siblings_list"), 4096);
+        list.ok()
+    };
+    let groups: std::collections::BTreeSet<Vec<u8>> = cpus.iter().take(4096).filter_map(group).collect();
+    u32::try_from(groups.len()).unwrap_or(0)
+}
+
+/// The machine's memory in bytes, where the system tells without a program.
+pub fn memory_bytes() -> Option<u64> {
+    let text = super::fs::read_bounded(std::path::Path::new("/proc/meminfo"), 64 << 10).ok()?;
+    let text = String::from_utf8_lossy(&text);
+    let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+    Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024)
+}

@@ -1,4 +1,4 @@
-//! Commands that aitools gives itself: `aitools internal build REQUEST` and `aitools internal exec PROGRAM ARG…`.
+//! Commands that aitools gives itself: `aitools internal build REQUEST` and `aitools internal exec PARENT PROGRAM ARG…`.
 //!
 //! Both must be dispatched before anything else is set up: [`build`] may only leave the network while it has one thread, and
 //! [`exec`] becomes another program.
@@ -18,7 +18,10 @@ const NOT_STARTED: i32 = 127;
 pub fn run(args: &[OsString]) -> i32 {
     match args {
         [verb, request] if verb == "build" => build(Path::new(request)),
-        [verb, program, args @ ..] if verb == "exec" => exec(program, args),
+        [verb, parent, program, args @ ..] if verb == "exec" => match parent.to_str().and_then(|id| id.parse().ok()) {
+            Some(parent) => exec(parent, program, args),
+            None => USAGE,
+        },
         _ => USAGE,
     }
 }
@@ -32,10 +35,12 @@ pub fn build(request: &Path) -> i32 {
 ///
 /// Where a system has no such promise (everything but Linux) it stays in between: it waits for the program, and ends it when
 /// the parent is gone. On Windows nothing tells, and only an orderly end of the parent ends the program.
-pub fn exec(program: &OsString, args: &[OsString]) -> i32 {
+///
+/// `parent` is that process's id: it may have died before this one could ask to be told.
+pub fn exec(parent: u32, program: &OsString, args: &[OsString]) -> i32 {
     let mut command = Command::new(program);
     command.args(args);
-    platform::exec(command)
+    platform::exec(parent, command)
 }
 
 #[cfg(target_os = "linux")]
@@ -44,8 +49,7 @@ mod platform {
 
     use super::{Command, NOT_STARTED, lifeline};
 
-    pub fn exec(mut command: Command) -> i32 {
-        let parent = lifeline::parent_id();
+    pub fn exec(parent: u32, mut command: Command) -> i32 {
         lifeline::die_with_parent();
         if lifeline::parent_id() == parent {
             // Only comes back when it fails.
@@ -59,10 +63,12 @@ mod platform {
 mod platform {
     use super::{Command, NOT_STARTED, lifeline};
 
-    pub fn exec(mut command: Command) -> i32 {
+    pub fn exec(parent: u32, mut command: Command) -> i32 {
         let Ok(mut child) = command.spawn() else { return NOT_STARTED };
         #[cfg(unix)]
-        lifeline::end_with_parent(lifeline::parent_id(), lifeline::end_all);
+        lifeline::end_with_parent(parent, lifeline::end_all);
+        #[cfg(not(unix))]
+        let _ = parent;
         child.wait().ok().and_then(|status| status.code()).unwrap_or(NOT_STARTED)
     }
 }

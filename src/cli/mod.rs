@@ -1,2 +1,77 @@
-//! Layer 6: words and terminal.
+//! Layer 6: words and terminal. The only place that prints, reads the environment or picks an exit code.
+//!
+//! One file per verb under `verbs/`. Data goes to stdout, everything else to stderr.
+
+pub mod args;
+pub mod failure;
 pub mod internal;
+pub mod jsonl;
+pub mod output;
+pub mod settings;
+pub mod snippet;
+pub mod terminal;
+pub mod verbs;
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+use crate::base::cancel::Cancel;
+
+use args::{Args, Command};
+use failure::Told;
+use output::Output;
+use settings::Session;
+
+/// Runs the program: reads arguments and environment, carries out one verb, says what came of it.
+pub fn main() -> ExitCode {
+    let mut words = std::env::args_os().skip(1);
+    if words.next().is_some_and(|first| first == "internal") {
+        return exit_code(internal::run(&words.collect::<Vec<_>>()));
+    }
+    let args = match Args::try_parse() {
+        Ok(args) => args,
+        Err(error) => return usage(&error),
+    };
+    let cancel = Cancel::default();
+    let on_signal = cancel.clone();
+    // A second handler cannot be there; were one, the default (ending at once) would be safe as well.
+    let _ = ctrlc::set_handler(move || on_signal.cancel());
+    let output = Output::new(&args.global);
+    let code = match dispatch(&args, &output, cancel) {
+        Ok(code) => code,
+        Err(failure) => output.failure(args.command.name(), &Told::of(&failure), &failure),
+    };
+    ExitCode::from(code)
+}
+
+/// What a hidden command of ours says, as the system takes it.
+fn exit_code(code: i32) -> ExitCode {
+    ExitCode::from(u8::try_from(code).unwrap_or(u8::MAX))
+}
+
+/// clap's own words; help and version go to stdout and are a success.
+fn usage(error: &clap::Error) -> ExitCode {
+    if error.use_stderr() {
+        let json = std::env::args_os().any(|arg| arg == "--json");
+        return ExitCode::from(output::usage(error, json));
+    }
+    output::help(error);
+    ExitCode::SUCCESS
+}
+
+fn dispatch(args: &Args, output: &Output, cancel: Cancel) -> Result<u8, crate::ops::Failure> {
+    let session = Session::new(&args.global, output, cancel)?;
+    match &args.command {
+        Command::Init(ask) => verbs::init::run(ask, &session, output),
+        Command::Lock(ask) => verbs::lock::run(ask, &session, output),
+        Command::Sync(ask) => verbs::sync::run(ask, &session, output),
+        Command::Check(ask) => verbs::check::run(ask, &session, output),
+        Command::Verify(ask) => verbs::verify::run(ask, &session, output),
+        Command::Run(ask) => verbs::run::run(ask, &session, output),
+        Command::Status(ask) => verbs::status::run(ask, &session, output),
+        Command::Doctor => verbs::doctor::run(&session, output),
+        Command::Schema(ask) => verbs::schema::run(ask, output),
+        Command::Completions(ask) => verbs::completions::run(ask, output),
+    }
+}

@@ -1,0 +1,278 @@
+//! From error to words: a kind for programs, an exit code, and what to do next. Exhaustive: a new failure does not compile
+//! until it has all three.
+
+use serde::Serialize;
+
+use crate::base::diagnostic::Diagnostic;
+use crate::base::fs::FsError;
+use crate::base::process::ProcessError;
+use crate::build::BuildError;
+use crate::build::toolchain::ToolError;
+use crate::ops::Failure;
+use crate::ops::failure::{Damaged, Staleness, Why};
+use crate::source::SourceError;
+use crate::store::StoreError;
+
+/// Exit codes, as the README lists them.
+pub mod exit {
+    pub const DONE: u8 = 0;
+    /// A checked condition is false: stale lockfile, not synced, drift.
+    pub const CONDITION: u8 = 1;
+    /// Wrong arguments, or problems in an input file.
+    pub const USAGE: u8 = 2;
+    /// Bytes are not what the lockfile or a receipt says.
+    pub const INTEGRITY: u8 = 3;
+    /// The network is needed, or failed.
+    pub const NETWORK: u8 = 4;
+    pub const BUILD: u8 = 5;
+    pub const NOT_REPRODUCIBLE: u8 = 6;
+    /// The engine failed to start or to answer.
+    pub const ENGINE: u8 = 7;
+    /// The machine could not: disk full, no permission, a missing program.
+    pub const MACHINE: u8 = 8;
+    pub const INTERRUPTED: u8 = 130;
+}
+
+/// A failure in words.
+#[derive(Debug, Serialize)]
+pub struct Told {
+    /// Stable, for programs: `lock.stale`.
+    pub kind: &'static str,
+    pub exit_code: u8,
+    pub message: String,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub details: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub expected: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub actual: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub problems: Vec<Problem>,
+}
+
+/// A problem in an input file, for programs.
+#[derive(Debug, Serialize)]
+pub struct Problem {
+    pub severity: &'static str,
+    pub file: Option<String>,
+    pub line: Option<usize>,
+    pub column: Option<usize>,
+    pub message: String,
+    pub expected: Option<String>,
+    pub actual: Option<String>,
+    pub hint: Option<String>,
+}
+
+impl From<&Diagnostic> for Problem {
+    fn from(diagnostic: &Diagnostic) -> Self {
+        let at = diagnostic.place.as_ref().map(|place| place.source.line_column(place.span.start));
+        Self {
+            severity: if diagnostic.is_error() { "error" } else { "warning" },
+            file: diagnostic.place.as_ref().map(|place| place.source.name.clone()),
+            line: at.map(|(line, _)| line),
+            column: at.map(|(_, column)| column),
+            message: diagnostic.message.clone(),
+            expected: diagnostic.expected.clone(),
+            actual: diagnostic.actual.clone(),
+            hint: diagnostic.hint.clone(),
+        }
+    }
+}
+
+impl Told {
+    fn new(kind: &'static str, exit_code: u8, message: impl ToString) -> Self {
+        let message = message.to_string();
+        let (details, problems) = (Vec::new(), Vec::new());
+        Self { kind, exit_code, message, details, expected: None, actual: None, hint: None, problems }
+    }
+
+    fn hint(mut self, hint: impl Into<Option<String>>) -> Self {
+        self.hint = hint.into();
+        self
+    }
+
+    fn details(mut self, details: Vec<String>) -> Self {
+        self.details = details;
+        self
+    }
+
+    fn compared(mut self, expected: impl ToString, actual: impl ToString) -> Self {
+        self.expected = Some(expected.to_string());
+        self.actual = Some(actual.to_string());
+        self
+    }
+
+    /// The words for a failure.
+    pub fn of(failure: &Failure) -> Self {
+        let message = failure.to_string();
+        match failure {
+            Failure::Cancelled(_) => Self::new("interrupted", exit::INTERRUPTED, message),
+            Failure::Input(problems) => {
+                let mut told = Self::new("input", exit::USAGE, message);
+                told.problems = problems.0.iter().map(Problem::from).collect();
+                told
+            }
+            Failure::Usage { hint, .. } => Self::new("usage", exit::USAGE, message).hint(hint.clone()),
+            Failure::NoManifest { .. } => Self::new("manifest.missing", exit::USAGE, message)
+                .hint("name one with `-m`, or run `aitools init` to start a project".to_owned()),
+            Failure::NoLock { .. } => {
+                Self::new("lock.missing", exit::CONDITION, message).hint("run `aitools lock`".to_owned())
+            }
+            Failure::Stale { entries, .. } => Self::new("lock.stale", exit::CONDITION, message)
+                .details(entries.iter().map(stale_line).collect())
+                .hint(stale_hint(entries)),
+            Failure::NotSynced { steps } => Self::new("not-synced", exit::CONDITION, message)
+                .details(steps.iter().map(super::verbs::sync::step_line).collect())
+                .hint("run `aitools sync`".to_owned()),
+            Failure::Source { error, lock_line, .. } => source(error, message, lock_line.as_deref()),
+            Failure::Store(error) => store(error, message, None),
+            Failure::Integrity { error, lock_line, .. } => store(error, message, lock_line.as_deref()),
+            Failure::Fs(error) => machine(error, message),
+            Failure::Build { error, .. } => build(error, message),
+            Failure::Toolchain { error, .. } => toolchain(error, message),
+            Failure::Recipe { .. } => Self::new("engine.recipe", exit::USAGE, message),
+            Failure::Run { error, .. } => Self::new("engine", exit::ENGINE, message).details(error.tail().to_vec()),
+            Failure::Damaged { damages } => Self::new("integrity", exit::INTEGRITY, message)
+                .details(damages.iter().map(damage_line).collect())
+                .hint("run `aitools verify --repair`".to_owned()),
+            Failure::NoSpace { .. } => Self::new("machine.no-space", exit::MACHINE, message).hint(
+                "free some space, or name another folder with `--cache-dir`; what was fetched is kept".to_owned(),
+            ),
+        }
+    }
+
+    /// As people read it, on stderr.
+    pub fn to_text(&self, colour: bool) -> String {
+        let paint = |style: &str, text: &str| match colour {
+            true => format!("\x1b[{style}m{text}\x1b[0m"),
+            false => text.to_owned(),
+        };
+        let mut text = format!("{} {}\n", paint("1;31", "error:"), self.message);
+        for line in &self.details {
+            text += &format!("  {}\n", super::snippet::printable(line));
+        }
+        if let Some(expected) = &self.expected {
+            text += &format!("  expected  {expected}\n");
+        }
+        if let Some(actual) = &self.actual {
+            text += &format!("  actual    {actual}\n");
+        }
+        if let Some(hint) = &self.hint {
+            text += &format!("  {} {hint}\n", paint("1;36", "hint:"));
+        }
+        text
+    }
+}
+
+fn stale_line(entry: &Staleness) -> String {
+    let (kind, name) = (entry.kind.as_str(), &entry.name);
+    match &entry.why {
+        Why::Added => format!("{kind} `{name}` is in the manifest, but not in the lockfile"),
+        Why::Removed => format!("{kind} `{name}` is in the lockfile, but not in the manifest"),
+        Why::Changed { manifest, lock } => {
+            format!("{kind} `{name}`: the manifest asks for {manifest}, the lock has {lock}")
+        }
+        Why::Conflict => format!("{kind} `{name}` has a merge conflict"),
+    }
+}
+
+fn stale_hint(entries: &[Staleness]) -> String {
+    let conflict = entries.iter().any(|entry| entry.why == Why::Conflict);
+    let command = if conflict { "aitools lock --resolve-conflicts" } else { "aitools lock" };
+    format!("run `{command}` and commit the result")
+}
+
+fn damage_line(damage: &Damaged) -> String {
+    let computed = damage.computed.as_deref().unwrap_or("(missing)");
+    let size = damage.size_bytes.map_or(String::new(), |bytes| format!(" ({bytes} bytes)"));
+    let Damaged { what, path, expected, recorded_in, .. } = damage;
+    format!("{what} `{}`: expected {expected} ({recorded_in}), computed {computed}{size}", path.display())
+}
+
+fn machine(error: &FsError, message: String) -> Told {
+    if error.is_no_space() {
+        let hint = "free some space, or name another folder with `--cache-dir`; what was fetched is kept";
+        return Told::new("machine.no-space", exit::MACHINE, message).hint(hint.to_owned());
+    }
+    Told::new("machine.files", exit::MACHINE, message)
+}
+
+fn store(error: &StoreError, message: String, lock_line: Option<&str>) -> Told {
+    match error {
+        StoreError::Fs(error) => machine(error, message),
+        StoreError::Cancelled(_) => Told::new("interrupted", exit::INTERRUPTED, message),
+        StoreError::Tree(_) => Told::new("machine.files", exit::MACHINE, message),
+        StoreError::Mismatch { expected, computed, computed_bytes, expected_bytes, .. } => {
+            let at = lock_line.map_or(String::new(), |line| format!(" ({line})"));
+            let size = expected_bytes.map_or(String::new(), |bytes| format!(", {bytes} bytes"));
+            Told::new("integrity", exit::INTEGRITY, message)
+                .compared(format!("{expected}{size}{at}"), format!("{computed}, {computed_bytes} bytes"))
+                .hint(
+                    "the source changed what it serves, or the lockfile is wrong: compare it with its last commit"
+                        .to_owned(),
+                )
+        }
+    }
+}
+
+fn source(error: &SourceError, message: String, lock_line: Option<&str>) -> Told {
+    match error {
+        SourceError::Cancelled(_) => Told::new("interrupted", exit::INTERRUPTED, message),
+        SourceError::Fs(error) => machine(error, message),
+        SourceError::Offline { .. } => Told::new("network.offline", exit::NETWORK, message)
+            .hint("run the same command without `--offline`".to_owned()),
+        SourceError::Network { hint, .. } => Told::new("network", exit::NETWORK, message).hint(hint.clone()),
+        SourceError::Missing { hint, .. } => Told::new("source.missing", exit::USAGE, message).hint(hint.clone()),
+        SourceError::Mismatch { expected, actual, likely, .. } => {
+            let at = lock_line.map_or(String::new(), |line| format!(" ({line})"));
+            Told::new("integrity", exit::INTEGRITY, message)
+                .compared(format!("{expected}{at}"), actual)
+                .details(likely.iter().map(|likely| format!("likely    {likely}")).collect())
+        }
+        SourceError::Hostile { .. } => Told::new("integrity.refused", exit::INTEGRITY, message),
+        SourceError::Tool { hint, .. } => Told::new("machine.program", exit::MACHINE, message).hint(hint.clone()),
+        SourceError::Disagreement { details, hint, .. } => {
+            Told::new("source.disagreement", exit::CONDITION, message).details(details.clone()).hint(hint.clone())
+        }
+    }
+}
+
+fn build(error: &BuildError, message: String) -> Told {
+    let failed = |kind| Told::new(kind, exit::BUILD, &message);
+    let log = |path: &std::path::Path| format!("the whole log is `{}`", path.display());
+    match error {
+        BuildError::Cancelled(_) => Told::new("interrupted", exit::INTERRUPTED, &message),
+        BuildError::Fs(error) => machine(error, message),
+        BuildError::Process(_) | BuildError::Recipe { .. } | BuildError::Edit { .. } => failed("build"),
+        BuildError::NoCompiler { hint, .. } => failed("build.compiler").hint((*hint).to_owned()),
+        BuildError::Failed(what) => {
+            let network = what.network.iter().map(|host| format!("the build tried to reach {host}"));
+            let first = what.first_error.iter().flat_map(|text| text.lines()).map(str::to_owned);
+            let lines = if what.first_error.is_some() { &[][..] } else { what.tail.as_slice() };
+            let details = network.chain(first).chain(lines.iter().cloned()).collect();
+            failed("build.failed").details(details).hint(log(&what.log))
+        }
+        BuildError::NotBuilt { said, log: path, .. } => failed("build.variant").details(said.clone()).hint(log(path)),
+        BuildError::NoSpace { .. } => Told::new("machine.no-space", exit::MACHINE, &message)
+            .hint("free some space, or name another folder with `--cache-dir`".to_owned()),
+        BuildError::NoOutput { beside, .. } => {
+            failed("build.output").details(beside.iter().map(|path| format!("there is {path}")).collect())
+        }
+        BuildError::Output { .. } | BuildError::Glob { .. } | BuildError::Name(_) | BuildError::TooManyFiles => {
+            failed("build.output")
+        }
+    }
+}
+
+fn toolchain(error: &ToolError, message: String) -> Told {
+    match error {
+        ToolError::Missing { hint, .. } => Told::new("build.compiler", exit::BUILD, message).hint((*hint).to_owned()),
+        ToolError::Fs(error) => machine(error, message),
+        ToolError::Process(ProcessError::Cancelled(_)) => Told::new("interrupted", exit::INTERRUPTED, message),
+        ToolError::Variable { .. } | ToolError::Mute { .. } | ToolError::Process(_) => {
+            Told::new("build.compiler", exit::BUILD, message)
+        }
+    }
+}

@@ -1,0 +1,218 @@
+//! `aitools run`.
+
+use std::io::{self, IsTerminal as _, Read as _, Write as _};
+use std::path::Path;
+
+use serde_json::json;
+
+use crate::base::fs;
+use crate::cli::args;
+use crate::cli::failure::exit;
+use crate::cli::output::Output;
+use crate::cli::settings::Session;
+use crate::engine::backend::{Driver, passed_on};
+use crate::engine::metrics::Metrics;
+use crate::engine::{Finish, Piece, Ready};
+use crate::ops::project::PolicyFile;
+use crate::ops::run::{self, Ran};
+use crate::ops::sync::{self, Ask};
+use crate::ops::{Failure, Host, Project, project, ready};
+
+use super::size;
+
+/// Longer prompts than any context holds.
+const MAX_PROMPT_BYTES: u64 = 16 << 20;
+
+/// # Errors
+/// What is wrong with policy, model or engine.
+pub fn run(ask: &args::Run, session: &Session<'_>, output: &Output) -> Result<u8, Failure> {
+    let mut project = session.project(output)?;
+    let name = policy_name(ask, session, &mut project)?;
+    let file = project.policy(&name)?;
+    require_named(ask, &project, file)?;
+    let prompt = prompt(ask, session)?;
+    let host = session.host(&project.root, Some(&ask.build))?;
+    if ask.sync {
+        let names = [file.name.clone()];
+        let mode = session.lock_mode(&ask.lock);
+        let synced = sync::run(&host, &project, &Ask { policies: &names, mode, dry_run: false })?;
+        if !synced.plan.is_empty() {
+            super::sync::tell(&synced, &project, output);
+        }
+    }
+    let (ready, warnings) = ready::ready(&host, &project, file)?;
+    host.store.save_records()?;
+    output.warnings(&warnings);
+    let keep_text = ask.log_prompts || session.settings(&project.root)?.log_prompts == Some(true);
+    let ran = answer(&host, &project, &ready, &prompt, keep_text, output)?;
+    tell(&ran, &ready, output);
+    Ok(if ran.answer.finish == Finish::Cancelled { exit::INTERRUPTED } else { exit::DONE })
+}
+
+/// The policy's name; a file that the manifest does not include joins the project for this run.
+fn policy_name(ask: &args::Run, session: &Session<'_>, project: &mut Project) -> Result<String, Failure> {
+    let asked = ask.config.as_ref().map(|path| path.display().to_string()).or(ask.policy.clone()).unwrap_or_default();
+    let is_file = ask.config.is_some() || asked.ends_with(".yaml") || asked.ends_with(".yml");
+    if !is_file {
+        return Ok(asked);
+    }
+    let here = session.cwd.join(&asked);
+    let path = if fs::exists(&here) { here } else { project.root.join(&asked) };
+    if let Some(known) = project.policies.iter().find(|file| same_file(&file.path, &path)) {
+        return Ok(known.name.clone());
+    }
+    let (file, _) = project::load_policy(&path, &project.root)?;
+    let name = file.name.clone();
+    project.policies.retain(|other| other.name != name);
+    project.policies.push(file);
+    Ok(name)
+}
+
+fn same_file(a: &Path, b: &Path) -> bool {
+    match (a.canonicalize(), b.canonicalize()) {
+        (Ok(a), Ok(b)) => a == b,
+        _ => false,
+    }
+}
+
+/// `--engine` and `--model` say what the policy must be for.
+fn require_named(ask: &args::Run, project: &Project, file: &PolicyFile) -> Result<(), Failure> {
+    let resolved = crate::format::policy::resolve(&file.policy, &project.manifest.value)?;
+    let differs = |what: &str, asked: &Option<String>, actual: &str| match asked {
+        Some(asked) if asked != actual => {
+            let text = format!("policy `{}` is for {what} `{actual}`, not `{asked}`", file.name);
+            Err(Failure::Usage { what: text, hint: Some(format!("leave out `--{what}`, or name another policy")) })
+        }
+        _ => Ok(()),
+    };
+    differs("engine", &ask.engine, resolved.engine.0.as_str())?;
+    differs("model", &ask.model, resolved.model.0.as_str())
+}
+
+fn prompt(ask: &args::Run, session: &Session<'_>) -> Result<String, Failure> {
+    let stdin_is_pipe = !io::stdin().is_terminal();
+    let bytes = match (&ask.prompt, &ask.prompt_file) {
+        (Some(text), _) if text != "-" => return Ok(text.clone()),
+        (None, Some(path)) => fs::read_bounded(&session.cwd.join(path), MAX_PROMPT_BYTES)?,
+        (Some(_), _) => stdin()?,
+        (None, None) if stdin_is_pipe => stdin()?,
+        (None, None) => {
+            let hint = "give `--prompt TEXT`, `--prompt-file FILE`, or pipe it in".to_owned();
+            return Err(Failure::Usage { what: "there is no prompt".to_owned(), hint: Some(hint) });
+        }
+    };
+    String::from_utf8(bytes).map_err(|_| Failure::Usage { what: "the prompt is not UTF-8".to_owned(), hint: None })
+}
+
+fn stdin() -> Result<Vec<u8>, Failure> {
+    let mut bytes = Vec::new();
+    let read = io::stdin().lock().take(MAX_PROMPT_BYTES + 1).read_to_end(&mut bytes);
+    read.map_err(|error| fs::FsError::new("read", Path::new("stdin"), error))?;
+    if bytes.len() as u64 > MAX_PROMPT_BYTES {
+        let what = format!("the prompt is larger than {}", size(MAX_PROMPT_BYTES));
+        return Err(Failure::Usage { what, hint: None });
+    }
+    Ok(bytes)
+}
+
+fn answer(
+    host: &Host,
+    project: &Project,
+    ready: &Ready,
+    prompt: &str,
+    keep_text: bool,
+    output: &Output,
+) -> Result<Ran, Failure> {
+    let state = project.root.join(".aitools");
+    fs::create_dir_all(&state)?;
+    fs::write_if_changed(&state.join(".gitignore"), b"*\n")?;
+    let staging = host.store.stage()?;
+    let env = host.os_env();
+    let env = passed_on(env.iter().map(|(name, value)| (name.as_os_str(), value.as_os_str())));
+    let driver = Driver { program: host.driver.clone(), args: vec!["internal".into(), "exec".into()] };
+    let time = humantime::format_rfc3339_millis(std::time::SystemTime::now()).to_string();
+    let ask = run::Ask {
+        prompt,
+        driver: Some(&driver),
+        env: &env,
+        scratch: staging.path(),
+        log: &state.join(format!("{}.log", ready.name)),
+        record: &state.join("generations.jsonl"),
+        keep_text,
+        time: &time,
+    };
+    let mut said = Said { output, ends_line: true, open: true };
+    let ran = run::run(ready, &ask, &host.task, &mut |piece| said.piece(&piece));
+    said.end();
+    ran.map_err(|error| Failure::run(&ready.name, error))
+}
+
+/// Writes the answer as it comes: text to stdout, a model's thoughts to stderr.
+struct Said<'o> {
+    output: &'o Output,
+    ends_line: bool,
+    /// Whether somebody still reads.
+    open: bool,
+}
+
+impl Said<'_> {
+    fn piece(&mut self, piece: &Piece<'_>) -> bool {
+        match piece {
+            Piece::Text(text) => {
+                self.open = self.output.text(text);
+                self.ends_line = text.ends_with('\n');
+            }
+            Piece::Thought(_) if self.output.json => {}
+            Piece::Thought(text) => {
+                let _ = io::stderr().lock().write_all(text.as_bytes());
+            }
+        }
+        self.open
+    }
+
+    fn end(&mut self) {
+        if !self.ends_line && self.open && !self.output.json {
+            self.output.text("\n");
+        }
+    }
+}
+
+fn tell(ran: &Ran, ready: &Ready, output: &Output) {
+    output.say(&summary(&ran.metrics, ran.answer.finish));
+    output.result(
+        "run",
+        ran.answer.finish != Finish::Cancelled,
+        &json!({
+            "text": ran.answer.text,
+            "thought": ran.answer.thought,
+            "finish": ran.answer.finish,
+            "policy": ready.name,
+            "policy_sha256": ready.policy_sha256,
+            "engine": ready.policy.engine,
+            "variant": ready.variant,
+            "fingerprint": ready.fingerprint,
+            "weights_sha256": ready.weights_sha256,
+            "seed": ran.seed,
+            "metrics": ran.metrics,
+        }),
+    );
+}
+
+/// One line of figures under the answer.
+fn summary(metrics: &Metrics, finish: Finish) -> String {
+    let ms = |value: Option<f64>| value.map_or("?".to_owned(), |ms| format!("{ms:.0} ms"));
+    let rate = metrics.tokens_per_second.map_or("?".to_owned(), |rate| format!("{rate:.1}"));
+    let memory = metrics.peak_memory_bytes.map_or(String::new(), |bytes| format!(", peak memory {}", size(bytes)));
+    let end = match finish {
+        Finish::Stop => "",
+        Finish::Length => ", cut at max_tokens or the context",
+        Finish::Cancelled => ", stopped",
+    };
+    format!(
+        "load {:.0} ms, first token {} after the request, {} prompt + {} answer tokens, {rate} tokens/s after the first{memory}{end}",
+        metrics.load_ms,
+        ms(metrics.first_token_ms),
+        metrics.prompt_tokens,
+        metrics.completion_tokens,
+    )
+}

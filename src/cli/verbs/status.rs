@@ -1,0 +1,70 @@
+//! `aitools status`.
+
+use crate::cli::args;
+use crate::cli::output::Output;
+use crate::cli::settings::Session;
+use crate::ops::status::{self, Status, WhyBuild};
+use crate::ops::{Failure, project};
+use crate::source::short;
+
+use super::size;
+use super::sync::step_line;
+
+/// # Errors
+/// See [`status::run`] and [`status::why`].
+pub fn run(ask: &args::Status, session: &Session<'_>, output: &Output) -> Result<u8, Failure> {
+    let project = session.project(output)?;
+    let host = session.host(&project.root, Some(&ask.build))?;
+    if let Some(engine) = &ask.why {
+        let why = status::why(&host, &project, engine)?;
+        output.text(&why.iter().map(why_text).collect::<String>());
+        output.result("status", true, &why);
+        return Ok(0);
+    }
+    let status = status::run(&host, &project)?;
+    host.store.save_records()?;
+    output.text(&text(&status, &project));
+    output.result("status", true, &status);
+    Ok(0)
+}
+
+fn text(status: &Status, project: &project::Project) -> String {
+    let mut text = format!("manifest  {}\n", project::shown(&status.manifest, &project.root));
+    match &status.stale {
+        None => text += "lockfile  missing: run `aitools lock`\n",
+        Some(stale) if stale.is_empty() => text += "lockfile  answers the manifest\n",
+        Some(stale) => text += &format!("lockfile  out of date ({} entries): run `aitools lock`\n", stale.len()),
+    }
+    let state = |ready: bool| if ready { "ready" } else { "missing" };
+    for engine in &status.engines {
+        let built = if engine.built { "built" } else { "not built" };
+        let fingerprint = short(&engine.fingerprint);
+        text += &format!("engine    {} ({}) {built}, {fingerprint}, from {}\n", engine.name, engine.variant, engine.source);
+    }
+    for model in &status.models {
+        text += &format!("model     {} {}, {}, {}\n", model.name, state(model.ready), size(model.size_bytes), model.main);
+    }
+    for policy in &status.policies {
+        text += &format!("policy    {} {}, on {}\n", policy.name, state(policy.ready), policy.engine);
+    }
+    if !status.steps.is_empty() {
+        text += "to do     run `aitools sync`, which would\n";
+        text.extend(status.steps.iter().map(|step| format!("            {}\n", step_line(step))));
+    }
+    text
+}
+
+fn why_text(why: &WhyBuild) -> String {
+    let mut text = format!("engine {} ({}), {}\n", why.engine, why.variant, short(&why.fingerprint));
+    match (why.built, &why.other) {
+        (true, None) => text += "  it is built, and nothing has changed\n",
+        (true, Some(other)) => text += &format!("  it is built; the project still uses {}, whose inputs were\n", short(other)),
+        (false, None) => text += "  it was never built on this machine\n",
+        (false, Some(other)) => text += &format!("  it has to be built; the last build was {}, and since then\n", short(other)),
+    }
+    for difference in &why.differences {
+        let word = |value: &Option<String>| value.as_ref().map_or("nothing".to_owned(), |value| format!("`{value}`"));
+        text += &format!("    {}: {} -> {}\n", difference.name, word(&difference.old), word(&difference.new));
+    }
+    text
+}

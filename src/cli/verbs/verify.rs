@@ -1,0 +1,31 @@
+//! `aitools verify`.
+
+use crate::cli::args;
+use crate::cli::output::Output;
+use crate::cli::settings::Session;
+use crate::ops::sync::{self, Ask, LockMode};
+use crate::ops::{Failure, verify};
+
+use super::size;
+
+/// # Errors
+/// [`Failure::Damaged`] when something is wrong and stays so.
+pub fn run(ask: &args::Verify, session: &Session<'_>, output: &Output) -> Result<u8, Failure> {
+    let project = session.project(output)?;
+    let host = session.host(&project.root, Some(&ask.build))?;
+    let mut verified = verify::run(&host, &project, &ask.policies)?;
+    if ask.repair && !verified.damages.is_empty() {
+        for damage in &verified.damages {
+            output.say(&format!("repairing `{}`", damage.path.display()));
+        }
+        // What was found wrong is remembered as such, so `sync` fetches or builds exactly that.
+        sync::run(&host, &project, &Ask { policies: &ask.policies, mode: LockMode::Frozen, dry_run: false })?;
+        verified = verify::run(&host, &project, &ask.policies)?;
+    }
+    if !verified.damages.is_empty() {
+        return Err(Failure::Damaged { damages: verified.damages });
+    }
+    output.say(&format!("verified: {} files, {}", verified.files, size(verified.size_bytes)));
+    output.result("verify", true, &verified);
+    Ok(0)
+}

@@ -1,0 +1,164 @@
+//! `check`: formats, cross references, model files and engine rules, with no side effects.
+
+use std::path::Path;
+
+use crate::base::diagnostic::{Diagnostic, Diagnostics};
+use crate::base::fs;
+use crate::base::platform;
+use crate::build::toolchain::Finder;
+use crate::engine::{CheckRequest, Finding};
+use crate::format::gguf::{self, Header};
+use crate::format::lockfile::Lockfile;
+use crate::format::policy;
+
+use super::demand::{self, Demand, EngineDemand, ModelDemand};
+use super::project::PolicyFile;
+use super::{Failure, Host, Project};
+
+/// What was found about one policy.
+#[derive(Debug, serde::Serialize)]
+pub struct Checked {
+    pub policy: String,
+    /// Whether its weights are on this machine, so that they could be looked into.
+    pub weights_checked: bool,
+    #[serde(skip)]
+    pub problems: Vec<Diagnostic>,
+}
+
+/// Checks policies one by one; a lockfile is needed to look into weights.
+///
+/// # Errors
+/// When the project's own files cannot be read.
+pub fn run(host: &Host, project: &Project, names: &[String]) -> Result<Vec<Checked>, Failure> {
+    let lock = project.lockfile()?;
+    demand::select(project, names)?.into_iter().map(|file| check_policy(host, project, lock.as_ref(), file)).collect()
+}
+
+fn check_policy(host: &Host, project: &Project, lock: Option<&Lockfile>, file: &PolicyFile) -> Result<Checked, Failure> {
+    let mut checked = Checked { policy: file.name.clone(), weights_checked: false, problems: Vec::new() };
+    if let Err(problems) = policy::resolve(&file.policy, &project.manifest.value) {
+        checked.problems = problems.0;
+        return Ok(checked);
+    }
+    let Some(lock) = lock else { return Ok(checked) };
+    let names = [file.name.clone()];
+    let demand = match demand::demand(host, project, lock, &names) {
+        Ok(demand) => demand,
+        Err(Failure::Input(problems)) => {
+            checked.problems = problems.0;
+            return Ok(checked);
+        }
+        Err(Failure::Recipe { error, .. }) => {
+            checked.problems.push(file.policy.error(&["runtime", "variant"], error.to_string()));
+            return Ok(checked);
+        }
+        // The lockfile has no answer for this policy yet: `status` and `sync` tell that, and nothing more is known.
+        Err(Failure::Stale { .. } | Failure::Build { .. }) => return Ok(checked),
+        Err(other) => return Err(other),
+    };
+    if let (Some(engine), Some(model)) = (demand.engines.first(), demand.models.first()) {
+        checked.problems = checksum(file, model);
+        if model_is_here(project, model) {
+            checked.weights_checked = true;
+            checked.problems.extend(look_into(project, file, engine, model)?);
+        }
+    }
+    Ok(checked)
+}
+
+/// The warnings about these policies and the models they run.
+///
+/// # Errors
+/// [`Failure::Input`] when one of them cannot work.
+pub fn require_sound(
+    host: &Host,
+    project: &Project,
+    demand: &Demand<'_>,
+    names: &[String],
+) -> Result<Vec<Diagnostic>, Failure> {
+    let mut problems = Diagnostics::default();
+    for file in demand::select(project, names)? {
+        let Ok(resolved) = policy::resolve(&file.policy, &project.manifest.value) else { continue };
+        let engine = demand.engines.iter().find(|engine| engine.wish.name == *resolved.engine.0);
+        let model = demand.models.iter().find(|model| model.wish.name == *resolved.model.0);
+        if let (Some(engine), Some(model)) = (engine, model) {
+            problems.0.extend(checksum(file, model));
+            problems.0.extend(look_into(project, file, engine, model)?);
+        }
+    }
+    host.task.check()?;
+    problems.or(()).map(|((), warnings)| warnings).map_err(Failure::Input)
+}
+
+fn model_is_here(project: &Project, model: &ModelDemand<'_>) -> bool {
+    model.layout.parts.iter().all(|index| fs::exists(&model.layout.places[*index].under(&project.root)))
+}
+
+/// `audit.checksum`, when it is a real one, must be the locked digest of the main weights file.
+fn checksum(file: &PolicyFile, model: &ModelDemand<'_>) -> Vec<Diagnostic> {
+    let Some(asked) = file.policy.value.audit.digest() else { return Vec::new() };
+    let locked = model.layout.parts.first().map(|index| model.wish.files[*index].sha256);
+    if locked == Some(asked) {
+        return Vec::new();
+    }
+    let actual = locked.map_or_else(|| "no locked file".to_owned(), |digest| format!("{digest} in the lockfile"));
+    let problem = file.policy.error(&["audit", "checksum"], "the checksum is not that of the locked weights");
+    vec![problem.expected(asked.to_string()).actual(actual).hint("correct the policy, or the model's source in the manifest")]
+}
+
+/// Reads a GGUF header.
+///
+/// # Errors
+/// When the file cannot be read or is no model, as a problem of the policy that names it.
+pub fn header_of(path: &Path) -> Result<(Header, u64), Diagnostic> {
+    let refused = |why: String| {
+        Diagnostic::error(format!("weights file `{}` is not usable: {why}", path.display()))
+            .hint("run `aitools verify` to compare it with the lockfile")
+    };
+    let size = fs::metadata(path).map_err(|error| refused(error.to_string()))?.len();
+    let file = fs::open(path).map_err(|error| refused(error.to_string()))?;
+    let header = gguf::read(file, size).map_err(|error| refused(error.to_string()))?;
+    Ok((header, size))
+}
+
+fn look_into(
+    project: &Project,
+    file: &PolicyFile,
+    engine: &EngineDemand<'_>,
+    model: &ModelDemand<'_>,
+) -> Result<Vec<Diagnostic>, Failure> {
+    let (mut headers, mut sizes) = (Vec::new(), Vec::new());
+    for index in &model.layout.parts {
+        match header_of(&model.layout.places[*index].under(&project.root)) {
+            Ok((header, size)) => {
+                headers.push(header);
+                sizes.push(size);
+            }
+            Err(problem) => return Ok(vec![problem]),
+        }
+    }
+    let findings = engine.adapter.check(&CheckRequest {
+        policy: &file.policy.value,
+        variant: engine.wish.variant,
+        headers: &headers,
+        sizes: &sizes,
+        cores: platform::physical_cores(),
+        memory_bytes: platform::memory_bytes(),
+    });
+    Ok(findings.iter().map(|finding| diagnostic(file, finding)).collect())
+}
+
+fn diagnostic(file: &PolicyFile, finding: &Finding) -> Diagnostic {
+    let keys: Vec<&str> = finding.key.split('.').filter(|key| !key.is_empty()).collect();
+    let mut told = file.policy.error(&keys, finding.message.clone());
+    if !finding.error {
+        told.severity = crate::base::diagnostic::Severity::Warning;
+    }
+    told.hint = finding.hint.clone();
+    told
+}
+
+/// The compilers and programs here, for `doctor`.
+pub(super) fn finder<'a>(host: &'a Host, env: &'a crate::build::settings::Env) -> Finder<'a> {
+    Finder::new(env, host.store.root(), host.task.cancel())
+}

@@ -1,0 +1,121 @@
+//! Why a verb failed. Facts only: `cli/failure.rs` maps each to a kind, an exit code and a hint, exhaustively.
+
+use std::path::PathBuf;
+
+use crate::base::cancel::Cancelled;
+use crate::base::diagnostic::Diagnostics;
+use crate::base::fs::FsError;
+use crate::base::name::Name;
+use crate::build::BuildError;
+use crate::build::toolchain::ToolError;
+use crate::engine::EngineError;
+use crate::engine::backend::BackendError;
+use crate::format::lockfile::Kind;
+use crate::source::SourceError;
+use crate::store::StoreError;
+
+use super::run::RunError;
+
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    #[error(transparent)]
+    Cancelled(#[from] Cancelled),
+    /// Problems in input files, with their places.
+    #[error("{0}")]
+    Input(#[from] Diagnostics),
+    #[error("{what}")]
+    Usage { what: String, hint: Option<String> },
+    #[error("no manifest `{name}` was found from `{}` upwards", from.display())]
+    NoManifest { name: String, from: PathBuf },
+    #[error("there is no lockfile `{}`", path.display())]
+    NoLock { path: PathBuf },
+    /// The lockfile does not say what the manifest asks for: one line per entry.
+    #[error("the lockfile `{}` is out of date", path.display())]
+    Stale { path: PathBuf, entries: Vec<Staleness> },
+    #[error("the project is not synced: {} left to do", count_of(.steps.len(), "step"))]
+    NotSynced { steps: Vec<crate::plan::Step> },
+    /// One entry could not be resolved or fetched.
+    #[error("{} `{name}`: {error}", kind.as_str())]
+    Source { kind: Kind, name: Name, error: SourceError, lock_line: Option<String> },
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// What was fetched is not what the lockfile says, twice.
+    #[error("{} `{name}`: {error}", kind.as_str())]
+    Integrity { kind: Kind, name: Name, error: StoreError, lock_line: Option<String> },
+    #[error(transparent)]
+    Fs(#[from] FsError),
+    #[error("engine `{engine}`: {error}")]
+    Build { engine: Name, error: BuildError },
+    #[error("engine `{engine}`: {error}")]
+    Toolchain { engine: Name, error: ToolError },
+    #[error("engine `{engine}`: {error}")]
+    Recipe { engine: Name, error: EngineError },
+    #[error("policy `{policy}`: {error}")]
+    Run { policy: Name, error: RunError },
+    /// Files on disk that are not what the lockfile or a receipt says.
+    #[error("{}", count_of(.damages.len(), "file does not match|files do not match"))]
+    Damaged { damages: Vec<Damaged> },
+    #[error("{what}: {needed} bytes are needed, {available} are free at `{}`", at.display())]
+    NoSpace { what: String, needed: u64, available: u64, at: PathBuf },
+}
+
+/// One entry of a lockfile that does not answer the manifest.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct Staleness {
+    pub kind: Kind,
+    pub name: Name,
+    pub why: Why,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "kebab-case", tag = "why")]
+pub enum Why {
+    /// The manifest has it, the lockfile does not.
+    Added,
+    /// The lockfile has it, the manifest does not.
+    Removed,
+    /// Both have it, with different requests; what each says.
+    Changed { manifest: String, lock: String },
+    /// The lockfile's text has an unresolved merge conflict here.
+    Conflict,
+}
+
+/// A file that is not what it should be.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct Damaged {
+    pub path: PathBuf,
+    pub what: String,
+    pub expected: String,
+    /// None when it is missing.
+    pub computed: Option<String>,
+    pub size_bytes: Option<u64>,
+    /// `file:line` of the lockfile, or the receipt.
+    pub recorded_in: String,
+}
+
+/// `1 step`, `2 steps`; `one|many` gives both words.
+fn count_of(count: usize, words: &str) -> String {
+    match words.split_once('|') {
+        Some((one, many)) => format!("{count} {}", if count == 1 { one } else { many }),
+        None => format!("{count} {words}{}", if count == 1 { "" } else { "s" }),
+    }
+}
+
+impl Failure {
+    /// A run's error; an interruption stays one.
+    pub fn run(policy: &Name, error: RunError) -> Self {
+        match error {
+            RunError::Backend(BackendError::Cancelled(error)) => error.into(),
+            RunError::Fs(error) => error.into(),
+            error => Self::Run { policy: policy.clone(), error },
+        }
+    }
+
+    /// A source's error about one entry; an interruption stays one.
+    pub fn source(kind: Kind, name: &Name, error: SourceError, lock_line: Option<String>) -> Self {
+        match error {
+            SourceError::Cancelled(error) => error.into(),
+            error => Self::Source { kind, name: name.clone(), error, lock_line },
+        }
+    }
+}

@@ -1,0 +1,45 @@
+//! This machine, as far as the verbs need it: the store, the environment at start, and what the user set.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use crate::base::platform::Variant;
+use crate::report::Task;
+use crate::source::World;
+use crate::store::Store;
+
+use super::Project;
+
+#[derive(Debug)]
+pub struct Host {
+    pub store: Store,
+    /// Environment variables as they were when the program started.
+    pub env: BTreeMap<String, String>,
+    /// This program's own file: build driver and engine supervisor are hidden commands of it.
+    pub driver: PathBuf,
+    pub offline: bool,
+    /// Parallel compile jobs.
+    pub jobs: u32,
+    /// From `--variant` or the settings.
+    pub variant: Option<Variant>,
+    pub task: Task,
+}
+
+impl Host {
+    /// The environment as programs are given it.
+    pub fn os_env(&self) -> crate::build::settings::Env {
+        self.env.iter().map(|(name, value)| (name.into(), value.into())).collect()
+    }
+
+    /// What sources are told of the world.
+    pub fn world(&self, project: &Project) -> World {
+        World {
+            task: self.task.clone(),
+            project: project.root.clone(),
+            scratch: self.store.scratch(),
+            offline: self.offline,
+            mirrors: project.manifest.value.mirrors.clone().into_iter().collect(),
+            env: self.env.clone(),
+        }
+    }
+}

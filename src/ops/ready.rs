@@ -1,0 +1,49 @@
+//! Everything that an answer takes, at hand and verified: what `sync` leaves behind for one policy.
+
+use crate::base::diagnostic::Diagnostic;
+use crate::base::platform;
+use crate::engine::Ready;
+use crate::plan::Step;
+
+use super::demand::demand;
+use super::project::PolicyFile;
+use super::{Failure, Host, Project, check, lock, sync};
+
+/// Finds what a policy needs without changing anything.
+///
+/// # Errors
+/// [`Failure::NotSynced`] when something is missing, [`Failure::Input`] when the policy cannot work with the model.
+pub fn ready(host: &Host, project: &Project, file: &PolicyFile) -> Result<(Ready, Vec<Diagnostic>), Failure> {
+    let lockfile = lock::require(project)?;
+    let names = [file.name.clone()];
+    let demand = demand(host, project, &lockfile, &names)?;
+    let steps = sync::plan_for(host, project, &demand)?.steps;
+    // A link for people is not needed to run.
+    if steps.iter().any(|step| !matches!(step, Step::LinkBuild { .. })) {
+        return Err(Failure::NotSynced { steps });
+    }
+    let warnings = check::require_sound(host, project, &demand, &names)?;
+    let (Some(engine), Some(model)) = (demand.engines.first(), demand.models.first()) else {
+        return Err(Failure::NotSynced { steps });
+    };
+    let weights = model.layout.main.under(&project.root);
+    let (header, _) = check::header_of(&weights).map_err(|problem| Failure::Input(problem.into()))?;
+    let main = model.layout.parts.first().copied().unwrap_or_default();
+    let ready = Ready {
+        engine: engine.adapter,
+        name: file.name.parse().map_err(|error: crate::base::name::NameError| Failure::Usage {
+            what: format!("policy file `{}`: {error}", file.path.display()),
+            hint: Some("rename the file".to_owned()),
+        })?,
+        policy: file.policy.value.clone(),
+        policy_sha256: file.digest,
+        variant: engine.wish.variant,
+        artifact: host.store.artifact_path(&engine.wish.fingerprint),
+        fingerprint: engine.wish.fingerprint,
+        weights,
+        weights_sha256: model.wish.files[main].sha256,
+        header,
+        cores: platform::physical_cores(),
+    };
+    Ok((ready, warnings))
+}

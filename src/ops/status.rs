@@ -1,0 +1,176 @@
+//! `status`: what is wanted, what is there, and why something would be built again. Changes nothing.
+
+use std::path::PathBuf;
+
+use crate::base::digest::Digest;
+use crate::base::fs;
+use crate::base::name::Name;
+use crate::base::platform::Variant;
+use crate::build::fingerprint::{self, Difference};
+use crate::plan::Step;
+
+use super::demand::{EngineDemand, demand};
+use super::failure::Staleness;
+use super::survey::{build_link, linked};
+use super::{Failure, Host, Project, lock, sync};
+
+#[derive(Debug, serde::Serialize)]
+pub struct Status {
+    pub manifest: PathBuf,
+    /// None when there is no lockfile.
+    pub stale: Option<Vec<Staleness>>,
+    pub engines: Vec<EngineStatus>,
+    pub models: Vec<ModelStatus>,
+    pub policies: Vec<PolicyStatus>,
+    /// What `sync` would do.
+    pub steps: Vec<Step>,
+}
+
+#[derive(Debug, serde::Serialize)]
+pub struct EngineStatus {
+    pub name: Name,
+    pub adapter: &'static str,
+    pub variant: Variant,
+    /// The commit, or the package, it is built from.
+    pub source: String,
+    pub fingerprint: Digest,
+    pub built: bool,
+    pub artifact: PathBuf,
+}
+
+#[derive(Debug, serde::Serialize)]
+pub struct ModelStatus {
+    pub name: Name,
+    pub files: usize,
+    pub size_bytes: u64,
+    pub main: String,
+    pub ready: bool,
+}
+
+#[derive(Debug, serde::Serialize)]
+pub struct PolicyStatus {
+    pub name: String,
+    pub engine: Name,
+    pub digest: Digest,
+    pub ready: bool,
+}
+
+/// # Errors
+/// When the project's files cannot be read.
+pub fn run(host: &Host, project: &Project) -> Result<Status, Failure> {
+    let Some(lockfile) = project.lockfile()? else {
+        let manifest = project.manifest_path.clone();
+        let (engines, models, policies) = (Vec::new(), Vec::new(), Vec::new());
+        return Ok(Status { manifest, stale: None, engines, models, policies, steps: Vec::new() });
+    };
+    let stale = lock::staleness(&project.manifest.value, &lockfile);
+    if !stale.is_empty() {
+        let manifest = project.manifest_path.clone();
+        let (engines, models, policies) = (Vec::new(), Vec::new(), Vec::new());
+        return Ok(Status { manifest, stale: Some(stale), engines, models, policies, steps: Vec::new() });
+    }
+    let demand = demand(host, project, &lockfile, &[])?;
+    let plan = sync::plan_for(host, project, &demand)?;
+    let engines = demand.engines.iter().map(|engine| engine_status(host, engine, &plan.steps)).collect();
+    let models = demand.models.iter().map(|model| ModelStatus {
+        name: model.wish.name.clone(),
+        files: model.wish.files.len(),
+        size_bytes: model.wish.files.iter().map(|file| file.size).sum(),
+        main: model.layout.main.to_string(),
+        ready: !plan.steps.iter().any(|step| step.is_about(&model.wish.name)),
+    });
+    let models = models.collect();
+    let policies = project.policies.iter().map(|file| policy_status(host, project, &lockfile, file)).collect();
+    Ok(Status { manifest: project.manifest_path.clone(), stale: Some(stale), engines, models, policies, steps: plan.steps })
+}
+
+fn engine_status(host: &Host, engine: &EngineDemand<'_>, steps: &[Step]) -> EngineStatus {
+    let pin = &engine.entry.pin;
+    let package = pin.downloads.first().map(|file| file.path.to_string());
+    EngineStatus {
+        name: engine.wish.name.clone(),
+        adapter: engine.adapter.id(),
+        variant: engine.wish.variant,
+        source: pin.commit.clone().or(package).unwrap_or_else(|| "path".to_owned()),
+        fingerprint: engine.wish.fingerprint,
+        built: !steps.iter().any(|step| matches!(step, Step::Build { fingerprint, .. } if *fingerprint == engine.wish.fingerprint)),
+        artifact: host.store.artifact_path(&engine.wish.fingerprint),
+    }
+}
+
+fn policy_status(
+    host: &Host,
+    project: &Project,
+    lockfile: &crate::format::lockfile::Lockfile,
+    file: &super::project::PolicyFile,
+) -> PolicyStatus {
+    let names = [file.name.clone()];
+    let plan = demand(host, project, lockfile, &names).and_then(|demand| sync::plan_for(host, project, &demand));
+    let ready = plan.is_ok_and(|plan| plan.steps.iter().all(|step| matches!(step, Step::LinkBuild { .. })));
+    PolicyStatus { name: file.name.clone(), engine: file.policy.value.engine.clone(), digest: file.digest, ready }
+}
+
+/// Why an engine would be built again, or is not built.
+#[derive(Debug, serde::Serialize)]
+pub struct WhyBuild {
+    pub engine: Name,
+    pub variant: Variant,
+    pub fingerprint: Digest,
+    pub built: bool,
+    /// The build that the project uses now, when it is another one.
+    pub other: Option<Digest>,
+    /// Inputs that differ between that build and the wanted one.
+    pub differences: Vec<Difference>,
+    /// Every input of the wanted build.
+    pub inputs: std::collections::BTreeMap<String, String>,
+}
+
+/// # Errors
+/// When there is no such engine, or no lockfile.
+pub fn why(host: &Host, project: &Project, engine: &str) -> Result<Vec<WhyBuild>, Failure> {
+    let lockfile = lock::require(project)?;
+    let demand = demand(host, project, &lockfile, &[])?;
+    let engines: Vec<_> = demand.engines.iter().filter(|found| found.wish.name.as_str() == engine).collect();
+    if engines.is_empty() {
+        let near = crate::base::diagnostic::nearest(engine, demand.engines.iter().map(|known| known.wish.name.as_str()));
+        let hint = near.map(|near| format!("did you mean `{near}`?"));
+        return Err(Failure::Usage { what: format!("the manifest has no engine `{engine}`"), hint });
+    }
+    engines.into_iter().map(|engine| why_one(host, project, engine)).collect()
+}
+
+fn why_one(host: &Host, project: &Project, engine: &EngineDemand<'_>) -> Result<WhyBuild, Failure> {
+    let wish = &engine.wish;
+    let built = host.store.artifact(&wish.fingerprint)?.is_some();
+    let used = linked(&build_link(project, &wish.name)).and_then(|fingerprint| host.store.receipt_of(&fingerprint));
+    let latest = || newest(host, engine);
+    let other = match used.filter(|artifact| artifact.receipt.fingerprint != wish.fingerprint) {
+        Some(artifact) => Some(artifact),
+        None if built => None,
+        None => latest()?,
+    };
+    let differences = other.as_ref().map(|artifact| fingerprint::differences(&artifact.receipt.inputs, &engine.inputs));
+    Ok(WhyBuild {
+        engine: wish.name.clone(),
+        variant: wish.variant,
+        fingerprint: wish.fingerprint,
+        built,
+        other: other.map(|artifact| artifact.receipt.fingerprint),
+        differences: differences.unwrap_or_default(),
+        inputs: engine.inputs.clone(),
+    })
+}
+
+/// The artifact of this engine and variant that was installed last.
+fn newest(host: &Host, engine: &EngineDemand<'_>) -> Result<Option<crate::store::artifacts::Artifact>, Failure> {
+    let same = |artifact: &crate::store::artifacts::Artifact| {
+        artifact.receipt.engine == engine.wish.name
+            && artifact.receipt.variant == engine.wish.variant
+            && artifact.receipt.fingerprint != engine.wish.fingerprint
+    };
+    let when = |artifact: &crate::store::artifacts::Artifact| fs::metadata(&artifact.path).and_then(|meta| {
+        meta.modified().map_err(|error| fs::FsError::new("look at", &artifact.path, error))
+    });
+    let artifacts = host.store.artifacts()?;
+    Ok(artifacts.into_iter().filter(same).max_by_key(|artifact| when(artifact).ok()))
+}

@@ -1,0 +1,271 @@
+//! `sync`: brings this machine to what the lockfile says. Plan first, then carry out, engines and models side by side.
+
+use crate::base::fs;
+use crate::base::name::Name;
+use crate::format::lockfile::{FilePin, Kind, Lockfile, Pin};
+use crate::plan::{self, Plan, Step};
+use crate::report::Unit;
+use crate::source::{self, Fetch};
+use crate::store::blobs::Presence;
+
+use super::demand::{Demand, ModelDemand, demand};
+use super::lock::{self, Locked, Upgrade};
+use super::survey::survey;
+use super::{Failure, Host, Project, build};
+
+/// How the lockfile is treated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LockMode {
+    /// Resolve what is missing or changed, write it.
+    Update,
+    /// Fail when it is missing or would change.
+    Locked,
+    /// Use it as it is.
+    Frozen,
+}
+
+#[derive(Debug)]
+pub struct Ask<'a> {
+    /// Policies; the whole manifest when empty.
+    pub policies: &'a [String],
+    pub mode: LockMode,
+    pub dry_run: bool,
+}
+
+/// What `sync` did, or would do.
+#[derive(Debug, serde::Serialize)]
+pub struct Synced {
+    pub plan: Plan,
+    #[serde(skip)]
+    pub lockfile: Lockfile,
+    pub locked: Option<Locked>,
+    pub dry_run: bool,
+}
+
+/// # Errors
+/// The first thing that went wrong; what was done before stays done.
+pub fn run(host: &Host, project: &Project, ask: &Ask<'_>) -> Result<Synced, Failure> {
+    let (lockfile, locked) = lockfile(host, project, ask)?;
+    let plan = {
+        let demand = demand(host, project, &lockfile, ask.policies)?;
+        let plan = plan_for(host, project, &demand)?;
+        if !ask.dry_run && !plan.is_empty() {
+            carry_out(host, project, &demand, &plan)?;
+        }
+        plan
+    };
+    host.store.save_records()?;
+    Ok(Synced { plan, lockfile, locked, dry_run: ask.dry_run })
+}
+
+fn lockfile(host: &Host, project: &Project, ask: &Ask<'_>) -> Result<(Lockfile, Option<Locked>), Failure> {
+    match ask.mode {
+        LockMode::Frozen => Ok((lock::require(project)?, None)),
+        LockMode::Locked => Ok((lock::require_current(project)?, None)),
+        LockMode::Update => match lock::require_current(project) {
+            Ok(current) => Ok((current, None)),
+            Err(error @ (Failure::NoLock { .. } | Failure::Stale { .. })) if ask.dry_run => Err(error),
+            Err(Failure::NoLock { .. } | Failure::Stale { .. }) => {
+                let locked = lock::run(host, project, &Upgrade::None, false)?;
+                Ok((locked.lockfile.clone(), Some(locked)))
+            }
+            Err(other) => Err(other),
+        },
+    }
+}
+
+/// What is missing for a demand.
+///
+/// # Errors
+/// When the store cannot be read.
+pub fn plan_for(host: &Host, project: &Project, demand: &Demand<'_>) -> Result<Plan, Failure> {
+    let engines: Vec<_> = demand.engines.iter().map(|engine| engine.wish.clone()).collect();
+    let models: Vec<_> = demand.models.iter().map(|model| model.wish.clone()).collect();
+    Ok(plan::plan(&engines, &models, &survey(host, project, demand)?))
+}
+
+/// Engines and models have nothing in common, so a download goes on while a compiler works.
+fn carry_out(host: &Host, project: &Project, demand: &Demand<'_>, plan: &Plan) -> Result<(), Failure> {
+    host.store.sweep()?;
+    check_space(host, plan)?;
+    let (engines, models): (Vec<&Step>, Vec<&Step>) = plan.steps.iter().partition(|step| is_engine_step(step));
+    // The first failure ends the other lane soon, so that it is told in seconds rather than after a build.
+    let lane = |steps: &[&Step], step: fn(&Host, &Project, &Demand<'_>, &Step) -> Result<(), Failure>| {
+        let done = steps.iter().try_for_each(|due| step(host, project, demand, due));
+        if done.is_err() {
+            host.task.cancel().cancel();
+        }
+        done
+    };
+    let (built, fetched) = std::thread::scope(|scope| {
+        let built = scope.spawn(|| lane(&engines, engine_step));
+        let fetched = lane(&models, model_step);
+        (built.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), fetched)
+    });
+    match (built, fetched) {
+        (Err(Failure::Cancelled(_)), Err(error)) => Err(error),
+        (built, fetched) => built.and(fetched),
+    }
+}
+
+fn is_engine_step(step: &Step) -> bool {
+    match step {
+        Step::FetchTool { .. } | Step::FetchSource { .. } | Step::Build { .. } | Step::LinkBuild { .. } => true,
+        Step::Hash { .. } | Step::FetchWeights { .. } | Step::Place { .. } => false,
+    }
+}
+
+/// All weights together must fit, before the first byte.
+fn check_space(host: &Host, plan: &Plan) -> Result<(), Failure> {
+    let bytes = |step: &Step| if let Step::FetchWeights { bytes, .. } = step { *bytes } else { 0 };
+    let sum: u64 = plan.steps.iter().map(bytes).fold(0, u64::saturating_add);
+    let needed = sum.saturating_add(sum / 20);
+    let at = host.store.root();
+    let available = fs::available_bytes(at)?;
+    if needed <= available {
+        return Ok(());
+    }
+    Err(Failure::NoSpace { what: "not enough space for the weights".to_owned(), needed, available, at: at.to_owned() })
+}
+
+fn engine_step(host: &Host, project: &Project, demand: &Demand<'_>, step: &Step) -> Result<(), Failure> {
+    host.task.check()?;
+    let find = |name: &Name| demand.engines.iter().find(|engine| engine.wish.name == *name);
+    match step {
+        Step::FetchTool { name, .. } => build::fetch_tool(host, project, demand, name),
+        Step::FetchSource { engine, .. } => {
+            find(engine).map_or(Ok(()), |engine| build::fetch_source(host, project, engine))
+        }
+        Step::Build { fingerprint, .. } => {
+            let found = demand.engines.iter().find(|engine| engine.wish.fingerprint == *fingerprint);
+            found.map_or(Ok(()), |engine| build::build(host, project, engine))
+        }
+        Step::LinkBuild { engine, fingerprint, .. } => {
+            let target = host.store.artifact_path(fingerprint);
+            Ok(fs::link_dir(&target, &super::survey::build_link(project, engine))?)
+        }
+        _ => Ok(()),
+    }
+}
+
+fn model_step(host: &Host, project: &Project, demand: &Demand<'_>, step: &Step) -> Result<(), Failure> {
+    host.task.check()?;
+    let find = |name: &Name| demand.models.iter().find(|model| model.wish.name == *name);
+    let (name, files) = match step {
+        Step::Hash { model, files, .. }
+        | Step::FetchWeights { model, files, .. }
+        | Step::Place { model, files, .. } => (model, files),
+        _ => return Ok(()),
+    };
+    let Some(model) = find(name) else { return Ok(()) };
+    match step {
+        Step::Place { .. } => files.iter().try_for_each(|index| place(host, project, model, *index)),
+        Step::Hash { .. } => {
+            let wrong = hash(host, project, model, files)?;
+            fetch_weights(host, project, model, &wrong)
+        }
+        _ => fetch_weights(host, project, model, files),
+    }
+}
+
+/// Hashes files that are there already; those that turn out right are adopted. Gives the others.
+fn hash(host: &Host, project: &Project, model: &ModelDemand<'_>, files: &[usize]) -> Result<Vec<usize>, Failure> {
+    let total = files.iter().map(|index| model.wish.files[*index].size).sum();
+    let progress = host.task.start("hashing", model.wish.name.as_str(), Some(total), Unit::Bytes);
+    let mut wrong = Vec::new();
+    for index in files {
+        progress.check()?;
+        let pin = &model.wish.files[*index];
+        let blob = host.store.blob_path(&pin.sha256);
+        let at = model.wish.places[*index].under(&project.root);
+        if host.store.confirm(&blob, pin)? {
+            place(host, project, model, *index)?;
+        } else if host.store.confirm(&at, pin)? {
+            host.store.place(&at, &blob, pin.sha256)?;
+        } else {
+            wrong.push(*index);
+        }
+        progress.add(pin.size);
+    }
+    progress.finish(if wrong.is_empty() { "all right".to_owned() } else { format!("{} to fetch", wrong.len()) });
+    Ok(wrong)
+}
+
+fn place(host: &Host, project: &Project, model: &ModelDemand<'_>, index: usize) -> Result<(), Failure> {
+    let pin = &model.wish.files[index];
+    let to = model.wish.places[index].under(&project.root);
+    host.store.place(&host.store.blob_path(&pin.sha256), &to, pin.sha256)?;
+    Ok(())
+}
+
+fn fetch_weights(host: &Host, project: &Project, model: &ModelDemand<'_>, files: &[usize]) -> Result<(), Failure> {
+    if files.is_empty() {
+        return Ok(());
+    }
+    let name = &model.wish.name;
+    let _held = hold(host, "weights", model.entry.pin.files.first(), &format!("weights of `{name}`"))?;
+    let absent = |index: &usize| {
+        let pin = &model.wish.files[*index];
+        host.store.presence(&host.store.blob_path(&pin.sha256), pin) != Presence::Verified
+    };
+    // Somebody else may have fetched them while this process waited.
+    host.store.reload_records();
+    let missing: Vec<usize> = files.iter().copied().filter(absent).collect();
+    if !missing.is_empty() {
+        let staging = host.store.stage()?;
+        let ask = Fetch {
+            kind: Kind::Model,
+            pin: &model.entry.pin,
+            wanted: &missing,
+            staging: staging.path(),
+            name: name.as_str(),
+        };
+        fetch(host, project, &model.entry.request, &ask, name)?;
+        for index in &missing {
+            let pin = &model.wish.files[*index];
+            let what = format!("weights file `{}`", pin.path);
+            let admitted = host.store.admit_blob(&pin.path.under(staging.path()), pin, &what);
+            admitted.map_err(|error| integrity(project, Kind::Model, name, error))?;
+        }
+        host.store.save_records()?;
+    }
+    files.iter().try_for_each(|index| place(host, project, model, *index))
+}
+
+/// Lets a source bring what is pinned.
+///
+/// # Errors
+/// The source's, with the entry and its line in the lockfile.
+pub fn fetch(
+    host: &Host,
+    project: &Project,
+    request: &crate::format::manifest::SourceSpec,
+    ask: &Fetch<'_>,
+    name: &Name,
+) -> Result<(), Failure> {
+    let fetched = source::of(request).fetch(&host.world(project), ask);
+    fetched.map_err(|error| Failure::source(ask.kind, name, error, project.lock_line(name)))
+}
+
+/// Holds the lock for what a digest names.
+///
+/// # Errors
+/// When the user asked to stop.
+pub fn hold(host: &Host, what: &str, pin: Option<&FilePin>, shown: &str) -> Result<crate::base::lock::Lock, Failure> {
+    let id = pin.map_or_else(String::new, |pin| pin.sha256.hex());
+    let waiting = || host.task.waiting(format!("another aitools is at the {shown}"));
+    Ok(host.store.lock(&format!("{what}-{id}"), host.task.cancel(), waiting)?)
+}
+
+/// A mismatch with where the lockfile says so.
+pub fn integrity(project: &Project, kind: Kind, name: &Name, error: crate::store::StoreError) -> Failure {
+    match error {
+        crate::store::StoreError::Cancelled(error) => error.into(),
+        error => Failure::Integrity { kind, name: name.clone(), error, lock_line: project.lock_line(name) },
+    }
+}
+
+/// The downloads of a pin as one pin with the package alone: what a tool's fetch needs.
+pub fn only(package: &FilePin) -> Pin {
+    Pin { downloads: vec![package.clone()], ..Pin::default() }
+}

@@ -1,0 +1,286 @@
+//! `lock`, `sync`, `verify` and `status` on a sealed project with a real CMake build: good days and bad ones.
+
+use std::path::Path;
+use std::time::Duration;
+
+use aitools::base::fs;
+
+#[path = "support/world.rs"]
+mod world;
+
+use world::{Ran, World};
+
+#[test]
+fn from_nothing_to_in_place_and_then_nothing_to_do() {
+    let world = World::new();
+    world.run(&["sync", "--locked"]).expect(1);
+    world.run(&["sync"]).expect(0);
+    assert!(world.project().join("models/tiny/m/model.gguf").exists());
+    let server = world.project().join("build/tiny/bin").join(aitools::base::platform::executable("llama-server"));
+    assert!(std::process::Command::new(server).status().unwrap().success());
+    let again = world.run(&["sync", "--json", "--locked"]).expect(0);
+    assert_eq!(again.json()["result"]["plan"]["steps"], serde_json::json!([]), "{}", again.stdout);
+    assert_eq!(again.stderr, "");
+    world.run(&["verify"]).expect(0);
+    world.run(&["check"]).expect(0);
+    let status = world.run(&["status"]).expect(0).stdout;
+    assert!(status.contains("policy    p ready"), "{status}");
+}
+
+#[test]
+fn the_lockfile_is_the_same_bytes_whoever_writes_it() {
+    let (one, two) = (World::new(), World::new());
+    one.run(&["lock"]).expect(0);
+    two.run(&["lock"]).expect(0);
+    assert_eq!(one.read("manifests/default.lock"), two.read("manifests/default.lock"));
+    let again = one.run(&["lock", "--upgrade", "--json"]).expect(0);
+    assert_eq!(again.json()["result"]["written"], false);
+    one.run(&["lock", "--check"]).expect(0);
+}
+
+#[test]
+fn a_stale_lockfile_says_what_differs_and_only_that_is_resolved() {
+    let world = World::new();
+    world.run(&["lock"]).expect(0);
+    world.edit("manifests/default.toml", "[models.m]", "[models.n]\nsource = { path = \"weights/modèle.gguf\" }\n\n[models.m]");
+    for args in [&["lock", "--check"][..], &["sync", "--locked"], &["sync", "--dry-run"]] {
+        let ran = world.run(args).expect(1);
+        assert!(ran.stderr.contains("model `n` is in the manifest, but not in the lockfile"), "{}", ran.stderr);
+        assert!(ran.stderr.contains("aitools lock"), "{}", ran.stderr);
+    }
+    let ci = Ran::of(world.command(&["sync"]).env("CI", "true").output().unwrap());
+    ci.expect(1);
+    // The engine's folder has changed, but its request has not: it keeps its pin until it is asked for by name.
+    let before = world.read("manifests/default.lock");
+    world.write("engine source/new.txt", "new");
+    world.run(&["lock"]).expect(0);
+    let tree = |text: &str| text.lines().find(|line| line.starts_with("tree = ")).unwrap().to_owned();
+    assert_eq!(tree(&before), tree(&world.read("manifests/default.lock")));
+    world.run(&["lock", "--upgrade", "tiny"]).expect(0);
+    assert_ne!(tree(&before), tree(&world.read("manifests/default.lock")));
+    world.run(&["lock", "--upgrade", "tini"]).expect(2);
+}
+
+#[test]
+fn a_merge_conflict_is_recognised_and_resolved_on_request() {
+    let world = World::new();
+    world.run(&["lock"]).expect(0);
+    let good = world.read("manifests/default.lock");
+    let tree = good.lines().find(|line| line.starts_with("tree = ")).unwrap();
+    let other = format!("tree = \"sha256:{}\"", "0".repeat(64));
+    let conflict = format!("<<<<<<< ours\n{tree}\n=======\n{other}\n>>>>>>> theirs");
+    world.write("manifests/default.lock", &good.replace(tree, &conflict));
+    let ran = world.run(&["sync"]).expect(2);
+    assert!(ran.stderr.contains("--resolve-conflicts"), "{}", ran.stderr);
+    world.run(&["lock", "--resolve-conflicts"]).expect(0);
+    assert_eq!(world.read("manifests/default.lock"), good);
+}
+
+#[test]
+fn every_flipped_digest_is_noticed() {
+    let world = World::new();
+    world.run(&["lock"]).expect(0);
+    let good = world.read("manifests/default.lock");
+    let digests: Vec<usize> = good.match_indices("sha256:").map(|(at, word)| at + word.len()).collect();
+    assert_eq!(digests.len(), 2, "{good}");
+    for at in digests {
+        let digit = if good.as_bytes()[at] == b'0' { "1" } else { "0" };
+        world.write("manifests/default.lock", &format!("{}{digit}{}", &good[..at], &good[at + 1..]));
+        let ran = world.run(&["sync"]).expect(3);
+        assert!(ran.stderr.contains("expected") && ran.stderr.contains("actual"), "{}", ran.stderr);
+        assert!(ran.stderr.contains("manifests/default.lock:"), "the lock's line: {}", ran.stderr);
+    }
+    world.write("manifests/default.lock", &good);
+    world.run(&["sync"]).expect(0);
+}
+
+#[test]
+fn damaged_weights_and_artifacts_are_found_and_repaired() {
+    let world = World::new();
+    world.run(&["sync"]).expect(0);
+    let weights = world.project().join("models/tiny/m/model.gguf");
+    let server = fs::read_dir(&world.project().join("build/tiny/bin")).unwrap().remove(0);
+    for damaged in [&weights, &server] {
+        let mut bytes = fs::read_bounded(damaged, 64 << 20).unwrap();
+        let last = bytes.len() - 1;
+        bytes[last] ^= 1;
+        fs::remove_file(damaged).unwrap();
+        fs::write_atomic(damaged, &bytes).unwrap();
+        let ran = world.run(&["verify"]).expect(3);
+        assert!(ran.stderr.contains(&damaged.file_name().unwrap().to_string_lossy().into_owned()), "{}", ran.stderr);
+        world.run(&["verify", "--repair"]).expect(0);
+    }
+    world.run(&["verify", "--json"]).expect(0);
+}
+
+#[test]
+fn a_cache_from_another_machine_is_not_believed() {
+    let world = World::new();
+    world.run(&["sync"]).expect(0);
+    // The same cache under another key: the artifact is built again, the weights are hashed again.
+    let elsewhere = |args: &[&str]| {
+        Ran::of(world.command(args).env("AITOOLS_RECEIPT_KEY", "another machine").output().unwrap())
+    };
+    let plan = elsewhere(&["sync", "--dry-run"]).expect(0).stderr;
+    assert!(plan.contains("build tiny") && plan.contains("hash 1 file of m"), "{plan}");
+    elsewhere(&["sync"]).expect(0);
+    elsewhere(&["verify"]).expect(0);
+}
+
+#[test]
+fn a_compile_error_shows_itself_and_leaves_the_old_build() {
+    let world = World::new();
+    world.run(&["sync"]).expect(0);
+    let before = world.snapshot(&world.project().join("build/tiny/bin"));
+    world.write("engine source/part1.c", "int one(void) { return missing_name; }\n");
+    world.run(&["lock", "--upgrade", "tiny"]).expect(0);
+    let why = world.run(&["status", "--why", "tiny"]).expect(0).stdout;
+    assert!(why.contains("source"), "{why}");
+    let ran = world.run(&["sync"]).expect(5);
+    assert!(ran.stderr.contains("missing_name"), "{}", ran.stderr);
+    assert!(ran.stderr.contains(".log"), "{}", ran.stderr);
+    assert_eq!(before, world.snapshot(&world.project().join("build/tiny/bin")));
+    world.write("engine source/part1.c", "int one(void) { return 1; }\n");
+    world.run(&["lock", "--upgrade", "tiny"]).expect(0);
+    let plan = world.run(&["sync", "--json"]).expect(0).json();
+    assert_eq!(plan["result"]["plan"]["steps"], serde_json::json!([]), "the first build is still there");
+}
+
+#[test]
+fn four_at_once_build_once_and_all_succeed() {
+    let world = World::new();
+    world.run(&["lock"]).expect(0);
+    let started: Vec<_> = (0..4)
+        .map(|_| {
+            let mut command = world.command(&["sync"]);
+            command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped()).spawn().unwrap()
+        })
+        .collect();
+    let ran: Vec<Ran> =
+        started.into_iter().map(|child| Ran::of(child.wait_with_output().unwrap()).expect(0)).collect();
+    let builds = ran.iter().filter(|ran| ran.stderr.contains("building tiny")).count();
+    assert_eq!(builds, 1, "{ran:#?}");
+    world.run(&["verify"]).expect(0);
+}
+
+#[cfg(unix)]
+#[test]
+fn killed_at_any_moment_the_next_sync_finishes() {
+    let world = World::new();
+    world.run(&["lock"]).expect(0);
+    let whole = {
+        let began = std::time::Instant::now();
+        World::new().run(&["sync"]).expect(0);
+        began.elapsed()
+    };
+    for round in 0..36_u32 {
+        let mut child = world.command(&["sync"]).stderr(std::process::Stdio::null()).spawn().unwrap();
+        // The moments spread over a whole sync and a little beyond.
+        let moment = whole * (round * 7 % 36) / 32;
+        let deadline = std::time::Instant::now() + moment;
+        while std::time::Instant::now() < deadline && child.try_wait().unwrap().is_none() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        if round % 12 == 5 {
+            remove_artifacts(&world);
+        }
+        // Whatever is visible under its final name is right.
+        let weights = world.project().join("models/tiny/m/model.gguf");
+        if weights.exists() {
+            assert_eq!(fs::read_bounded(&weights, 1 << 20).unwrap(), world::tiny_gguf());
+        }
+    }
+    world.run(&["sync"]).expect(0);
+    world.run(&["verify"]).expect(0);
+    let left = fs::read_dir(&world.cache().join("staging")).unwrap();
+    assert!(left.is_empty(), "leftovers of killed runs: {left:?}");
+}
+
+/// So that the next rounds have something to do again.
+#[cfg(unix)]
+fn remove_artifacts(world: &World) {
+    fs::remove_dir_all(&world.cache().join("artifacts")).unwrap();
+    fs::remove_dir_all(&world.project().join("models")).unwrap();
+}
+
+#[cfg(unix)]
+#[test]
+fn an_interrupt_ends_the_whole_build_and_leaves_nothing_half_installed() {
+    let world = World::new();
+    // A compiler step that would take long.
+    world.edit("engine source/CMakeLists.txt", "add_executable", "add_custom_target(slow ALL COMMAND sleep 543.21)\nadd_executable");
+    world.edit("engine source/CMakeLists.txt", "part2.c)", "part2.c)\nadd_dependencies(llama-server slow)");
+    world.run(&["lock"]).expect(0);
+    let mut child = world.command(&["sync", "--json"]).stderr(std::process::Stdio::piped()).stdout(std::process::Stdio::null()).spawn().unwrap();
+    let lines = std::io::BufRead::lines(std::io::BufReader::new(child.stderr.take().unwrap()));
+    for line in lines {
+        if line.unwrap().contains("\"building\"") && sleeper_runs() {
+            break;
+        }
+        if sleeper_runs() {
+            break;
+        }
+    }
+    while !sleeper_runs() {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    rustix::process::kill_process(rustix::process::Pid::from_child(&child), rustix::process::Signal::INT).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    assert!(!sleeper_runs(), "the build goes on");
+    assert!(fs::read_dir(&world.cache().join("artifacts")).unwrap_or_default().is_empty());
+    assert!(fs::read_dir(&world.cache().join("staging")).unwrap().is_empty());
+}
+
+#[cfg(unix)]
+fn sleeper_runs() -> bool {
+    let listed = std::process::Command::new("pgrep").args(["-f", "^sleep 543.21"]).output();
+    listed.is_ok_and(|output| output.status.success())
+}
+
+#[test]
+fn no_compiler_no_home_no_reader_no_panic() {
+    let world = World::new();
+    world.run(&["lock"]).expect(0);
+    let tools = world::tools::tools();
+    let without_compiler = std::env::join_paths([tools.cmake.parent().unwrap(), tools.ninja.parent().unwrap()]).unwrap();
+    let ran = Ran::of(world.command(&["sync"]).env("PATH", without_compiler).output().unwrap()).expect(5);
+    assert!(ran.stderr.contains("compiler"), "{}", ran.stderr);
+    assert!(ran.stderr.contains("hint:"), "{}", ran.stderr);
+    let homeless = Ran::of(world.command(&["status"]).env_remove("HOME").output().unwrap());
+    homeless.expect(0);
+    let mut child = world.command(&["schema", "manifest"]).stdout(std::process::Stdio::piped()).spawn().unwrap();
+    drop(child.stdout.take());
+    assert!(child.wait().unwrap().code().is_some_and(|code| code == 0));
+}
+
+#[test]
+fn wrong_words_are_told_with_their_place() {
+    let world = World::new();
+    world.edit("manifests/default.toml", "adapter = ", "adaptor = ");
+    world.edit("configs/models/tiny/p.yaml", "max_tokens: 8", "max_tokens: many");
+    let ran = world.run(&["status"]).expect(2);
+    assert!(ran.stderr.contains("did you mean `adapter`"), "{}", ran.stderr);
+    let world = World::new();
+    world.edit("configs/models/tiny/p.yaml", "model: m", "model: mm");
+    let ran = world.run(&["check", "--json"]).expect(2).json();
+    assert_eq!(ran["error"]["problems"][0]["line"], 2, "{ran}");
+    world.run(&["-m", "nothing", "status"]).expect(2);
+    world.run(&["sync", "q"]).expect(2);
+    world.run(&["frobnicate"]).expect(2);
+}
+
+#[test]
+fn offline_nothing_new_is_fetched_and_nothing_old_is_lost() {
+    let world = World::new();
+    world.run(&["sync"]).expect(0);
+    world.edit(
+        "manifests/default.toml",
+        "[models.m]",
+        "[models.far]\nsource = { url = \"http://127.0.0.1:9/x.gguf\" }\n\n[models.m]",
+    );
+    world.run(&["lock", "--offline"]).expect(4);
+    world.run(&["sync", "--frozen", "--offline", "p"]).expect(0);
+    assert!(Path::new(&world.project().join("models/tiny/m/model.gguf")).exists());
+}
