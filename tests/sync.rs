@@ -42,7 +42,11 @@ fn the_lockfile_is_the_same_bytes_whoever_writes_it() {
 fn a_stale_lockfile_says_what_differs_and_only_that_is_resolved() {
     let world = World::new();
     world.run(&["lock"]).expect(0);
-    world.edit("manifests/default.toml", "[models.m]", "[models.n]\nsource = { path = \"weights/modèle.gguf\" }\n\n[models.m]");
+    world.edit(
+        "manifests/default.toml",
+        "[models.m]",
+        "[models.n]\nsource = { path = \"weights/modèle.gguf\" }\n\n[models.m]",
+    );
     for args in [&["lock", "--check"][..], &["sync", "--locked"], &["sync", "--dry-run"]] {
         let ran = world.run(args).expect(1);
         assert!(ran.stderr.contains("model `n` is in the manifest, but not in the lockfile"), "{}", ran.stderr);
@@ -118,9 +122,8 @@ fn a_cache_from_another_machine_is_not_believed() {
     let world = World::new();
     world.run(&["sync"]).expect(0);
     // The same cache under another key: the artifact is built again, the weights are hashed again.
-    let elsewhere = |args: &[&str]| {
-        Ran::of(world.command(args).env("AITOOLS_RECEIPT_KEY", "another machine").output().unwrap())
-    };
+    let elsewhere =
+        |args: &[&str]| Ran::of(world.command(args).env("AITOOLS_RECEIPT_KEY", "another machine").output().unwrap());
     let plan = elsewhere(&["sync", "--dry-run"]).expect(0).stderr;
     assert!(plan.contains("build tiny") && plan.contains("hash 1 file of m"), "{plan}");
     elsewhere(&["sync"]).expect(0);
@@ -156,8 +159,7 @@ fn four_at_once_build_once_and_all_succeed() {
             command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped()).spawn().unwrap()
         })
         .collect();
-    let ran: Vec<Ran> =
-        started.into_iter().map(|child| Ran::of(child.wait_with_output().unwrap()).expect(0)).collect();
+    let ran: Vec<Ran> = started.into_iter().map(|child| Ran::of(child.wait_with_output().unwrap()).expect(0)).collect();
     let builds = ran.iter().filter(|ran| ran.stderr.contains("building tiny")).count();
     assert_eq!(builds, 1, "{ran:#?}");
     world.run(&["verify"]).expect(0);
@@ -210,10 +212,19 @@ fn remove_artifacts(world: &World) {
 fn an_interrupt_ends_the_whole_build_and_leaves_nothing_half_installed() {
     let world = World::new();
     // A compiler step that would take long.
-    world.edit("engine source/CMakeLists.txt", "add_executable", "add_custom_target(slow ALL COMMAND sleep 543.21)\nadd_executable");
+    world.edit(
+        "engine source/CMakeLists.txt",
+        "add_executable",
+        "add_custom_target(slow ALL COMMAND sleep 543.21)\nadd_executable",
+    );
     world.edit("engine source/CMakeLists.txt", "part2.c)", "part2.c)\nadd_dependencies(llama-server slow)");
     world.run(&["lock"]).expect(0);
-    let mut child = world.command(&["sync", "--json"]).stderr(std::process::Stdio::piped()).stdout(std::process::Stdio::null()).spawn().unwrap();
+    let mut child = world
+        .command(&["sync", "--json"])
+        .stderr(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
     let lines = std::io::BufRead::lines(std::io::BufReader::new(child.stderr.take().unwrap()));
     for line in lines {
         if line.unwrap().contains("\"building\"") && sleeper_runs() {
@@ -244,7 +255,8 @@ fn no_compiler_no_home_no_reader_no_panic() {
     let world = World::new();
     world.run(&["lock"]).expect(0);
     let tools = world::tools::tools();
-    let without_compiler = std::env::join_paths([tools.cmake.parent().unwrap(), tools.ninja.parent().unwrap()]).unwrap();
+    let without_compiler =
+        std::env::join_paths([tools.cmake.parent().unwrap(), tools.ninja.parent().unwrap()]).unwrap();
     let ran = Ran::of(world.command(&["sync"]).env("PATH", without_compiler).output().unwrap()).expect(5);
     assert!(ran.stderr.contains("compiler"), "{}", ran.stderr);
     assert!(ran.stderr.contains("hint:"), "{}", ran.stderr);

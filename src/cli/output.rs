@@ -31,6 +31,7 @@ fn write_all(mut to: impl Write, text: &str) -> bool {
 }
 
 impl Output {
+    #[expect(clippy::disallowed_methods, reason = "colour is decided before the session reads the environment")]
     pub fn new(global: &Global) -> Self {
         let terminal = io::stderr().is_terminal();
         let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty())

@@ -94,7 +94,11 @@ fn visible(c: char) -> char {
         '\0'..='\x1f' => char::from_u32(0x2400 + u32::from(c)).unwrap_or('\u{fffd}'),
         '\x7f' => '\u{2421}',
         // C1 controls, and what turns or hides the text around it.
-        '\u{80}'..='\u{9f}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}' => '\u{fffd}',
+        '\u{80}'..='\u{9f}'
+        | '\u{200b}'..='\u{200f}'
+        | '\u{2028}'..='\u{202e}'
+        | '\u{2060}'..='\u{206f}'
+        | '\u{feff}' => '\u{fffd}',
         c => c,
     }
 }
@@ -112,18 +116,28 @@ mod tests {
 
     #[test]
     fn scratch() {
-        eprintln!("{}", policy("engine: e\nmodel: m\ngeneration:\n  temprature: 1\n  top_p: 7\n  stop: [a, 3, [x]]\n  é: 1\n"));
-        let m = |text: &str| eprintln!("{}", render(&manifest::parse("m.toml", text.as_bytes()).expect_err("refused").0, false));
+        eprintln!(
+            "{}",
+            policy("engine: e\nmodel: m\ngeneration:\n  temprature: 1\n  top_p: 7\n  stop: [a, 3, [x]]\n  é: 1\n")
+        );
+        let m = |text: &str| {
+            eprintln!("{}", render(&manifest::parse("m.toml", text.as_bytes()).expect_err("refused").0, false))
+        };
         m("version = 1\n[models.m]\nplace = \"a\"\n");
         m("version = 1\n[models.m\nplace = \"a\n");
         m("");
-        let long = format!("version = 1\n[models.m]\nplace = \"a\"\nsource = {{ git = \"{}\", x = 1, y = \"{}\" }}", "a".repeat(500), "b\t".repeat(500));
+        let long = format!(
+            "version = 1\n[models.m]\nplace = \"a\"\nsource = {{ git = \"{}\", x = 1, y = \"{}\" }}",
+            "a".repeat(500),
+            "b\t".repeat(500)
+        );
         m(&long);
         let s = SourceText::new("a\x1b[31m", "x = \"\x1b[2J\u{202e}evil\"\r\ny");
         let d = Diagnostic::error("bad `\x1b[31m`").at(&s, 4..20).expected("a\nb").actual("\u{7}").hint("do `x`");
         eprintln!("{}", render(std::slice::from_ref(&d), false));
         eprintln!("{}", render(&[d], true));
         eprintln!("{}", render(&[Diagnostic::warning("no place").hint("do `x`"), Diagnostic::error("alone")], false));
-        let _ = lockfile::parse("a.lock", b"version = 1\n<<<<<<< a\n").map_err(|e| eprintln!("{}", render(&e.0, false)));
+        let _ =
+            lockfile::parse("a.lock", b"version = 1\n<<<<<<< a\n").map_err(|e| eprintln!("{}", render(&e.0, false)));
     }
 }

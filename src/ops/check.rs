@@ -7,7 +7,7 @@ use crate::base::fs;
 use crate::base::platform;
 use crate::build::toolchain::Finder;
 use crate::engine::{CheckRequest, Finding};
-use crate::format::gguf::{self, Header};
+use crate::format::gguf::Header;
 use crate::format::lockfile::Lockfile;
 use crate::format::policy;
 
@@ -34,7 +34,12 @@ pub fn run(host: &Host, project: &Project, names: &[String]) -> Result<Vec<Check
     demand::select(project, names)?.into_iter().map(|file| check_policy(host, project, lock.as_ref(), file)).collect()
 }
 
-fn check_policy(host: &Host, project: &Project, lock: Option<&Lockfile>, file: &PolicyFile) -> Result<Checked, Failure> {
+fn check_policy(
+    host: &Host,
+    project: &Project,
+    lock: Option<&Lockfile>,
+    file: &PolicyFile,
+) -> Result<Checked, Failure> {
     let mut checked = Checked { policy: file.name.clone(), weights_checked: false, problems: Vec::new() };
     if let Err(problems) = policy::resolve(&file.policy, &project.manifest.value) {
         checked.problems = problems.0;
@@ -103,7 +108,12 @@ fn checksum(file: &PolicyFile, model: &ModelDemand<'_>) -> Vec<Diagnostic> {
     }
     let actual = locked.map_or_else(|| "no locked file".to_owned(), |digest| format!("{digest} in the lockfile"));
     let problem = file.policy.error(&["audit", "checksum"], "the checksum is not that of the locked weights");
-    vec![problem.expected(asked.to_string()).actual(actual).hint("correct the policy, or the model's source in the manifest")]
+    vec![
+        problem
+            .expected(asked.to_string())
+            .actual(actual)
+            .hint("correct the policy, or the model's source in the manifest"),
+    ]
 }
 
 /// Reads a GGUF header.
@@ -117,7 +127,7 @@ pub fn header_of(path: &Path) -> Result<(Header, u64), Diagnostic> {
     };
     let size = fs::metadata(path).map_err(|error| refused(error.to_string()))?.len();
     let file = fs::open(path).map_err(|error| refused(error.to_string()))?;
-    let header = gguf::read(file, size).map_err(|error| refused(error.to_string()))?;
+    let header = Header::read(file, Some(size)).map_err(|error| refused(error.to_string()))?;
     Ok((header, size))
 }
 

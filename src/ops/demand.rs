@@ -8,8 +8,8 @@ use crate::base::name::Name;
 use crate::base::platform::{Platform, Variant};
 use crate::build::accelerator::{self, Accelerators};
 use crate::build::fingerprint::{self, Ingredients};
-use crate::build::toolchain::{self, Finder, ToolError, Toolchain};
 use crate::build::settings::Env;
+use crate::build::toolchain::{self, Finder, ToolError, Toolchain};
 use crate::build::{BuildRecipe, ToolPath};
 use crate::engine::{self, Engine, RecipeRequest};
 use crate::format::lockfile::{Entry, FilePin, Kind, Lockfile};
@@ -72,7 +72,7 @@ pub fn demand<'a>(
     let (engines, models) = wanted(host, project, names)?;
     let env = host.os_env();
     let finder = Finder::new(&env, host.store.root(), host.task.cancel());
-    let mut surroundings = Surroundings { host, project, lock, env: &env, finder, accelerators: None };
+    let mut surroundings = Surroundings { project, lock, env: &env, finder, accelerators: None };
     let mut demand = Demand::default();
     for (name, variant) in engines {
         let linked = !demand.engines.iter().any(|other| other.wish.name == name);
@@ -119,7 +119,6 @@ fn wanted(host: &Host, project: &Project, names: &[String]) -> Result<Wanted, Fa
 }
 
 struct Surroundings<'h, 'a> {
-    host: &'h Host,
     project: &'a Project,
     lock: &'a Lockfile,
     env: &'h Env,
@@ -162,7 +161,8 @@ impl<'a> Surroundings<'_, 'a> {
             .map_err(|error| Failure::Recipe { engine: name.clone(), error })?;
         let toolchain = self.finder.toolchain(variant == Variant::Cuda, variant == Variant::Rocm).map_err(broken)?;
         let tools = self.tools()?;
-        let locked = |tool: &str| tools.iter().find(|(name, _)| name.as_str() == tool).map(|found| self.identified(found));
+        let locked =
+            |tool: &str| tools.iter().find(|(name, _)| name.as_str() == tool).map(|found| self.identified(found));
         let cmake = match locked("cmake") {
             Some(cmake) => cmake,
             None => self.finder.cmake().map_err(broken)?,

@@ -5,10 +5,10 @@ use std::time::Duration;
 use crate::base::fs;
 use crate::base::platform::{self, Platform};
 use crate::base::process::Program;
-use crate::build::accelerator::{self, Accelerators};
-use crate::build::toolchain::ToolError;
 use crate::build::ToolPath;
+use crate::build::accelerator::{self, Accelerators};
 use crate::build::settings::Env;
+use crate::build::toolchain::ToolError;
 
 use super::{Failure, Host, check};
 
@@ -88,9 +88,7 @@ fn program(host: &Host, env: &Env, name: &'static str, args: &[&str], without: &
     let Some(path) = finder.search(name) else { return missing(name, without.to_owned(), true) };
     let program = Program { path, args: args.iter().map(Into::into).collect(), env: env.clone(), cwd: "/".into() };
     match program.output(Duration::from_secs(20), 4096, host.task.cancel()) {
-        Ok(ran) if ran.status.success() => {
-            there(name, ran.stdout.lines().next().unwrap_or_default().to_owned(), true)
-        }
+        Ok(ran) if ran.status.success() => there(name, ran.stdout.lines().next().unwrap_or_default().to_owned(), true),
         Ok(ran) => missing(name, ran.stderr.lines().next().unwrap_or("it fails").to_owned(), true),
         Err(error) => missing(name, error.to_string(), true),
     }

@@ -81,7 +81,14 @@ pub fn run(host: &Host, project: &Project) -> Result<Status, Failure> {
     });
     let models = models.collect();
     let policies = project.policies.iter().map(|file| policy_status(host, project, &lockfile, file)).collect();
-    Ok(Status { manifest: project.manifest_path.clone(), stale: Some(stale), engines, models, policies, steps: plan.steps })
+    Ok(Status {
+        manifest: project.manifest_path.clone(),
+        stale: Some(stale),
+        engines,
+        models,
+        policies,
+        steps: plan.steps,
+    })
 }
 
 fn engine_status(host: &Host, engine: &EngineDemand<'_>, steps: &[Step]) -> EngineStatus {
@@ -93,7 +100,9 @@ fn engine_status(host: &Host, engine: &EngineDemand<'_>, steps: &[Step]) -> Engi
         variant: engine.wish.variant,
         source: pin.commit.clone().or(package).unwrap_or_else(|| "path".to_owned()),
         fingerprint: engine.wish.fingerprint,
-        built: !steps.iter().any(|step| matches!(step, Step::Build { fingerprint, .. } if *fingerprint == engine.wish.fingerprint)),
+        built: !steps
+            .iter()
+            .any(|step| matches!(step, Step::Build { fingerprint, .. } if *fingerprint == engine.wish.fingerprint)),
         artifact: host.store.artifact_path(&engine.wish.fingerprint),
     }
 }
@@ -132,7 +141,8 @@ pub fn why(host: &Host, project: &Project, engine: &str) -> Result<Vec<WhyBuild>
     let demand = demand(host, project, &lockfile, &[])?;
     let engines: Vec<_> = demand.engines.iter().filter(|found| found.wish.name.as_str() == engine).collect();
     if engines.is_empty() {
-        let near = crate::base::diagnostic::nearest(engine, demand.engines.iter().map(|known| known.wish.name.as_str()));
+        let near =
+            crate::base::diagnostic::nearest(engine, demand.engines.iter().map(|known| known.wish.name.as_str()));
         let hint = near.map(|near| format!("did you mean `{near}`?"));
         return Err(Failure::Usage { what: format!("the manifest has no engine `{engine}`"), hint });
     }
@@ -168,9 +178,10 @@ fn newest(host: &Host, engine: &EngineDemand<'_>) -> Result<Option<crate::store:
             && artifact.receipt.variant == engine.wish.variant
             && artifact.receipt.fingerprint != engine.wish.fingerprint
     };
-    let when = |artifact: &crate::store::artifacts::Artifact| fs::metadata(&artifact.path).and_then(|meta| {
-        meta.modified().map_err(|error| fs::FsError::new("look at", &artifact.path, error))
-    });
+    let when = |artifact: &crate::store::artifacts::Artifact| {
+        fs::metadata(&artifact.path)
+            .and_then(|meta| meta.modified().map_err(|error| fs::FsError::new("look at", &artifact.path, error)))
+    };
     let artifacts = host.store.artifacts()?;
     Ok(artifacts.into_iter().filter(same).max_by_key(|artifact| when(artifact).ok()))
 }

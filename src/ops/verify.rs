@@ -89,9 +89,9 @@ fn hash_all(host: &Host, targets: &[Target], progress: &Progress) -> Result<Vec<
     };
     std::thread::scope(|scope| {
         let workers: Vec<_> = (0..threads.min(targets.len())).map(|_| scope.spawn(work)).collect();
-        workers.into_iter().try_for_each(|worker| {
-            worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-        })
+        workers
+            .into_iter()
+            .try_for_each(|worker| worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
     })?;
     let mut damages = damages.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
     damages.sort_by(|a, b| a.path.cmp(&b.path));

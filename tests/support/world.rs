@@ -69,7 +69,10 @@ impl World {
         let world = Self { folder: tempfile::Builder::new().prefix("un monde é ").tempdir().unwrap() };
         world.write("manifests/default.toml", MANIFEST);
         world.write("engine source/CMakeLists.txt", CMAKE);
-        world.write("engine source/main.c", "int one(void); int two(void); int main(void) { return one() + two() - 3; }\n");
+        world.write(
+            "engine source/main.c",
+            "int one(void); int two(void); int main(void) { return one() + two() - 3; }\n",
+        );
         world.write("engine source/part1.c", "int one(void) { return 1; }\n");
         world.write("engine source/part2.c", "int two(void) { return 2; }\n");
         fs::write_atomic(&world.project().join("weights/modèle.gguf"), &tiny_gguf()).unwrap();

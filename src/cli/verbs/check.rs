@@ -24,7 +24,8 @@ pub fn run(ask: &args::Check, session: &Session<'_>, output: &Output) -> Result<
     output.warnings(&problems.0);
     lock::require_current(&project)?;
     for policy in &checked {
-        let depth = if policy.weights_checked { "weights looked into" } else { "weights are not here: run `aitools sync`" };
+        let depth =
+            if policy.weights_checked { "weights looked into" } else { "weights are not here: run `aitools sync`" };
         output.say(&format!("policy {}: sound ({depth})", policy.policy));
     }
     if checked.is_empty() {

@@ -42,7 +42,10 @@ fn text(report: &Report) -> String {
         text += &format!("  gpu       {}, {}, driver {}\n", gpu.name, size(gpu.vram_bytes), gpu.driver);
     }
     if accelerators.gpus.is_empty() {
-        text += &format!("  gpu       none{}\n", accelerators.trouble.as_ref().map_or(String::new(), |why| format!(": {why}")));
+        text += &format!(
+            "  gpu       none{}\n",
+            accelerators.trouble.as_ref().map_or(String::new(), |why| format!(": {why}"))
+        );
     }
     text
 }

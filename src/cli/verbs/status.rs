@@ -39,10 +39,12 @@ fn text(status: &Status, project: &project::Project) -> String {
     for engine in &status.engines {
         let built = if engine.built { "built" } else { "not built" };
         let fingerprint = short(&engine.fingerprint);
-        text += &format!("engine    {} ({}) {built}, {fingerprint}, from {}\n", engine.name, engine.variant, engine.source);
+        text +=
+            &format!("engine    {} ({}) {built}, {fingerprint}, from {}\n", engine.name, engine.variant, engine.source);
     }
     for model in &status.models {
-        text += &format!("model     {} {}, {}, {}\n", model.name, state(model.ready), size(model.size_bytes), model.main);
+        text +=
+            &format!("model     {} {}, {}, {}\n", model.name, state(model.ready), size(model.size_bytes), model.main);
     }
     for policy in &status.policies {
         text += &format!("policy    {} {}, on {}\n", policy.name, state(policy.ready), policy.engine);
@@ -58,9 +60,13 @@ fn why_text(why: &WhyBuild) -> String {
     let mut text = format!("engine {} ({}), {}\n", why.engine, why.variant, short(&why.fingerprint));
     match (why.built, &why.other) {
         (true, None) => text += "  it is built, and nothing has changed\n",
-        (true, Some(other)) => text += &format!("  it is built; the project still uses {}, whose inputs were\n", short(other)),
+        (true, Some(other)) => {
+            text += &format!("  it is built; the project still uses {}, whose inputs were\n", short(other))
+        }
         (false, None) => text += "  it was never built on this machine\n",
-        (false, Some(other)) => text += &format!("  it has to be built; the last build was {}, and since then\n", short(other)),
+        (false, Some(other)) => {
+            text += &format!("  it has to be built; the last build was {}, and since then\n", short(other))
+        }
     }
     for difference in &why.differences {
         let word = |value: &Option<String>| value.as_ref().map_or("nothing".to_owned(), |value| format!("`{value}`"));
