@@ -506,18 +506,56 @@ fn banded(pack: &[u8]) -> Vec<u8> {
 
 #[test]
 fn a_silent_server_does_not_hold_up_a_user_who_stops() {
+    for while_it_comes in [false, true] {
+        let bench = Bench::new();
+        let (first, _) = bench.repo("r");
+        let cancel = bench.world.task.cancel().clone();
+        let server = Server::start(&bench.served(), move |request| {
+            let cancel = cancel.clone();
+            match (request.body.windows(6).any(|six| six == b"=fetch"), while_it_comes) {
+                (false, _) => Reply::Serve,
+                (true, true) => Reply::Stall(40, Box::new(move || cancel.cancel())),
+                (true, false) => {
+                    cancel.cancel();
+                    Reply::Silence
+                }
+            }
+        });
+        let began = std::time::Instant::now();
+        let error = fails(bench.resolve(&at(&format!("{}/r", server.url), &first)), &[]);
+        assert!(matches!(error, SourceError::Cancelled(_)), "{error}");
+        assert!(began.elapsed().as_secs() < 30, "it waited for the server");
+    }
+}
+
+#[test]
+fn a_connection_that_breaks_is_tried_again() {
     let bench = Bench::new();
     let (first, _) = bench.repo("r");
-    let cancel = bench.world.task.cancel().clone();
+    let broken = std::sync::atomic::AtomicUsize::new(0);
     let server = Server::start(&bench.served(), move |request| {
-        if request.is_discovery() {
-            return Reply::Serve;
+        let count = broken.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+        match (count, request.is_discovery()) {
+            (0, _) => html(503),
+            (2, _) => Reply::Cut(30),
+            _ => Reply::Serve,
         }
-        cancel.cancel();
-        Reply::Silence
     });
-    let error = fails(bench.resolve(&at(&format!("{}/r", server.url), &first)), &[]);
-    assert!(matches!(error, SourceError::Cancelled(_)), "{error}");
+    bench.both(&at(&format!("{}/r", server.url), &first)).unwrap();
+    assert_eq!(server.requests().len(), 4);
+    let agent = server.requests()[0].header("user-agent").to_owned();
+    assert!(agent.starts_with("git/") && agent.contains("aitools"), "{agent}");
+    assert_eq!(server.requests()[0].header("accept-encoding"), "gzip");
+}
+
+#[test]
+fn an_empty_repository() {
+    let bench = Bench::new();
+    git(&bench.served(), &["init", "-q", "--bare", "r"]);
+    let server = Server::plain(&bench.served());
+    fails(bench.resolve(&spec(&format!("{}/r", server.url))), &["is empty"]);
+    fails(bench.resolve(&spec("../served/r")), &["is empty"]);
+    fails(bench.resolve(&at(&format!("{}/r", server.url), &"1".repeat(40))), &["no branch or tag"]);
 }
 
 #[test]

@@ -35,6 +35,8 @@ pub enum Reply {
     ServeZipped,
     /// As `Serve`, but the connection ends so many bytes too early.
     Cut(usize),
+    /// As `Cut`, but the connection stays nothing more comes, and this is called.
+    Stall(usize, Box<dyn FnOnce() + Send>),
     Say(u16, Vec<(&'static str, String)>, Vec<u8>),
     /// Nothing comes, until the client goes away.
     Silence,
@@ -83,6 +85,7 @@ impl Server {
 fn answer(mut stream: TcpStream, root: &Path, rule: &Rule, log: &Mutex<Vec<Request>>) -> Option<()> {
     let request = read_request(&mut BufReader::new(stream.try_clone().ok()?))?;
     log.lock().unwrap().push(request.clone());
+    let mut stalled = None;
     let ((status, headers, body), cut) = match rule(&request) {
         Reply::Serve => (backend(root, &request), 0),
         Reply::ServeZipped => {
@@ -93,6 +96,10 @@ fn answer(mut stream: TcpStream, root: &Path, rule: &Rule, log: &Mutex<Vec<Reque
             ((status, headers, zipped.finish().ok()?), 0)
         }
         Reply::Cut(bytes) => (backend(root, &request), bytes),
+        Reply::Stall(bytes, then) => {
+            stalled = Some(then);
+            (backend(root, &request), bytes)
+        }
         Reply::Say(status, headers, body) => {
             let headers = headers.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
             ((status, headers, body), 0)
@@ -107,7 +114,12 @@ fn answer(mut stream: TcpStream, root: &Path, rule: &Rule, log: &Mutex<Vec<Reque
         write!(stream, "{name}: {value}\r\n").ok()?;
     }
     stream.write_all(b"\r\n").ok()?;
-    stream.write_all(&body[..body.len() - cut]).ok()
+    stream.write_all(&body[..body.len() - cut]).ok()?;
+    if let Some(then) = stalled {
+        then();
+        let _ = stream.read(&mut [0]);
+    }
+    Some(())
 }
 
 type Answer = (u16, Vec<(String, String)>, Vec<u8>);

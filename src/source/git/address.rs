@@ -38,11 +38,11 @@ impl Way {
             };
         }
         let before_slash = address.split('/').next().unwrap_or_default();
-        let drive = before_slash.len() == 2 && before_slash.ends_with(':');
+        let drive = cfg!(windows) && before_slash.as_bytes().get(1) == Some(&b':');
         if before_slash.contains("::") {
             return Err("remote helpers (`name::address`) are not supported");
         }
-        if before_slash.contains(':') && !(drive && cfg!(windows)) {
+        if before_slash.contains(':') && !drive {
             return Ok(Self::Program(address.to_owned()));
         }
         Ok(Self::Local(project.join(address)))

@@ -257,3 +257,97 @@ fn check_delta(head: &[u8]) -> Result<(), String> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A pack of some objects, one of which is a delta, as libgit2 writes it.
+    fn good() -> Vec<u8> {
+        let folder = tempfile::tempdir().unwrap();
+        let repo = git2::Repository::init_bare(folder.path()).unwrap();
+        let noise: Vec<u8> = (0..40_000_u32).flat_map(|n| n.wrapping_mul(2_654_435_761).to_be_bytes()).collect();
+        let mut builder = repo.packbuilder().unwrap();
+        for tail in [&b"one"[..], b"two", b""] {
+            builder.insert_object(repo.blob(&[&noise, tail].concat()).unwrap(), Some("name")).unwrap();
+        }
+        builder.insert_object(repo.blob(b"").unwrap(), None).unwrap();
+        let mut bytes = git2::Buf::new();
+        builder.write_buf(&mut bytes).unwrap();
+        bytes.to_vec()
+    }
+
+    fn scan(bytes: &[u8], step: usize) -> Result<bool, String> {
+        let mut scanner = Scanner::default();
+        bytes.chunks(step).try_for_each(|part| scanner.feed(part))?;
+        Ok(scanner.is_done())
+    }
+
+    #[test]
+    fn a_good_pack_in_any_pieces() {
+        let pack = good();
+        assert!(pack.len() < 300_000, "there is no delta in it");
+        for step in [1, 7, 4096, pack.len()] {
+            assert_eq!(scan(&pack, step), Ok(true), "{step}");
+        }
+        assert_eq!(scan(&pack[..pack.len() - 1], 999), Ok(false));
+        assert!(scan(&[&pack[..], b"x"].concat(), 999).unwrap_err().contains("after its end"));
+    }
+
+    fn pack(count: u32, rest: &[u8]) -> Vec<u8> {
+        [b"PACK\0\0\0\x02", &count.to_be_bytes()[..], rest].concat()
+    }
+
+    fn zipped(bytes: &[u8]) -> Vec<u8> {
+        let mut zipped = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::best());
+        zipped.write_all(bytes).unwrap();
+        zipped.finish().unwrap()
+    }
+
+    #[test]
+    fn bombs_are_refused_before_they_are_unpacked() {
+        let bomb = zipped(&vec![0; 1 << 20]);
+        // A delta whose result is said to have 2^35 bytes.
+        let delta = zipped(&[5, 0x80, 0x80, 0x80, 0x80, 0x80, 1, 0]);
+        let offset_delta = [&[0x68, 1][..], &delta].concat();
+        let named_delta = [&[0x78][..], &[7; 20], &delta].concat();
+        for (bytes, word) in [
+            (b"<html>nothing</html>".to_vec(), "not a pack"),
+            (pack(u32::MAX, b""), "announces"),
+            (pack(1, &[0xbf, 0xff, 0xff, 0xff, 0xff, 0x7f]), "more than"),
+            (pack(1, &[0xff; 20]), "too long"),
+            (pack(1, &[&[0x35][..], &bomb].concat()), "larger than it says"),
+            (pack(1, &offset_delta), "a delta makes"),
+            (pack(1, &named_delta), "a delta makes"),
+            (pack(1, &[&[0x68][..], &[0xff; 20]].concat()), "offset is too long"),
+            (pack(1, &[&[0x60, 1][..], &zipped(b"")].concat()), "too short"),
+            (pack(1, &[0x55, 1, 2, 3]), "unknown type"),
+            (pack(1, &[0x35, 1, 2, 3]), ""),
+        ] {
+            let why = scan(&bytes, 5).unwrap_err();
+            assert!(why.contains(word), "{why}");
+        }
+    }
+
+    #[test]
+    fn a_damaged_pack_is_not_stored() {
+        let folder = tempfile::tempdir().unwrap();
+        let task = Task::silent();
+        let store = |bytes: &[u8]| -> Result<(), SourceError> {
+            let mut guard = Guard::new(&task, "x", folder.path())?;
+            guard.write_all(bytes).map_err(|error| guard.why(&error))?;
+            guard.finish()
+        };
+        let mut bytes = good();
+        assert!(store(&bytes[..200]).unwrap_err().to_string().contains("could not fetch"));
+        *bytes.last_mut().unwrap() ^= 1;
+        assert!(matches!(store(&bytes), Err(SourceError::Hostile { .. })));
+        let packs = |folder: &Path| {
+            let files = crate::base::fs::read_dir(folder).unwrap();
+            files.iter().filter(|path| path.extension().is_some()).count()
+        };
+        assert_eq!(packs(folder.path()), 0);
+        store(&good()).unwrap();
+        assert_eq!(packs(folder.path()), 2);
+    }
+}

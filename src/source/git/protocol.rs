@@ -420,3 +420,126 @@ fn read_pack(packets: &mut Packets<impl Read>, banded: bool, sink: &mut Guard<'_
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::Task;
+
+    /// Says what it was told to say, once each.
+    #[derive(Debug)]
+    struct Canned(Vec<Vec<u8>>);
+
+    impl Channel for Canned {
+        fn discover(&mut self) -> Result<Box<dyn Read>, SourceError> {
+            self.call(b"")
+        }
+        fn call(&mut self, _: &[u8]) -> Result<Box<dyn Read>, SourceError> {
+            Ok(Box::new(io::Cursor::new(self.0.remove(0))))
+        }
+        fn broke(&self, error: &io::Error) -> SourceError {
+            self.refuse(format!("broke: {error}"))
+        }
+        fn refuse(&self, why: String) -> SourceError {
+            SourceError::Network { what: String::new(), why, hint: None }
+        }
+    }
+
+    fn lines(lines: &[&str]) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        for line in lines {
+            match *line {
+                "flush" => bytes.extend(b"0000"),
+                "next" => bytes.extend(b"0001"),
+                line => packet(&mut bytes, line),
+            }
+        }
+        bytes
+    }
+
+    const A: &str = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
+    const B: &str = "bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb";
+
+    fn connect(first: Vec<u8>, rest: &[Vec<u8>]) -> Result<Remote<Canned>, String> {
+        let answers = std::iter::once(first).chain(rest.iter().cloned()).collect();
+        Remote::connect(Canned(answers)).map_err(|error| error.to_string())
+    }
+
+    fn version_2() -> Vec<u8> {
+        lines(&["# service=git-upload-pack\n", "flush", "version 2\n", "fetch=shallow wait-for-done\n", "flush"])
+    }
+
+    #[test]
+    fn refs_of_both_versions() {
+        let found = |name: &str, commit: &str| Ref { name: name.into(), commit: commit.into() };
+        let old = lines(&[
+            "version 1\n",
+            &format!("{A} HEAD\0shallow side-band-64k\n"),
+            &format!("{B} refs/tags/t\n"),
+            &format!("{A} refs/tags/t^{{}}\n"),
+            &format!("shallow {B}\n"),
+            "flush",
+        ]);
+        let mut remote = connect(old, &[]).unwrap();
+        assert_eq!(remote.refs(&["HEAD", "refs/tags/"]).unwrap(), [found("HEAD", A), found("refs/tags/t", A)]);
+        let list = lines(&[
+            &format!("{B} refs/tags/t symref-target:x peeled:{A}\n"),
+            "unborn HEAD symref-target:refs/heads/main\n",
+            "flush",
+        ]);
+        assert_eq!(connect(version_2(), &[list]).unwrap().refs(&["x"]).unwrap(), [found("refs/tags/t", A)]);
+        let empty = lines(&[&format!("{} capabilities^{{}}\0shallow\n", "0".repeat(40)), "flush"]);
+        assert_eq!(connect(empty, &[]).unwrap().refs(&[""]).unwrap(), []);
+    }
+
+    #[test]
+    fn introductions_that_make_no_sense() {
+        for (bytes, word) in [
+            (b"".to_vec(), "broke"),
+            (b"zzzz".to_vec(), "no length"),
+            (b"+004".to_vec(), "no length"),
+            (b"0003".to_vec(), "too short"),
+            (b"fff9".to_vec(), "too long"),
+            (b"0010abc".to_vec(), "broke"),
+            (b"0001".to_vec(), "a section ends"),
+            (lines(&["ERR no such\x1b[31m repo\n"]), "the server says: no such [31m repo"),
+            (lines(&["# service=x", "version 2\n"]), "no flush"),
+            (lines(&["nonsense", "flush"]), "no name"),
+            (lines(&["short name", "flush"]), "no commit"),
+            (lines(&[&format!("{A} t^{{}}"), "flush"]), "without a tag"),
+            (lines(&["version 2\n", "object-format=sha256\n", "flush"]), "only SHA-1"),
+            (lines(&[vec!["version 2\n"], vec!["x"; 1002]].concat()), "too many capabilities"),
+        ] {
+            let why = connect(bytes, &[]).unwrap_err();
+            assert!(why.contains(word), "{why}");
+        }
+    }
+
+    #[test]
+    fn answers_without_a_pack() {
+        let folder = tempfile::tempdir().unwrap();
+        let task = Task::silent();
+        let fetch = |answer: Vec<u8>| {
+            let mut sink = Guard::new(&task, "x", folder.path()).unwrap();
+            let fetched = connect(version_2(), &[answer]).unwrap().fetch(&[A.to_owned()], true, &mut sink);
+            format!("{:?}", fetched.unwrap_err())
+        };
+        for (answer, word) in [
+            (lines(&["ERR upload-pack: not our ref\n"]), "Refused(\"upload-pack: not our ref\")"),
+            (lines(&["packfile\n", "\x03out of memory"]), "Refused(\"out of memory\")"),
+            (lines(&["packfile\n", "\x02working", "\x07?"]), "unknown band"),
+            (lines(&["packfile\n", "\x02working"]), "Broken"),
+            (lines(&["packfile\n", "\x01<html>not a pack"]), "Hostile"),
+            (lines(&["shallow-info\n", &format!("shallow {A}\n"), "next", "flush"]), "without a pack"),
+            (lines(&["acknowledgments\n"; MAX_PREAMBLE + 1]), "too much"),
+        ] {
+            let why = fetch(answer);
+            assert!(why.contains(word), "{why}");
+        }
+        // A server of version 0 that gives only what it lists is not even asked for something else.
+        let old = lines(&[&format!("{B} HEAD\0shallow\n"), "flush"]);
+        let mut sink = Guard::new(&task, "x", folder.path()).unwrap();
+        let refused = connect(old, &[]).unwrap().fetch(&[A.to_owned()], true, &mut sink);
+        assert!(matches!(refused, Err(FetchError::Refused(_))));
+    }
+}
