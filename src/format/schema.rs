@@ -450,7 +450,7 @@ impl Check<'_> {
         }
         for key in rule.required.iter().filter(|key| node.get(key).is_none()) {
             let place = if path.above.is_some() { format!("`{path}` lacks") } else { "the file lacks".to_owned() };
-            let expected = rule.keys.get(key).map(|rule| format!("`{key}`: {rule}")).unwrap_or_default();
+            let expected = rule.keys.get(key).map(Rule::to_string).unwrap_or_default();
             self.report(path.span(node), Diagnostic::error(format!("{place} the key `{key}`")).expected(expected));
         }
         Json::Object(converted)

@@ -4,12 +4,13 @@ use std::path::{Path, PathBuf};
 
 use crate::base::digest::Digest;
 use crate::base::fs;
-use crate::format::receipt::Receipt;
+use crate::format::receipt::{self, Receipt};
 
 use super::{Staging, Store, StoreError};
 
 const RECEIPT: &str = "receipt.json";
-const MAX_RECEIPT_BYTES: u64 = 16 << 20;
+/// A receipt and its seal.
+const MAX_RECEIPT_BYTES: u64 = receipt::MAX_BYTES as u64 + 4096;
 
 /// An engine install whose receipt was sealed here.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -55,7 +56,7 @@ impl Store {
         let path = self.artifact_path(fingerprint);
         let sealed = fs::read_bounded(&path.join(RECEIPT), MAX_RECEIPT_BYTES).ok()?;
         let bytes = self.key.open(&purpose(fingerprint), &sealed)?;
-        let receipt: Receipt = serde_json::from_slice(bytes).ok()?;
+        let receipt = Receipt::parse(bytes).ok()?;
         (receipt.fingerprint == *fingerprint).then_some(Artifact { path, receipt })
     }
 
@@ -98,10 +99,10 @@ impl Store {
         for (file, installed) in &receipt.files {
             self.records.carry(&file.under(&path), Some(installed.sha256));
         }
-        let text = serde_json::to_vec_pretty(receipt).map_err(|error| {
-            fs::FsError::new("write", &path.join(RECEIPT), std::io::Error::other(error.to_string()))
-        })?;
-        fs::write_atomic(&path.join(RECEIPT), &self.key.seal(&purpose(&receipt.fingerprint), &text))?;
+        fs::write_atomic(
+            &path.join(RECEIPT),
+            &self.key.seal(&purpose(&receipt.fingerprint), receipt.to_text().as_bytes()),
+        )?;
         Ok(Artifact { path, receipt: receipt.clone() })
     }
 

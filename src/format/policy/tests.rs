@@ -151,7 +151,7 @@ fn everything_wrong_at_once() {
         refused(&text),
         [
             "1:1: unknown key `engin`; hint did you mean `engine`?",
-            "1:1: the file lacks the key `engine`; expected `engine`: a text",
+            "1:1: the file lacks the key `engine`; expected a text",
             "2:13: `model_path`: `../x` is not a path inside its folder: it has a part `..`",
             "4:15: `generation.max_tokens` is out of range; expected a whole number from 1 to 1048576; actual the number `0`",
             "5:16: `generation.temperature` has the wrong type; expected a number from 0 to 10; actual the text `hot`",
@@ -162,7 +162,7 @@ fn everything_wrong_at_once() {
             "10:12: `runtime.threads` has the wrong type; expected a whole number from 1 to 1024; actual the number `2.5`",
             "11:12: `runtime.variant` cannot be `cudaa`; expected one of `cpu`, `cuda`, `rocm`, `metal`; hint did you mean `cuda`?",
             "12:15: `runtime.batch_size` is out of range; expected a whole number from 1 to 65536; actual the number `99999999999`",
-            "13:1: `smoke` lacks the key `expect`; expected `expect`: a text",
+            "13:1: `smoke` lacks the key `expect`; expected a text",
         ]
     );
 }
