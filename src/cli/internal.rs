@@ -5,7 +5,7 @@
 
 use std::ffi::OsString;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use crate::base::lifeline;
 
@@ -31,15 +31,14 @@ pub fn build(request: &Path) -> i32 {
     crate::build::driver::run_driver(request)
 }
 
-/// Becomes `program`, which then ends with the process that started it, even when that one is killed outright.
+/// Becomes `program`, which then ends with the process that started it, even when that one is killed outright. `parent` is
+/// that process's id: when it is gone already, nothing is started.
 ///
 /// Where a system has no such promise (everything but Linux) it stays in between: it waits for the program, and ends it when
-/// the parent is gone. On Windows nothing tells, and only an orderly end of the parent ends the program.
-///
-/// `parent` is that process's id: it may have died before this one could ask to be told.
+/// the parent is gone. Its own stdin is for that alone ([`lifeline`]); the program gets none.
 pub fn exec(parent: u32, program: &OsString, args: &[OsString]) -> i32 {
     let mut command = Command::new(program);
-    command.args(args);
+    command.args(args).stdin(Stdio::null());
     platform::exec(parent, command)
 }
 
@@ -65,10 +64,9 @@ mod platform {
 
     pub fn exec(parent: u32, mut command: Command) -> i32 {
         let Ok(mut child) = command.spawn() else { return NOT_STARTED };
-        #[cfg(unix)]
-        lifeline::end_with_parent(parent, lifeline::end_all);
-        #[cfg(not(unix))]
-        let _ = parent;
+        if !lifeline::end_with_parent(parent, lifeline::end_all) {
+            lifeline::end_all();
+        }
         child.wait().ok().and_then(|status| status.code()).unwrap_or(NOT_STARTED)
     }
 }

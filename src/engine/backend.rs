@@ -32,7 +32,7 @@ const LINE_LIMIT_BYTES: usize = 4096;
 /// How long the pipes of an engine that has ended are read on.
 const DRAIN: Duration = Duration::from_millis(500);
 
-/// Our own program as `aitools internal exec`: it stands between and ties the engine's life to ours (`driver.rs`).
+/// Our own program as `aitools internal exec`: it stands between and ties the engine's life to ours.
 #[derive(Debug, Clone)]
 pub struct Driver {
     pub program: PathBuf,

@@ -1,0 +1,280 @@
+//! The llama.cpp adapter with a real `llama-server` and real weights. Runs where `AITOOLS_TEST_LLAMA_SERVER` (a program) and
+//! `AITOOLS_TEST_WEIGHTS` (a chat model such as SmolLM2-135M-Instruct) name them; says so and passes elsewhere.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![expect(clippy::disallowed_methods, clippy::print_stderr, reason = "where the engine is comes from the environment")]
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use aitools::base::cancel::Cancel;
+use aitools::base::digest::Digest;
+use aitools::base::fs;
+use aitools::base::platform::{Variant, executable};
+use aitools::engine::backend::{Backend, Driver, Supervision, passed_on};
+use aitools::engine::llama_cpp::LlamaCpp;
+use aitools::engine::{Engine as _, EngineError, Finish, GenerateRequest, Generated, Piece, Ready};
+use aitools::format::gguf::{Header, Magic, Value};
+use aitools::format::policy::{Policy, parse};
+use aitools::ops::run::{Ask, Ran, RunError, run};
+use aitools::report::{Silent, Task};
+
+const DEFAULTS: &str = "engine: llama-cpp\nmodel: m\n";
+/// What this model answers at temperature 0 under its own system message is French poetry.
+const PLAIN: &str = "system_prompt: You are a helpful assistant., temperature: 0, seed: 1";
+
+struct Scene {
+    folder: tempfile::TempDir,
+    ready: Ready,
+    env: BTreeMap<OsString, OsString>,
+    driver: Driver,
+    cancel: Cancel,
+}
+
+fn policy(text: &str) -> Policy {
+    parse("policy.yaml", format!("{DEFAULTS}{text}\n").as_bytes()).unwrap().0.value
+}
+
+fn header() -> Header {
+    let values = [
+        ("general.architecture", Value::Text("llama".to_owned())),
+        ("llama.context_length", Value::Uint(2048)),
+        ("tokenizer.chat_template", Value::Text("the model's own".to_owned())),
+    ];
+    let metadata = values.map(|(key, value)| (key.to_owned(), value)).into();
+    Header { magic: Magic::Gguf, version: 3, metadata, tensors: vec![], data_offset: 0 }
+}
+
+impl Scene {
+    fn new(text: &str) -> Option<Self> {
+        let places = ["AITOOLS_TEST_LLAMA_SERVER", "AITOOLS_TEST_WEIGHTS"].map(std::env::var_os);
+        let [Some(server), Some(weights)] = places else {
+            eprintln!("skipped: AITOOLS_TEST_LLAMA_SERVER and AITOOLS_TEST_WEIGHTS are not set");
+            return None;
+        };
+        let folder = tempfile::Builder::new().prefix("aitools é ").tempdir().unwrap();
+        let program = folder.path().join("artifact/bin").join(executable("llama-server"));
+        fs::place(&PathBuf::from(server), &program).unwrap();
+        let ready = Ready {
+            engine: &LlamaCpp,
+            name: "real".parse().unwrap(),
+            policy: policy(text),
+            policy_sha256: Digest::of(text.as_bytes()),
+            variant: Variant::Cpu,
+            artifact: folder.path().join("artifact"),
+            fingerprint: Digest::of(b"artifact"),
+            weights: PathBuf::from(weights),
+            weights_sha256: Digest::of(b"weights"),
+            header: header(),
+            cores: 2,
+        };
+        let vars: Vec<_> = std::env::vars_os().collect();
+        let env = passed_on(vars.iter().map(|(name, value)| (name.as_os_str(), value.as_os_str())));
+        let program = env!("CARGO_BIN_EXE_aitools").into();
+        let driver = Driver { program, args: vec!["internal".into(), "exec".into()] };
+        Some(Self { folder, ready, env, driver, cancel: Cancel::default() })
+    }
+
+    fn start(&self) -> Backend {
+        let scratch = self.folder.path().join("scratch");
+        fs::create_dir_all(&scratch).unwrap();
+        let supervision = Supervision {
+            driver: Some(&self.driver),
+            env: &self.env,
+            scratch: &scratch,
+            log: &self.folder.path().join("engine.log"),
+            cancel: &self.cancel,
+            deadline: Instant::now() + Duration::from_secs(120),
+        };
+        Backend::start(&self.ready, &supervision).unwrap()
+    }
+
+    /// One answer of a running engine under another policy's `generation`.
+    fn ask(&self, backend: &Backend, generation: &str, prompt: &str) -> Result<Generated, EngineError> {
+        let policy = policy(&format!("generation: {{{generation}}}"));
+        let request = GenerateRequest {
+            policy: &policy,
+            header: &self.ready.header,
+            prompt,
+            seed: policy.generation.seed.unwrap_or(1),
+            deadline: Instant::now() + Duration::from_secs(120),
+            cancel: &self.cancel,
+        };
+        LlamaCpp.generate(backend.endpoint(), &request, &mut |_| true)
+    }
+
+    fn run(&self, prompt: &str, sink: &mut dyn FnMut(Piece<'_>) -> bool) -> Result<Ran, RunError> {
+        let ask = Ask {
+            prompt,
+            driver: Some(&self.driver),
+            env: &self.env,
+            scratch: self.folder.path(),
+            log: &self.folder.path().join("engine.log"),
+            record: &self.folder.path().join("generations.jsonl"),
+            keep_text: true,
+            time: "2026-11-23T01:02:03Z",
+        };
+        run(&self.ready, &ask, &Task::new(Arc::new(Silent), self.cancel.clone()), sink)
+    }
+}
+
+#[test]
+fn one_shot_says_paris_with_sane_metrics() {
+    let Some(scene) = Scene::new(&format!("generation: {{{PLAIN}, max_tokens: 32}}")) else { return };
+    let mut heard = String::new();
+    let ran = scene
+        .run("What is the capital of France?", &mut |piece| {
+            if let Piece::Text(text) = piece {
+                heard.push_str(text);
+            }
+            true
+        })
+        .unwrap();
+    eprintln!("{heard:?} {:#?}", ran.metrics);
+    assert!(heard.contains("Paris") && heard == ran.answer.text, "{heard}");
+    let metrics = &ran.metrics;
+    assert!((20..100).contains(&metrics.prompt_tokens) && (2..=32).contains(&metrics.completion_tokens));
+    let (first, total) = (metrics.first_token_ms.unwrap(), metrics.total_ms);
+    assert!(metrics.load_ms > 0.0 && first > 0.0 && metrics.load_ms + first <= total, "{metrics:?}");
+    assert!(metrics.engine_prompt_ms.unwrap() <= first * 1.05, "{metrics:?}");
+    let (ours, engines) = (metrics.tokens_per_second.unwrap(), metrics.engine_tokens_per_second.unwrap());
+    assert!((0.5..2.0).contains(&(ours / engines)), "{ours} and {engines} tokens a second");
+    if cfg!(target_os = "linux") {
+        let size = fs::metadata(&scene.ready.weights).unwrap().len();
+        assert!((size / 2..size * 20).contains(&metrics.peak_memory_bytes.unwrap()), "{metrics:?}");
+    }
+    let record = fs::read_bounded(&scene.folder.path().join("generations.jsonl"), 1 << 20).unwrap();
+    let record: serde_json::Value = serde_json::from_slice(&record).unwrap();
+    assert_eq!((&record["text"], &record["seed"]), (&heard.into(), &1.into()));
+}
+
+#[test]
+fn answers_follow_the_policy() {
+    let Some(scene) = Scene::new("runtime: {context_size: 512}") else { return };
+    let backend = scene.start();
+    let ask = |generation: &str, prompt: &str| scene.ask(&backend, generation, prompt).unwrap();
+    let raw = "chat_template: none, temperature: 0";
+    // The same at temperature 0, and with a seed at any other; another with another seed.
+    let hot = |seed: u32| ask(&format!("temperature: 1.5, max_tokens: 40, seed: {seed}"), "Tell me a story").text;
+    assert_eq!(hot(3), hot(3));
+    assert_ne!(hot(3), hot(4));
+    let story = ask(&format!("{raw}, max_tokens: 24"), "Once upon a time");
+    assert_eq!(story.text, ask(&format!("{raw}, max_tokens: 24"), "Once upon a time").text);
+    // Exactly as many tokens as were asked for.
+    assert_eq!((story.completion_tokens, story.finish), (24, Finish::Length));
+    let one = ask(&format!("{raw}, max_tokens: 1"), "The capital of France is");
+    assert_eq!((&*one.text, one.completion_tokens, one.streaming_ms.is_some()), (" Paris", 1, true));
+    // A stop text is not part of the answer, and nothing follows.
+    let counted = ask(&format!("{raw}, max_tokens: 40, stop: ['5']"), "1, 2, 3,");
+    assert_eq!((&*counted.text, counted.finish), (" 4, ", Finish::Stop));
+    // Whole characters, also where one is several tokens.
+    let request = "Repeat exactly: żółć 日本語 🦀🦀";
+    let text = ask(&format!("{PLAIN}, max_tokens: 60"), request).text;
+    assert!(!text.contains('\u{fffd}') && !text.is_ascii(), "{text}");
+    // A prompt that does not fit says so with numbers, and the engine goes on.
+    let long = "word ".repeat(2000);
+    let refused = scene.ask(&backend, PLAIN, &long).unwrap_err();
+    assert!(matches!(refused, EngineError::TooLong { prompt_tokens: 2000.., context_size: 512 }), "{refused}");
+    assert!(ask(PLAIN, "What is the capital of France?").text.contains("Paris"));
+    assert!(backend.tail().iter().all(|line| !line.contains(&backend.endpoint().key)), "the key is in the log");
+    backend.stop(Duration::from_secs(5));
+}
+
+#[test]
+fn templates_of_ones_own_are_used() {
+    let template = "{% for m in messages %}{{ m.content }}{% endfor %} The capital of France is";
+    let Some(scene) =
+        Scene::new(&format!("generation: {{chat_template: '{template}', max_tokens: 2, temperature: 0}}"))
+    else {
+        return;
+    };
+    assert!(scene.run("Geography.", &mut |_| true).unwrap().answer.text.contains("Paris"));
+    let mut scene = scene;
+    scene.ready.policy.generation.chat_template = Some("{% if %}".to_owned());
+    let error = scene.run("x", &mut |_| true).unwrap_err();
+    eprintln!("{error}\n{:?}", error.tail());
+    assert!(!error.tail().is_empty());
+}
+
+#[test]
+fn an_interrupted_answer_is_kept_and_the_engine_stops_working() {
+    let Some(scene) = Scene::new("") else { return };
+    let ran = scene
+        .run("Count to a thousand.", &mut |_| {
+            scene.cancel.cancel();
+            true
+        })
+        .unwrap();
+    assert_eq!((ran.answer.finish, ran.answer.completion_tokens), (Finish::Cancelled, 1));
+    // An engine that stays, as a gateway's would: after the connection is closed the slot is free for the next.
+    let Some(scene) = Scene::new("runtime: {parallel: 1}") else { return };
+    let backend = scene.start();
+    let policy = policy("generation: {max_tokens: 1500, chat_template: none}");
+    let deadline = Instant::now() + Duration::from_secs(120);
+    let header = &scene.ready.header;
+    let request =
+        GenerateRequest { policy: &policy, header, prompt: "1, 2, 3,", seed: 1, deadline, cancel: &scene.cancel };
+    let cut = LlamaCpp.generate(backend.endpoint(), &request, &mut |_| false).unwrap();
+    assert_eq!(cut.finish, Finish::Cancelled);
+    let next = scene.ask(&backend, "max_tokens: 16, chat_template: none, temperature: 0", "1, 2, 3,").unwrap();
+    let token_ms = next.streaming_ms.unwrap() / 15.0;
+    let waited_ms = next.first_token_ms.unwrap();
+    assert!(waited_ms < 500.0 * token_ms, "the slot was busy for {waited_ms} ms, {token_ms} ms a token");
+}
+
+#[test]
+fn weights_that_are_none_are_refused_with_the_engines_words() {
+    let Some(mut scene) = Scene::new("") else { return };
+    let weights = scene.folder.path().join("no model.gguf");
+    fs::write_atomic(&weights, b"GGUF, they said").unwrap();
+    scene.ready.weights = weights;
+    let error = scene.run("x", &mut |_| true).unwrap_err();
+    assert!(error.to_string().contains("ended before it was ready"), "{error}");
+    assert!(error.tail().iter().any(|line| line.contains("no model.gguf")), "{:?}", error.tail());
+}
+
+/// Is started by the next test as a process of its own, and killed.
+#[test]
+fn holder() {
+    if std::env::var_os("AITOOLS_TEST_HOLD").is_none() {
+        return;
+    }
+    let scene = Scene::new("").unwrap();
+    let backend = scene.start();
+    eprintln!("engine {}", backend.pid());
+    std::thread::sleep(Duration::from_secs(120));
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn killed_outright_we_leave_no_engine_behind() {
+    use std::io::{BufRead as _, BufReader};
+    use std::process::{Command, Stdio};
+    if Scene::new("").is_none() {
+        return;
+    }
+    let mut holder = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "holder", "--nocapture"])
+        .env("AITOOLS_TEST_HOLD", "1")
+        .stderr(Stdio::piped())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let lines = BufReader::new(holder.stderr.take().unwrap()).lines();
+    let pid = lines.map_while(Result::ok).find_map(|line| line.strip_prefix("engine ").map(str::to_owned)).unwrap();
+    let alive = || {
+        let stat = fs::read_bounded(&PathBuf::from(format!("/proc/{pid}/stat")), 4096).unwrap_or_default();
+        let stat = String::from_utf8_lossy(&stat);
+        stat.contains("(llama-server)") && !stat.contains(") Z ")
+    };
+    assert!(alive());
+    holder.kill().unwrap();
+    holder.wait().unwrap();
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while alive() {
+        assert!(Instant::now() < deadline, "the engine {pid} lives");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
