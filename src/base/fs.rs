@@ -352,6 +352,31 @@ pub fn available_bytes(path: &Path) -> Result<u64> {
     fs4::available_space(existing).map_err(naming("ask for free space at", existing))
 }
 
+/// Makes a file `size_bytes` long and, where the file system can, takes the space for it now rather than while writing.
+pub fn allocate(file: &File, path: &Path, size_bytes: u64) -> Result<()> {
+    match fs4::FileExt::allocate(file, size_bytes) {
+        Err(error) if matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) => {
+            Err(FsError::new("take space for", path, error))
+        }
+        _ => file.set_len(size_bytes).map_err(naming("take space for", path)),
+    }
+}
+
+/// Moves a file, also to another file system: it appears under the new name as a whole.
+pub fn move_file(from: &Path, to: &Path) -> Result<()> {
+    match fs::rename(from, to) {
+        Err(error) if error.kind() == io::ErrorKind::CrossesDevices => {
+            let folder = parent(to);
+            let staged = tempfile::NamedTempFile::with_prefix_in(".aitools-", folder);
+            let staged = staged.map_err(naming("create a file in", folder))?;
+            fs::copy(from, staged.path()).map_err(naming("copy a file to", to))?;
+            staged.persist(to).map_err(|error| FsError::new("replace", to, error.error))?;
+            remove_file(from)
+        }
+        result => result.map_err(naming("move a file to", to)),
+    }
+}
+
 /// How a file was put in a second place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "kebab-case")]

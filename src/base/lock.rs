@@ -12,7 +12,14 @@ use super::fs::{self, FsError};
 
 /// Held until dropped; the system releases it when the process dies.
 #[derive(Debug)]
-pub struct Lock(#[expect(dead_code, reason = "holding the file open holds the lock")] File);
+pub struct Lock(#[expect(dead_code, reason = "holding the file open holds the lock")] File, bool);
+
+impl Lock {
+    /// False on file systems without locks, where several holders may believe to be alone.
+    pub fn excludes(&self) -> bool {
+        self.1
+    }
+}
 
 #[derive(Debug, thiserror::Error)]
 pub enum LockError {
@@ -35,7 +42,7 @@ pub fn acquire(path: &Path, cancel: &Cancel, waiting: impl FnOnce()) -> Result<L
     let mut waiting = Some(waiting);
     loop {
         match file.try_lock() {
-            Ok(()) => return Ok(Lock(file)),
+            Ok(()) => return Ok(Lock(file, true)),
             Err(TryLockError::WouldBlock) => {
                 if let Some(tell) = waiting.take() {
                     tell();
@@ -45,7 +52,7 @@ pub fn acquire(path: &Path, cancel: &Cancel, waiting: impl FnOnce()) -> Result<L
             }
             // A file system without locks: go on without, as the head of this file says.
             Err(TryLockError::Error(error)) if error.kind() == std::io::ErrorKind::Unsupported => {
-                return Ok(Lock(file));
+                return Ok(Lock(file, false));
             }
             Err(TryLockError::Error(error)) => return Err(FsError::new("lock", path, error).into()),
         }
@@ -60,7 +67,7 @@ pub fn try_acquire(path: &Path) -> Result<Option<Lock>, FsError> {
     fs::create_dir_all(fs::parent(path))?;
     let file = fs::open_or_create(path)?;
     match file.try_lock() {
-        Ok(()) => Ok(Some(Lock(file))),
+        Ok(()) => Ok(Some(Lock(file, true))),
         Err(TryLockError::WouldBlock) => Ok(None),
         Err(TryLockError::Error(error)) if error.kind() == std::io::ErrorKind::Unsupported => Ok(None),
         Err(TryLockError::Error(error)) => Err(FsError::new("lock", path, error)),

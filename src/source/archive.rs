@@ -9,16 +9,14 @@
 //! Formats: POSIX.1-2017 `pax` (ustar interchange format), the GNU tar manual ("Basic Tar Format"), RFC 1952 (gzip),
 //! PKWARE's APPNOTE.TXT 6.3.10 (zip).
 
-use std::cell::Cell;
+mod tape;
+mod zipped;
+
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::File;
-use std::io::{self, BufReader, Read, Seek, SeekFrom, Write};
+use std::io::{self, BufReader, Read, Write as _};
 use std::path::{Path, PathBuf};
-use std::rc::Rc;
 
 use flate2::read::MultiGzDecoder;
-use zip::ZipArchive;
-use zip::result::ZipError;
 
 use crate::base::diagnostic::nearest;
 use crate::base::digest::{CHUNK_BYTES, Digest, Hasher};
@@ -48,10 +46,6 @@ const MAX_RATIO: u64 = 1000;
 const RATIO_FROM: u64 = 100 << 20;
 /// Longest name in a tar extension header, and longest link target.
 const MAX_NAME: u64 = 64 << 10;
-/// Largest set of pax records for one file.
-const MAX_PAX: u64 = 1 << 20;
-/// A zip's central directory may not be larger: it is held in memory.
-const MAX_DIRECTORY: u64 = 32 << 20;
 
 /// Which part of an archive is meant.
 #[derive(Debug, Clone, Default)]
@@ -340,13 +334,13 @@ impl<'a> Archive<'a> {
         // Headers and padding: at most two blocks and a name for each file.
         let most = self.limits.total_bytes.saturating_add(self.limits.files as u64 * 4096);
         let result = match self.format {
-            Format::Tar => visit_tar(BufReader::new(file), self.task, self.limits.files, each),
+            Format::Tar => tape::visit(BufReader::new(file), self.task, self.limits.files, each),
             Format::TarGz => {
                 let unpacked = MultiGzDecoder::new(BufReader::with_capacity(1 << 16, file));
                 let bounded = Bounded { inner: unpacked, seen: 0, packed, most };
-                visit_tar(bounded, self.task, self.limits.files, each)
+                tape::visit(bounded, self.task, self.limits.files, each)
             }
-            Format::Zip => visit_zip(file, packed, self.task, self.limits, each),
+            Format::Zip => zipped::visit(file, packed, self.task, self.limits, each),
         };
         result.map_err(|stop| self.stopped(stop))
     }
@@ -483,108 +477,6 @@ fn copy(
     }
 }
 
-/// What the extension headers before a tar entry said about it.
-#[derive(Default)]
-struct Extra {
-    name: Option<Vec<u8>>,
-    target: Option<Vec<u8>>,
-    size: Option<u64>,
-}
-
-fn visit_tar(reader: impl Read, task: &Task, limit: usize, each: Visit<'_>) -> Result<(), Stop> {
-    let mut archive = tar::Archive::new(reader);
-    let mut extra = Extra::default();
-    // Raw: the library would hold extension headers of any size in memory.
-    for (count, entry) in archive.entries()?.raw(true).enumerate() {
-        task.check()?;
-        if count > limit * 3 {
-            return Err(Stop::Refused(format!("it has more than {limit} files")));
-        }
-        let mut entry = entry?;
-        let kind = entry.header().entry_type();
-        if read_extension(&mut entry, kind, &mut extra)? {
-            continue;
-        }
-        let said = std::mem::take(&mut extra);
-        if said.size.is_some_and(|size| size != entry.size()) {
-            return Err(Stop::Refused("a size is given twice, differently".to_owned()));
-        }
-        let name = said.name.unwrap_or_else(|| entry.path_bytes().into_owned());
-        let Some(name) = checked_name(&name)? else { continue };
-        let target = said.target.or_else(|| entry.link_name_bytes().map(std::borrow::Cow::into_owned));
-        let size_bytes = if kind.is_file() || kind.is_contiguous() { entry.size() } else { 0 };
-        let content = match kind {
-            _ if kind.is_dir() => continue,
-            _ if (kind.is_file() || kind.is_contiguous()) && entry.path_bytes().ends_with(b"/") => continue,
-            _ if kind.is_file() || kind.is_contiguous() => {
-                Content::File { executable: entry.header().mode().is_ok_and(|mode| mode & 0o100 != 0) }
-            }
-            _ if kind.is_symlink() => Content::Symlink(checked_target(&name, &target.unwrap_or_default())?),
-            _ if kind.is_hard_link() => match checked_name(&target.unwrap_or_default())? {
-                Some(other) => Content::HardLink(other),
-                None => return Err(Stop::Refused(format!("`{name}` is a link to nothing"))),
-            },
-            other => {
-                let byte = char::from(other.as_byte());
-                return Err(Stop::Refused(format!("`{name}` is a device, pipe or other special file (type `{byte}`)")));
-            }
-        };
-        each(Met { name, size_bytes, content }, &mut entry)?;
-    }
-    // To the end, so that a checksum there is looked at.
-    let mut rest = archive.into_inner();
-    let mut chunk = vec![0; 1 << 16];
-    while rest.read(&mut chunk)? > 0 {
-        task.check()?;
-    }
-    Ok(())
-}
-
-/// Takes in a header that only describes the next one; says whether it was such.
-fn read_extension(
-    entry: &mut tar::Entry<'_, impl Read>,
-    kind: tar::EntryType,
-    extra: &mut Extra,
-) -> Result<bool, Stop> {
-    let mut take = |limit: u64, what: &str| -> Result<Vec<u8>, Stop> {
-        let mut bytes = Vec::new();
-        entry.take(limit + 1).read_to_end(&mut bytes)?;
-        if bytes.len() as u64 > limit {
-            Err(Stop::Refused(format!("{what} is longer than {limit} bytes")))
-        } else {
-            Ok(bytes)
-        }
-    };
-    let until_zero = |mut bytes: Vec<u8>| {
-        bytes.truncate(bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len()));
-        bytes
-    };
-    if kind.is_gnu_longname() {
-        extra.name = Some(until_zero(take(MAX_NAME, "a name")?));
-    } else if kind.is_gnu_longlink() {
-        extra.target = Some(until_zero(take(MAX_NAME, "a link's target")?));
-    } else if kind.is_pax_local_extensions() {
-        let bytes = take(MAX_PAX, "a set of pax records")?;
-        for record in tar::PaxExtensions::new(&bytes) {
-            let record = record?;
-            match record.key_bytes() {
-                b"path" => extra.name = Some(record.value_bytes().to_owned()),
-                b"linkpath" => extra.target = Some(record.value_bytes().to_owned()),
-                b"size" => {
-                    let size = record.value().ok().and_then(|text| text.parse().ok());
-                    extra.size = Some(size.ok_or_else(|| Stop::Refused("a size is not a number".to_owned()))?);
-                }
-                key if key.starts_with(b"GNU.sparse") => return Err(Stop::Refused("it has sparse files".to_owned())),
-                _ => {}
-            }
-        }
-    } else {
-        // Global records (`g`) hold what git archive writes: the commit, as a comment.
-        return Ok(kind.is_pax_global_extensions());
-    }
-    Ok(true)
-}
-
 /// A link's target, when it stays inside. Parent steps may stand in front only, so that no link on the way can turn
 /// them into a way out.
 fn checked_target(link: &RelPath, bytes: &[u8]) -> Result<String, Stop> {
@@ -609,85 +501,6 @@ fn checked_target(link: &RelPath, bytes: &[u8]) -> Result<String, Stop> {
         return refused("that is not a path inside");
     }
     Ok(text.to_owned())
-}
-
-/// Counts the bytes that opening a zip reads, since it holds them in memory.
-struct Metered {
-    file: BufReader<File>,
-    left: Rc<Cell<u64>>,
-}
-
-impl Read for Metered {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let count = self.file.read(buffer)?;
-        let left = self.left.get().checked_sub(count as u64);
-        self.left.set(left.ok_or_else(|| io::Error::other("its directory is too large"))?);
-        Ok(count)
-    }
-}
-
-impl Seek for Metered {
-    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
-        self.file.seek(to)
-    }
-}
-
-fn visit_zip(file: File, packed: u64, task: &Task, limits: Limits, each: Visit<'_>) -> Result<(), Stop> {
-    let left = Rc::new(Cell::new(MAX_DIRECTORY));
-    let metered = Metered { file: BufReader::with_capacity(1 << 16, file), left: Rc::clone(&left) };
-    let mut archive = ZipArchive::new(metered).map_err(refused_zip)?;
-    left.set(u64::MAX);
-    if archive.len() > limits.files {
-        return Err(Stop::Refused(format!("it has more than {} files", limits.files)));
-    }
-    if archive.has_duplicate_names() {
-        return Err(Stop::Refused("it has a name twice".to_owned()));
-    }
-    if archive.has_overlapping_entries().map_err(refused_zip)? {
-        return Err(Stop::Refused("its entries overlap".to_owned()));
-    }
-    let mut total = 0_u64;
-    for index in 0..archive.len() {
-        task.check()?;
-        left.set(u64::MAX);
-        let Some((name, mode, size_bytes)) = zip_header(&archive, index)? else { continue };
-        total = total.saturating_add(size_bytes);
-        if is_bomb(total, packed) {
-            return Err(Stop::Refused(format!("it unpacks to more than {MAX_RATIO} times its size: a bomb")));
-        }
-        let mut entry = archive.by_index(index).map_err(refused_zip)?;
-        let met = match mode & 0o170_000 {
-            0o120_000 => {
-                let mut target = Vec::new();
-                Read::take(&mut entry, MAX_NAME + 1).read_to_end(&mut target)?;
-                Met { size_bytes: 0, content: Content::Symlink(checked_target(&name, &target)?), name }
-            }
-            0 | 0o100_000 => Met { name, size_bytes, content: Content::File { executable: mode & 0o100 != 0 } },
-            _ => return Err(Stop::Refused(format!("`{name}` is a device, pipe or other special file"))),
-        };
-        each(met, &mut entry)?;
-    }
-    Ok(())
-}
-
-/// Name, unix mode (0 when none is given) and declared size; none for a folder.
-fn zip_header(archive: &ZipArchive<Metered>, index: usize) -> Result<Option<(RelPath, u32, u64)>, Stop> {
-    let entry = archive.by_index_data(index).map_err(refused_zip)?;
-    let name = entry.name().map_err(refused_zip)?;
-    if entry.encrypted() {
-        return Err(Stop::Refused(format!("`{name}` is encrypted")));
-    }
-    let is_folder = name.ends_with('/');
-    let Some(path) = checked_name(name.as_bytes())? else { return Ok(None) };
-    let folder_mode = entry.unix_mode().unwrap_or(0) & 0o170_000 == 0o040_000;
-    Ok((!is_folder && !folder_mode).then(|| (path, entry.unix_mode().unwrap_or(0), entry.size())))
-}
-
-fn refused_zip(error: ZipError) -> Stop {
-    match error {
-        ZipError::Io(error) => Stop::Io(error),
-        error => Stop::Refused(error.to_string()),
-    }
 }
 
 /// Which entries are meant, and under which path.

@@ -1,4 +1,182 @@
-//! Brings one file to this machine.
+//! Brings one file to this machine: in parallel ranges where the server has them, hashed while it comes, going on where
+//! it stopped after whatever went wrong, and given its name only when its digest is the expected one.
+//!
+//! Parts lie in a scratch folder as `<key>.part` with a journal `<key>.json` and a lock file `<key>.lock`; the key is the
+//! expected SHA-256, else a digest of the address. Workers write ranges where they belong; one thread hashes what is
+//! there from the beginning on, by reading it back from memory that the system keeps anyway. After a kill the file is
+//! hashed from its start: a saved state of the hash would vouch for bytes that a power cut may have taken.
+//!
+//! Absent: trust in sizes and digests that a server tells, more memory than a few buffers, caches.
+
+mod part;
+mod server;
+mod transfer;
+
+use std::io::Read as _;
+use std::path::Path;
+
+use crate::base::digest::{self, Digest};
+use crate::base::fs::{self, FsError};
+use crate::base::http::{Http, shown};
+use crate::report::Task;
+
+use super::SourceError;
+use part::Part;
+use transfer::{Outcome, Transfer, Wrong};
+
+/// Connections for one file, when nobody says otherwise.
+pub const STREAMS: usize = 4;
+pub const MAX_STREAMS: usize = 8;
+/// Left free on the disk when space is checked beforehand.
+const SPARE_BYTES: u64 = 64 << 20;
+
+/// One file to bring.
+#[derive(Debug, Clone)]
+pub struct Download<'a> {
+    /// For people.
+    pub what: &'a str,
+    /// Tried in order, the next one when one is of no use.
+    pub urls: &'a [String],
+    /// May hold secrets: they go to the origin of the first address only.
+    pub headers: &'a [(&'a str, &'a str)],
+    /// In bytes. Believed, as is the digest; what the server says is compared with it.
+    pub size_bytes: Option<u64>,
+    pub sha256: Option<Digest>,
+    /// The folder for the part; best on the file system of `to`.
+    pub parts: &'a Path,
+    /// Where the finished file goes. Its folder is made.
+    pub to: &'a Path,
+    /// Connections at most, 1 to [`MAX_STREAMS`].
+    pub streams: usize,
+}
+
+impl Download<'_> {
+    fn key(&self) -> String {
+        let of_url = || Digest::of(self.urls.first().map_or(&[][..], |url| url.as_bytes()));
+        self.sha256.map_or_else(|| format!("url-{}", of_url().hex()), |sha256| sha256.hex())
+    }
+
+    /// Bytes that have yet to come, when the size is known: for [`require_space`].
+    pub fn missing_bytes(&self) -> Option<u64> {
+        Some(self.size_bytes?.saturating_sub(part::resumable_bytes(self.parts, &self.key())))
+    }
+}
+
+/// What came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Downloaded {
+    pub sha256: Digest,
+    pub size_bytes: u64,
+}
+
+/// Brings the file. With a digest given, what lies at `to` afterwards has it.
+///
+/// # Errors
+/// [`SourceError`]. What came of the file stays for the next try, unless it was wrong.
+pub fn download(http: &Http, task: &Task, ask: &Download<'_>) -> Result<Downloaded, SourceError> {
+    let part = Part::hold(ask.parts, &ask.key(), ask.what, task)?;
+    // Whoever held the part before us may have finished it.
+    if let Some(there) = already(ask)? {
+        return Ok(there);
+    }
+    let mut last = None;
+    for (index, url) in ask.urls.iter().enumerate() {
+        match from_one(http, task, ask, &part, url) {
+            Err(error @ (SourceError::Network { .. } | SourceError::Missing { .. } | SourceError::Mismatch { .. })) => {
+                if index + 1 < ask.urls.len() {
+                    task.warn(format!("{error}; trying {}", shown(&ask.urls[index + 1])));
+                }
+                last = Some(error);
+            }
+            result => return result,
+        }
+    }
+    let why = "no address is given".to_owned();
+    Err(last.unwrap_or(SourceError::Network { what: ask.what.to_owned(), why, hint: None }))
+}
+
+fn already(ask: &Download<'_>) -> Result<Option<Downloaded>, FsError> {
+    let Some(expected) = ask.sha256.filter(|_| fs::exists(ask.to)) else { return Ok(None) };
+    let (sha256, size_bytes) = digest::of_file(ask.to)?;
+    Ok((sha256 == expected).then_some(Downloaded { sha256, size_bytes }))
+}
+
+/// From one address: once with all means, and when the bytes were wrong once more from the start over one connection.
+fn from_one(http: &Http, task: &Task, ask: &Download<'_>, part: &Part, url: &str) -> Result<Downloaded, SourceError> {
+    let transfer = Transfer::new(http, task, ask, part, url);
+    let mut first: Option<Wrong> = None;
+    loop {
+        let wrong = match transfer.run(first.is_none())? {
+            Outcome::Came(came) => match verdict(ask, part, came)? {
+                None => {
+                    part.finish(ask.to)?;
+                    return Ok(came);
+                }
+                Some(wrong) => wrong,
+            },
+            Outcome::Wrong(wrong) => wrong,
+        };
+        part.forget()?;
+        match first {
+            None => {
+                task.warn(format!("`{}` came wrong ({}); fetching it once more in one piece", ask.what, wrong.actual));
+                first = Some(wrong);
+            }
+            Some(first) => return Err(mismatch(ask, &first, wrong)),
+        }
+    }
+}
+
+/// What is wrong with a file that came as a whole.
+fn verdict(ask: &Download<'_>, part: &Part, came: Downloaded) -> Result<Option<Wrong>, FsError> {
+    let Some(expected) = ask.sha256 else { return Ok(None) };
+    if expected == came.sha256 && ask.size_bytes.is_none_or(|size| size == came.size_bytes) {
+        return Ok(None);
+    }
+    let mut head = Vec::new();
+    let read = fs::open(&part.path)?.take(512).read_to_end(&mut head);
+    read.map_err(|error| FsError::new("read", &part.path, error))?;
+    let actual = format!("{} ({} bytes)", came.sha256, came.size_bytes);
+    Ok(Some(Wrong { actual, likely: likely_content(&head).map(str::to_owned), digest: Some(came.sha256) }))
+}
+
+fn mismatch(ask: &Download<'_>, first: &Wrong, second: Wrong) -> SourceError {
+    let by_digests = match (first.digest, second.digest) {
+        (Some(one), Some(other)) if one == other => {
+            "the same wrong digest came twice: the server's file has changed, or the expected digest is wrong"
+        }
+        (Some(_), Some(_)) => "two transfers gave two different digests: something on the way damages the bytes",
+        _ if first.actual == second.actual => "the server's file has changed, or the expected size is wrong",
+        _ => "something on the way changes the file",
+    };
+    let likely = second.likely.unwrap_or_else(|| by_digests.to_owned());
+    let digest = ask.sha256.map(|digest| digest.to_string());
+    let size = ask.size_bytes.map(|size| format!("{size} bytes"));
+    let expected = match (digest, size) {
+        (Some(digest), Some(size)) => format!("{digest} ({size})"),
+        (one, other) => one.or(other).unwrap_or_else(|| "a file".to_owned()),
+    };
+    SourceError::Mismatch { what: ask.what.to_owned(), expected, actual: second.actual, likely: Some(likely) }
+}
+
+/// Fails when `folder`'s file system has not the space for `needed_bytes` more: call it with the sum of
+/// [`Download::missing_bytes`] before the first byte is fetched.
+///
+/// # Errors
+/// An [`FsError`] that names both numbers.
+pub fn require_space(folder: &Path, needed_bytes: u64) -> Result<(), FsError> {
+    let free = fs::available_bytes(folder)?;
+    if needed_bytes > 0 && free < needed_bytes.saturating_add(SPARE_BYTES) {
+        return Err(no_space(folder, needed_bytes));
+    }
+    Ok(())
+}
+
+fn no_space(path: &Path, needed_bytes: u64) -> FsError {
+    let free = fs::available_bytes(path).map_or_else(|_| "too few".to_owned(), |free| free.to_string());
+    let why = format!("{needed_bytes} bytes are needed, {free} are free; what came so far is kept");
+    FsError::new("store", path, std::io::Error::new(std::io::ErrorKind::StorageFull, why))
+}
 
 /// What the first bytes of a file say it is, when that is not what anybody wanted.
 pub fn likely_content(head: &[u8]) -> Option<&'static str> {
@@ -16,3 +194,6 @@ pub fn likely_content(head: &[u8]) -> Option<&'static str> {
         _ => None,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -34,7 +34,8 @@ impl Seen {
     }
 }
 
-type Make = dyn Fn(usize) -> u8 + Send + Sync;
+/// Fills a piece of the content that begins at a position.
+type Make = dyn Fn(usize, &mut [u8]) + Send + Sync;
 
 /// What to answer.
 #[derive(Clone)]
@@ -56,7 +57,7 @@ impl Reply {
 
     pub fn bytes(bytes: Arc<[u8]>) -> Self {
         let size = bytes.len();
-        Self::made(size, Arc::new(move |at| bytes[at]))
+        Self::made(size, Arc::new(move |at, piece: &mut [u8]| piece.copy_from_slice(&bytes[at..at + piece.len()])))
     }
 
     /// Content given by a function of the position, for sizes that should not be held in memory.
@@ -79,6 +80,10 @@ impl Reply {
             Some(_) => Self::text("").status(416).with("Content-Range", &format!("bytes */{size}")),
             None => self,
         }
+    }
+
+    pub fn size(&self) -> usize {
+        self.slice.1 - self.slice.0
     }
 
     pub fn cut(mut self, first: usize, end: usize) -> Self {
@@ -113,7 +118,12 @@ impl Reply {
     /// Changes the byte at `position` of the content.
     pub fn flip(mut self, position: usize) -> Self {
         let content = self.content;
-        self.content = Arc::new(move |at| content(at) ^ u8::from(at == position));
+        self.content = Arc::new(move |at, piece: &mut [u8]| {
+            content(at, piece);
+            if let Some(byte) = position.checked_sub(at).and_then(|index| piece.get_mut(index)) {
+                *byte ^= 1;
+            }
+        });
         self
     }
 
@@ -234,9 +244,7 @@ fn send(mut stream: &TcpStream, request: &Seen, reply: &Reply) -> std::io::Resul
     let mut chunk = vec![0; 1 << 16];
     while at < last {
         let count = chunk.len().min(last - at);
-        for (index, byte) in chunk[..count].iter_mut().enumerate() {
-            *byte = (reply.content)(at + index);
-        }
+        (reply.content)(at, &mut chunk[..count]);
         stream.write_all(&chunk[..count])?;
         at += count;
     }

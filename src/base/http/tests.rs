@@ -1,0 +1,161 @@
+use super::*;
+use crate::base::test_server::{Reply, Server};
+
+fn http(change: impl FnOnce(&mut Settings)) -> Http {
+    let mut settings = Settings { pace: Duration::from_millis(1), ..Settings::default() };
+    change(&mut settings);
+    Http::new(settings)
+}
+
+#[test]
+fn secrets_stay_at_their_origin() {
+    let other = Server::start(|_, _| Reply::text("there"));
+    let target = other.url("/moved?x=1");
+    let first = Server::start(move |seen, _| match seen.path.as_str() {
+        "/a/b" => Reply::redirect(307, "../c d"),
+        _ => Reply::redirect(302, &target),
+    });
+    let headers = [("Authorization", "Bearer secret"), ("X-Token", "secret"), ("Range", "bytes=0-4")];
+    let answer = http(|_| ()).answer(&Request::get(&first.url("/a/b"), &headers), 100).unwrap();
+    assert_eq!((answer.response.status, answer.body.as_slice()), (200, &b"there"[..]));
+    assert_eq!(first.seen()[1].path, "/c%20d");
+    assert_eq!(first.seen()[1].header("authorization"), Some("Bearer secret"));
+    let there = &other.seen()[0];
+    assert_eq!((there.header("authorization"), there.header("x-token")), (None, None));
+    assert_eq!((there.header("range"), there.header("accept-encoding")), (Some("bytes=0-4"), Some("identity")));
+    assert_eq!(there.header("user-agent"), Some(concat!("aitools/", env!("CARGO_PKG_VERSION"))));
+}
+
+#[test]
+fn redirects_end_somewhere() {
+    let server = Server::start(|_, _| Reply::redirect(302, "/again"));
+    let error = http(|_| ()).send(&Request::get(&server.url("/"), &[])).unwrap_err();
+    assert!(error.to_string().ends_with("more than 10 redirects"), "{error}");
+    assert_eq!(server.seen().len(), 11);
+    let url = server.url("/");
+    let stay = Request { follow: Follow::Nowhere, ..Request::head(&url, &[]) };
+    assert_eq!(http(|_| ()).send(&stay).unwrap().status, 302);
+    let server = Server::start(|_, _| Reply::redirect(302, "file:///etc/passwd"));
+    assert!(matches!(http(|_| ()).send(&Request::get(&server.url("/"), &[])), Err(HttpError::Address { .. })));
+}
+
+#[test]
+fn offline_sends_nothing() {
+    let server = Server::start(|_, _| Reply::text(""));
+    let error = http(|settings| settings.offline = true).send(&Request::get(&server.url("/"), &[])).unwrap_err();
+    assert!(matches!(error, HttpError::Offline { .. }));
+    assert!(server.seen().is_empty());
+}
+
+#[test]
+fn a_proxy_is_used_unless_no_proxy_covers_the_host() {
+    // Port 9 of the loopback address refuses, so an answer shows that the proxy was not used.
+    let server = Server::start(|_, _| Reply::text("direct"));
+    let url = server.url("/");
+    let with = |no_proxy: &str| {
+        http(|settings| {
+            settings.env.insert("HTTP_PROXY".to_owned(), "http://user:secret@127.0.0.1:9".to_owned());
+            settings.env.insert("NO_PROXY".to_owned(), no_proxy.to_owned());
+        })
+    };
+    let error = with("example.org").send(&Request::get(&url, &[])).unwrap_err().to_string();
+    assert!(error.contains("through the proxy http://127.0.0.1:9") && !error.contains("secret"), "{error}");
+    assert_eq!(with("x, 127.0.0.0/8").send(&Request::get(&url, &[])).unwrap().status, 200);
+}
+
+#[test]
+fn no_proxy_entries() {
+    let url: Uri = "https://a.example.org/x".parse().unwrap();
+    for yes in ["*", "example.org", ".example.org", "*.example.org", "b,a.example.org", "a.example.org:443"] {
+        assert!(bypasses(yes, &url), "{yes}");
+    }
+    for no in ["", "le.org", "a.example.org:80", "10.0.0.0/8", "b.a.example.org"] {
+        assert!(!bypasses(no, &url), "{no}");
+    }
+    let url: Uri = "http://[fd00::1]:80/".parse().unwrap();
+    assert!(bypasses("fd00::/8", &url) && bypasses("[fd00::1]", &url) && !bypasses("fe00::/8", &url));
+}
+
+#[test]
+fn patience_has_an_end_and_obeys_the_server() {
+    let server = Server::start(|_, turn| match turn {
+        0 => Reply::text("busy").status(429).with("Retry-After", "0"),
+        1 => Reply::text("broken").drop_after(2),
+        _ => Reply::text("{\"a\": 1}"),
+    });
+    let answer = http(|_| ()).answer_patiently(&Request::get(&server.url("/"), &[]), 100, &|_| ()).unwrap();
+    assert_eq!(answer.json::<serde_json::Value>().unwrap()["a"], 1);
+    let server = Server::start(|_, _| Reply::text("").status(503));
+    let answer = http(|_| ()).answer_patiently(&Request::get(&server.url("/"), &[]), 100, &|_| ()).unwrap();
+    assert_eq!((answer.response.status, server.seen().len()), (503, 7));
+    let server = Server::start(|_, _| Reply::text("").status(429).with("Retry-After", "86400"));
+    let answer = http(|_| ()).answer_patiently(&Request::get(&server.url("/"), &[]), 100, &|_| ()).unwrap();
+    assert_eq!((answer.response.status, server.seen().len()), (429, 1));
+}
+
+#[test]
+fn large_answers_and_silence_are_errors() {
+    let server = Server::start(|_, _| Reply::text("12345"));
+    let ask = |http: &Http, server: &Server| http.answer(&Request::get(&server.url("/"), &[]), 4);
+    assert!(matches!(ask(&http(|_| ()), &server), Err(HttpError::TooLarge { limit_bytes: 4, .. })));
+    let silent = Server::start(|_, _| Reply::text("12345").stall_after(2));
+    let impatient = http(|settings| settings.stall_timeout = Duration::from_millis(50));
+    assert!(matches!(ask(&impatient, &silent), Err(HttpError::Broken { .. })));
+}
+
+#[test]
+fn a_cancel_ends_a_silent_request() {
+    let cancel = Cancel::default();
+    let later = cancel.clone();
+    let silent = Server::start(move |_, _| {
+        later.cancel();
+        Reply::text("12345").stall_after(2)
+    });
+    let http = http(|settings| settings.cancel = cancel);
+    let error = http.answer(&Request::get(&silent.url("/"), &[]), 100).unwrap_err();
+    assert!(matches!(error, HttpError::Cancelled(_)), "{error}");
+}
+
+#[test]
+fn a_post_carries_its_body() {
+    let server = Server::start(|seen, _| Reply::text(&format!("{} {}", seen.method, seen.body.len())));
+    let headers = [("Content-Type", "text/plain")];
+    let request = Request { method: Method::POST, body: Some(b"12345"), ..Request::get("", &headers) };
+    let answer = http(|_| ()).answer(&Request { url: &server.url("/"), ..request }, 100).unwrap();
+    assert_eq!(answer.body, b"POST 5");
+    assert_eq!(server.seen()[0].header("content-type"), Some("text/plain"));
+}
+
+#[test]
+fn references_are_joined_as_the_standard_says() {
+    let base: Uri = "http://a/b/c/d?q".parse().unwrap();
+    for (reference, whole) in [
+        ("g", "http://a/b/c/g"),
+        ("/g", "http://a/g"),
+        ("//g/x", "http://g/x"),
+        ("?y", "http://a/b/c/d?y"),
+        ("../g?a=/../b", "http://a/b/g?a=/../b"),
+        ("../../../g", "http://a/g"),
+        (".", "http://a/b/c/"),
+        ("https://x/y", "https://x/y"),
+    ] {
+        assert_eq!(join(&base, reference), whole, "{reference}");
+    }
+}
+
+#[test]
+fn waits_are_read() {
+    let now = UNIX_EPOCH + Duration::from_secs(784_111_777 - 5);
+    assert_eq!(wait_from("12", now), Some(Duration::from_secs(12)));
+    assert_eq!(wait_from("Sun, 06 Nov 1994 08:49:37 GMT", now), Some(Duration::from_secs(5)));
+    assert_eq!(wait_from("Sun, 06 Nov 1993 08:49:37 GMT", now), Some(Duration::ZERO));
+    for bad in ["", "soon", "-1", "Sun, 06 Nov", "Sun, 99 Foo 1994 08:49:37 GMT"] {
+        assert_eq!(wait_from(bad, now), None, "{bad}");
+    }
+}
+
+#[test]
+fn shown_addresses_hold_no_secrets() {
+    assert_eq!(shown("https://u:p@host/a@b?sig=1#f"), "https://host/a@b");
+    assert_eq!(shown("u:p@host:1"), "host:1");
+}

@@ -1,0 +1,243 @@
+//! A file that is on its way: the bytes that came, and a journal of which. The journal is a hint that saves work after
+//! a kill; what decides is the digest over the bytes.
+
+use std::fs::File;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use serde::{Deserialize, Serialize};
+
+use crate::base::fs::{self, FsError};
+use crate::base::lock::{self, Lock, LockError};
+use crate::report::Task;
+
+use super::SourceError;
+
+/// Larger journals are not read: nobody writes them.
+const MAX_JOURNAL: u64 = 1 << 20;
+
+/// Which bytes are there: sorted, disjoint, not touching.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Ranges(Vec<(u64, u64)>);
+
+impl Ranges {
+    pub fn add(&mut self, from: u64, to: u64) {
+        let first = self.0.partition_point(|(_, end)| *end < from);
+        let after = self.0.partition_point(|(start, _)| *start <= to);
+        let merged = self.0[first..after].iter().fold((from, to), |(a, b), (start, end)| (a.min(*start), b.max(*end)));
+        self.0.splice(first..after, [merged]);
+    }
+
+    /// How many bytes are there from the beginning on.
+    pub fn prefix(&self) -> u64 {
+        self.0.first().filter(|(start, _)| *start == 0).map_or(0, |(_, end)| *end)
+    }
+
+    pub fn total(&self) -> u64 {
+        self.0.iter().map(|(start, end)| end - start).sum()
+    }
+
+    pub fn end(&self) -> u64 {
+        self.0.last().map_or(0, |(_, end)| *end)
+    }
+
+    /// Forgets all but the prefix.
+    pub fn keep_prefix(&mut self) {
+        let prefix = self.prefix();
+        self.0.clear();
+        if prefix > 0 {
+            self.0.push((0, prefix));
+        }
+    }
+
+    /// What is missing of a file of `size` bytes.
+    pub fn gaps(&self, size: u64) -> Vec<Range<u64>> {
+        let mut gaps = Vec::new();
+        let mut at = 0;
+        for (start, end) in &self.0 {
+            if at < *start {
+                gaps.push(at..(*start).min(size));
+            }
+            at = *end;
+        }
+        if at < size {
+            gaps.push(at..size);
+        }
+        gaps
+    }
+
+    fn is_sound(&self, size: u64) -> bool {
+        self.0.iter().all(|(start, end)| start < end && *end <= size)
+            && self.0.windows(2).all(|two| two[0].1 < two[1].0)
+    }
+}
+
+/// Written beside the part.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Journal {
+    version: u32,
+    pub size_bytes: u64,
+    /// What the server called this state of the file: needed where no digest says which file is meant.
+    pub etag: Option<String>,
+    pub done: Ranges,
+}
+
+impl Journal {
+    pub fn new(size_bytes: u64, etag: Option<String>, done: Ranges) -> Self {
+        Self { version: 1, size_bytes, etag, done }
+    }
+}
+
+/// Held by one process at a time.
+#[derive(Debug)]
+pub struct Part {
+    pub path: PathBuf,
+    journal: PathBuf,
+    /// Set when the part is done with; nothing is journalled afterwards.
+    over: Arc<Mutex<bool>>,
+    saving: Arc<Mutex<()>>,
+    _lock: Lock,
+}
+
+fn journal_path(folder: &Path, key: &str) -> PathBuf {
+    folder.join(format!("{key}.json"))
+}
+
+impl Part {
+    /// Waits until no other process works on this part.
+    pub fn hold(folder: &Path, key: &str, what: &str, task: &Task) -> Result<Self, SourceError> {
+        let waiting = || task.waiting(format!("another process, which is fetching `{what}`"));
+        let lock = lock::acquire(&folder.join(format!("{key}.lock")), task.cancel(), waiting);
+        let lock = lock.map_err(|error| match error {
+            LockError::Fs(error) => SourceError::Fs(error),
+            LockError::Cancelled(cancelled) => SourceError::Cancelled(cancelled),
+        })?;
+        // Where locks do nothing, every process has a part of its own, and no resume.
+        let mut own = [0; 8];
+        let _ = getrandom::fill(&mut own);
+        let key = if lock.excludes() { key.to_owned() } else { format!("{key}-{:016x}", u64::from_le_bytes(own)) };
+        Ok(Self {
+            path: folder.join(format!("{key}.part")),
+            journal: journal_path(folder, &key),
+            over: Arc::default(),
+            saving: Arc::default(),
+            _lock: lock,
+        })
+    }
+
+    /// What a former run left, when it can be believed so far.
+    pub fn journal(&self) -> Option<Journal> {
+        read_journal(&self.journal, &self.path)
+    }
+
+    /// Writes the journal now.
+    pub fn save(&self, journal: &Journal) {
+        write_journal(&self.journal, journal);
+    }
+
+    /// Writes the journal once the bytes that it speaks of are on the disk. Does not wait for that, and does nothing
+    /// while the last one is under way.
+    pub fn save_behind(&self, journal: Journal) {
+        let (over, saving) = (Arc::clone(&self.over), Arc::clone(&self.saving));
+        let path = self.journal.clone();
+        let Ok(file) = self.open() else { return };
+        std::thread::spawn(move || {
+            let Ok(_alone) = saving.try_lock() else { return };
+            let synced = file.sync_data().is_ok();
+            let over = over.lock().unwrap_or_else(PoisonError::into_inner);
+            if synced && !*over {
+                write_journal(&path, &journal);
+            }
+        });
+    }
+
+    /// Gives the whole part its name.
+    pub fn finish(&self, to: &Path) -> Result<(), FsError> {
+        self.close();
+        fs::create_dir_all(fs::parent(to))?;
+        fs::move_file(&self.path, to)?;
+        fs::remove_file(&self.journal)
+    }
+
+    /// Ends journalling; what was journalled stays for the next run.
+    pub fn close(&self) {
+        *self.over.lock().unwrap_or_else(PoisonError::into_inner) = true;
+    }
+
+    /// Removes what came so far.
+    pub fn forget(&self) -> Result<(), FsError> {
+        fs::remove_file(&self.journal)?;
+        fs::remove_file(&self.path)
+    }
+
+    pub fn open(&self) -> Result<File, FsError> {
+        fs::create_dir_all(fs::parent(&self.path))?;
+        fs::open_or_create(&self.path)
+    }
+}
+
+/// Bytes of a part that need not come again, as far as its journal says.
+pub fn resumable_bytes(folder: &Path, key: &str) -> u64 {
+    read_journal(&journal_path(folder, key), &folder.join(format!("{key}.part"))).map_or(0, |found| found.done.total())
+}
+
+fn read_journal(path: &Path, part: &Path) -> Option<Journal> {
+    let bytes = fs::read_bounded(path, MAX_JOURNAL).ok()?;
+    let journal: Journal = serde_json::from_slice(&bytes).ok()?;
+    let length = fs::symlink_metadata(part).ok().filter(std::fs::Metadata::is_file)?.len();
+    let sound = journal.version == 1 && journal.done.is_sound(journal.size_bytes) && journal.done.end() <= length;
+    sound.then_some(journal)
+}
+
+/// Not synced: when it is lost, bytes come again. A failure to write it is no failure of the download.
+fn write_journal(path: &Path, journal: &Journal) {
+    let staged = path.with_extension("json.new");
+    let write = || -> std::io::Result<()> {
+        let file = fs::create(&staged).map_err(|error| error.source)?;
+        serde_json::to_writer(&file, journal)?;
+        fs::rename(&staged, path).map_err(|error| error.source)
+    };
+    if write().is_err() {
+        let _ = fs::remove_file(&staged);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_join_and_leave_gaps() {
+        let mut ranges = Ranges::default();
+        assert_eq!((ranges.prefix(), ranges.total(), ranges.gaps(0)), (0, 0, vec![]));
+        for (from, to) in [(5, 7), (10, 12), (7, 8), (0, 2), (1, 3)] {
+            ranges.add(from, to);
+        }
+        assert_eq!(ranges, Ranges(vec![(0, 3), (5, 8), (10, 12)]));
+        assert_eq!((ranges.prefix(), ranges.total(), ranges.end()), (3, 8, 12));
+        assert_eq!(ranges.gaps(20), [3..5, 8..10, 12..20]);
+        ranges.add(2, 11);
+        assert_eq!(ranges, Ranges(vec![(0, 12)]));
+        assert!(ranges.gaps(12).is_empty());
+    }
+
+    #[test]
+    fn damaged_journals_are_no_journals() {
+        let root = tempfile::tempdir().unwrap();
+        let part = Part::hold(root.path(), "ä b", "x", &Task::silent()).unwrap();
+        part.open().unwrap().set_len(10).unwrap();
+        let good = Journal::new(20, None, Ranges(vec![(0, 4), (6, 10)]));
+        part.save(&good);
+        assert_eq!(part.journal(), Some(good));
+        assert_eq!(resumable_bytes(root.path(), "ä b"), 8);
+        for bad in [vec![(0, 11)], vec![(4, 4)], vec![(3, 5), (4, 6)], vec![(3, 5), (0, 2)]] {
+            part.save(&Journal::new(20, None, Ranges(bad)));
+            assert_eq!(part.journal(), None);
+        }
+        fs::write_atomic(&part.journal, b"{\"version\":1,").unwrap();
+        assert_eq!(part.journal(), None);
+    }
+}
