@@ -379,7 +379,7 @@ fn wrong_bytes_and_wrong_sizes_are_refused() {
         (|reply| reply.flip(99), "bytes)"),
         (|reply| reply.cut(0, 100), "(100 bytes)"),
         (|_| Reply::text("<!DOCTYPE html>log in"), "bytes)"),
-        (|_| Reply::made(9 << 20, Arc::new(|_| 0)), "bytes)"),
+        (|_| Reply::made(9 << 20, Arc::new(|_, piece: &mut [u8]| piece.fill(0))), "bytes)"),
     ];
     for (bad, actual_ends) in bads {
         let bench = Bench::new(move |packages, seen, _| {
