@@ -219,7 +219,7 @@ mod tests {
         1 |
           | ^
           |
-          = expected: a whole number from 0 to 4294967295
+          = expected: `1`
         "#);
     }
 

@@ -49,6 +49,7 @@ pub fn parse(name: &str, bytes: &[u8]) -> Result<(Parsed<Manifest>, Vec<Diagnost
 #[serde(deny_unknown_fields)]
 pub struct Manifest {
     /// The version of this format: 1.
+    #[schemars(range(min = 1, max = 1))]
     pub version: u32,
     /// Build tools the machine need not have (`cmake`, `ninja`): locked like everything else.
     #[serde(default)]

@@ -254,6 +254,7 @@ impl fmt::Display for Rule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Bool => f.write_str("`true` or `false`"),
+            Self::Integer { min, max } if min == max => write!(f, "`{min}`"),
             Self::Integer { min: i64::MIN, max: i64::MAX } => f.write_str("a whole number"),
             Self::Integer { min, max: i64::MAX } => write!(f, "a whole number from {min}"),
             Self::Integer { min, max } => write!(f, "a whole number from {min} to {max}"),
@@ -519,5 +520,43 @@ fn any(node: &Node) -> Json {
         Value::Text(text) => text.as_str().into(),
         Value::Array(items) => items.iter().map(any).collect(),
         Value::Table(entries) => entries.iter().map(|entry| (entry.key.clone(), any(&entry.node))).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::{lockfile, manifest::Manifest, policy::Policy, settings::Settings};
+
+    fn understood(rule: &Rule) -> bool {
+        match rule {
+            Rule::Any => false,
+            Rule::Array { item, .. } => understood(item),
+            Rule::Either(rules) => rules.iter().all(understood),
+            Rule::Table(table) => {
+                table.keys.values().all(understood) && table.rest.as_ref().is_none_or(|(_, rule)| understood(rule))
+            }
+            _ => true,
+        }
+    }
+
+    #[test]
+    fn every_rule_of_our_types_is_understood() {
+        assert!(understood(Schema::<Manifest>::new().rule()));
+        assert!(understood(Schema::<Policy>::new().rule()));
+        assert!(understood(Schema::<Settings>::new().rule()));
+        assert!(understood(Schema::<lockfile::Entry>::new().rule()));
+        let strange = serde_json::json!({ "type": "object", "properties": { "x": { "not": {} } } });
+        assert!(!understood(&Compiler { definitions: &Json::Null }.rule(&strange, MAX_DEPTH)));
+    }
+
+    #[test]
+    fn schemas_for_editors() {
+        for (schema, title) in [(manifest(), "Manifest"), (policy(), "Policy"), (settings(), "Settings")] {
+            assert_eq!(schema["$schema"], "https://json-schema.org/draft/2020-12/schema");
+            assert_eq!((schema["title"].as_str(), &schema["additionalProperties"]), (Some(title), &Json::Bool(false)));
+        }
+        assert_eq!(policy()["$defs"]["Generation"]["properties"]["top_p"]["maximum"], 1.0);
+        assert_eq!(manifest()["properties"]["version"]["maximum"], 1);
     }
 }
