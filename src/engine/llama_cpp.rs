@@ -21,7 +21,7 @@ use super::{
 use crate::base::cancel::Cancel;
 use crate::base::platform::{Platform, Variant, executable};
 use crate::build::{BuildRecipe, OutputRule};
-use crate::format::gguf::{Header, Value};
+use crate::format::gguf::Header;
 use crate::format::manifest::{BuildType, SourceSpec};
 use crate::format::policy::Policy;
 
@@ -282,13 +282,13 @@ fn outputs(targets: &[String], platform: Platform) -> Vec<OutputRule> {
 
 /// Tokens of context for one request.
 fn context_size(policy: &Policy, header: &Header) -> u32 {
-    let trained = number(header, "context_length").and_then(|tokens| u32::try_from(tokens).ok());
+    let trained = header.context_length().and_then(|tokens| u32::try_from(tokens).ok());
     policy.runtime.context_size.unwrap_or_else(|| trained.unwrap_or(u32::MAX).min(default::CONTEXT))
 }
 
 /// Bytes of key and value cache that one token takes, in 16 bits; 0 when the header does not say.
 fn cache_bytes_per_token(header: &Header) -> u64 {
-    let of = |key| number(header, key);
+    let of = |key| header.architecture_uint(key);
     let Some(layers) = of("block_count") else { return 0 };
     let Some(heads) = of("attention.head_count_kv").or_else(|| of("attention.head_count")) else { return 0 };
     let width = || Some(of("embedding_length")? / of("attention.head_count")?.max(1));
@@ -297,36 +297,12 @@ fn cache_bytes_per_token(header: &Header) -> u64 {
     [heads, key.saturating_add(value), 2].into_iter().fold(layers, u64::saturating_mul)
 }
 
-fn architecture(header: &Header) -> Option<&str> {
-    text(header, "general.architecture")
-}
-
-fn text<'a>(header: &'a Header, key: &str) -> Option<&'a str> {
-    match header.metadata.get(key)? {
-        Value::Text(text) => Some(text),
-        _ => None,
-    }
-}
-
-fn whole(header: &Header, key: &str) -> Option<u64> {
-    match header.metadata.get(key)? {
-        Value::Uint(number) => Some(*number),
-        Value::Int(number) => u64::try_from(*number).ok(),
-        _ => None,
-    }
-}
-
-/// A number under the architecture's own prefix.
-fn number(header: &Header, key: &str) -> Option<u64> {
-    whole(header, &format!("{}.{key}", architecture(header)?))
-}
-
 /// The Jinja template that requests go through: the policy's, else the model's. None when prompts are sent as they are.
 fn chat_template<'a>(policy: &'a Policy, header: &'a Header) -> Option<&'a str> {
     match policy.generation.chat_template.as_deref() {
         Some("none") => None,
         Some(template) => Some(template),
-        None => text(header, "tokenizer.chat_template"),
+        None => header.chat_template(),
     }
 }
 
@@ -527,7 +503,7 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::format::gguf::{Magic, Tensor};
+    use crate::format::gguf::{Magic, Tensor, Value};
     use crate::format::lockfile::Pin;
     use crate::format::manifest::EngineSpec;
 

@@ -1,6 +1,6 @@
 //! What can be known to be wrong, or doubtful, before the engine is started. Pure: headers and numbers in, findings out.
 
-use super::{LlamaCpp, architecture, cache_bytes_per_token, chat_template, context_size, number, text, whole};
+use super::{LlamaCpp, cache_bytes_per_token, chat_template, context_size};
 use crate::base::platform::Variant;
 use crate::engine::{CheckRequest, Engine as _, Finding};
 use crate::format::gguf::{Header, Magic};
@@ -52,7 +52,7 @@ fn warning(key: &'static str, message: impl Into<String>, hint: Option<&str>) ->
 }
 
 fn of_architecture(header: &Header) -> Option<Finding> {
-    let Some(name) = architecture(header) else {
+    let Some(name) = header.architecture() else {
         return Some(error("", "the model does not say its architecture (`general.architecture`)", None));
     };
     if NOT_FOR_PROMPTS.split_whitespace().any(|other| other == name) {
@@ -66,35 +66,28 @@ fn of_architecture(header: &Header) -> Option<Finding> {
     Some(warning("", message, Some("a newer llama.cpp may: `aitools lock --upgrade`")))
 }
 
-/// Split models: `split.no`, `split.count` and `split.tensors.count` of `tools/gguf-split`.
+/// Split models: every part, in order, of one split, and each as long as its own header says.
 fn of_parts(ask: &CheckRequest<'_>) -> Vec<Finding> {
-    let mut found = Vec::new();
-    let count = ask.headers.first().and_then(|header| whole(header, "split.count")).unwrap_or(1).max(1);
+    let split = |header: &Header| header.split().map(|split| (split.number, split.count));
+    let first = ask.headers.first().and_then(Header::split);
+    let count = first.map_or(1, |split| split.count);
     if count != ask.headers.len() as u64 {
         let message = format!("the model has {count} parts and {} are here", ask.headers.len());
-        found.push(error("", message, Some("lock every part: `files = [\"*.gguf\"]`")));
-        return found;
+        return vec![error("", message, Some("lock every part: `files = [\"*.gguf\"]`"))];
     }
-    for (index, (header, size)) in ask.headers.iter().zip(ask.sizes).enumerate() {
-        let number = whole(header, "split.no").unwrap_or(0);
-        if count > 1 && number != index as u64 {
-            found.push(error("", format!("part {} of {count} says it is part {}", index + 1, number + 1), None));
+    let mut found = Vec::new();
+    for (number, (header, size)) in (0..).zip(ask.headers.iter().zip(ask.sizes)) {
+        let which = format!("part {} of {count}", number + 1);
+        if count > 1 && split(header) != Some((number, count)) {
+            let says = split(header).map_or("of no split".to_owned(), |(at, of)| format!("part {} of {of}", at + 1));
+            found.push(error("", format!("{which} says that it is {says}"), None));
         }
-        if count > 1 && whole(header, "split.count") != Some(count) {
-            found.push(error("", format!("part {} of {count} belongs to another split", index + 1), None));
-        }
-        let end = header.tensors.iter().map(|tensor| tensor.offset.saturating_add(tensor.size_bytes)).max();
-        let needed = header.data_offset.saturating_add(end.unwrap_or(0));
-        if *size < needed {
-            let message =
-                format!("part {} of {count} is cut short: {size} bytes, its tensors need {needed}", index + 1);
-            found.push(error("", message, Some("`aitools verify --repair` fetches it again")));
+        if let Err(cut) = header.check_extents(*size) {
+            found.push(error("", format!("{which}: {cut}"), Some("`aitools verify --repair` fetches it again")));
         }
     }
     let tensors: usize = ask.headers.iter().map(|header| header.tensors.len()).sum();
-    if let Some(expected) = ask.headers.first().and_then(|header| whole(header, "split.tensors.count"))
-        && expected != tensors as u64
-    {
+    if let Some(expected) = first.and_then(|split| split.tensors).filter(|expected| *expected != tensors as u64) {
         found.push(error("", format!("the parts hold {tensors} tensors together, and should hold {expected}"), None));
     }
     found
@@ -103,7 +96,7 @@ fn of_parts(ask: &CheckRequest<'_>) -> Vec<Finding> {
 fn of_context(ask: &CheckRequest<'_>, header: &Header) -> Vec<Finding> {
     let mut found = Vec::new();
     let size = context_size(ask.policy, header);
-    if let Some(trained) = number(header, "context_length")
+    if let Some(trained) = header.context_length()
         && u64::from(size) > trained
     {
         let hint = format!("use {trained} or less");
@@ -134,7 +127,7 @@ fn of_accelerator(ask: &CheckRequest<'_>, header: &Header) -> Vec<Finding> {
         found.push(warning("runtime.gpu_layers", "the build `cpu` has no accelerator to put layers on", Some(hint)));
     }
     // The output layer counts as one more.
-    if let Some(blocks) = number(header, "block_count")
+    if let Some(blocks) = header.block_count()
         && u64::from(layers) > blocks.saturating_add(1)
         && layers < 99
     {
@@ -162,7 +155,7 @@ fn of_template(ask: &CheckRequest<'_>, header: &Header) -> Vec<Finding> {
         found.push(error("generation.system_prompt", message, Some(hint)));
     }
     if generation.chat_template.is_none() {
-        let named = text(header, "general.name").filter(|name| {
+        let named = header.name().filter(|name| {
             let name = name.to_ascii_lowercase();
             ["instruct", "chat", "-it"].iter().any(|word| name.contains(word))
         });
@@ -268,11 +261,43 @@ mod tests {
         let (error, message) = one(&|header| set("general.architecture", arch("zz9"))(header));
         assert!(!error && message.contains("`zz9`"));
         assert!(one(&|header| drop(header.metadata.remove("general.architecture"))).0);
-        assert!(one(&|header| set("split.count", Value::Uint(3))(header)).1.contains("3 parts and 1"));
-        assert!(one(&|header| set("split.tensors.count", Value::Uint(9))(header)).1.contains("should hold 9"));
-        assert!(one(&|header| header.data_offset = 1900).1.contains("cut short"));
-        assert!(one(&|header| header.tensors[0].offset = u64::MAX).1.contains("cut short"));
+        assert!(one(&|header| header.data_offset = 1900).1.contains("cut off"));
+        assert!(one(&|header| header.tensors[0].offset = u64::MAX).1.contains("cut off"));
         let (error, message) = one(&|header| drop(header.metadata.remove("tokenizer.chat_template")));
         assert!(!error && message.contains("`Tiny Instruct` has no chat template"), "{message}");
+    }
+    fn split(parts: &[(u64, u64)], tensors: u64) -> Vec<String> {
+        let headers: Vec<_> = parts
+            .iter()
+            .map(|(number, count)| {
+                let mut header = header();
+                let mut set = |key: &str, value| header.metadata.insert(key.to_owned(), Value::Uint(value));
+                set("split.no", *number);
+                set("split.count", *count);
+                set("split.tensors.count", tensors);
+                header
+            })
+            .collect();
+        let sizes = vec![2000; headers.len()];
+        let policy = policy("");
+        let ask = CheckRequest {
+            policy: &policy,
+            variant: Variant::Cpu,
+            headers: &headers,
+            sizes: &sizes,
+            cores: 2,
+            memory_bytes: None,
+        };
+        all(&ask).into_iter().map(|finding| finding.message).collect()
+    }
+
+    #[test]
+    fn parts_of_a_split_model() {
+        assert_eq!(split(&[(0, 2), (1, 2)], 2), [""; 0]);
+        assert_eq!(split(&[(0, 3), (1, 3)], 2), ["the model has 3 parts and 2 are here"]);
+        assert_eq!(split(&[(0, 2), (0, 2)], 2), ["part 2 of 2 says that it is part 1 of 2"]);
+        assert_eq!(split(&[(0, 2), (1, 4)], 2), ["part 2 of 2 says that it is part 2 of 4"]);
+        assert_eq!(split(&[(0, 2), (1, 1)], 2), ["part 2 of 2 says that it is of no split"]);
+        assert_eq!(split(&[(0, 2), (1, 2)], 9), ["the parts hold 2 tensors together, and should hold 9"]);
     }
 }
