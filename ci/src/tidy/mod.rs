@@ -2,6 +2,7 @@
 //!
 //! A rule is a function from files to problems, so that each is also tested on a sample that breaks it.
 
+mod cli;
 mod docs;
 mod layers;
 mod rust;
