@@ -383,6 +383,10 @@ fn passwords_come_from_gits_helpers() {
     assert_eq!(fs::read_bounded(&store, 999).unwrap(), b"", "a refused password is forgotten");
     fs::write_atomic(&store, with("m%c3%a9:p%20w").as_bytes()).unwrap();
     bench.both(&at(&address, &first)).unwrap();
+    // A user name in the address chooses among several.
+    let two = format!("{}\n{}\n", with("a:b"), with("m%c3%a9:p%20w"));
+    fs::write_atomic(&store, two.as_bytes()).unwrap();
+    bench.resolve(&spec(&format!("{}/r", with("m%c3%a9")))).unwrap();
     // In the address itself: used, and never shown or stored.
     fs::write_atomic(&store, b"").unwrap();
     let other = Bench::new();
@@ -555,7 +559,8 @@ fn an_empty_repository() {
     let server = Server::plain(&bench.served());
     fails(bench.resolve(&spec(&format!("{}/r", server.url))), &["is empty"]);
     fails(bench.resolve(&spec("../served/r")), &["is empty"]);
-    fails(bench.resolve(&at(&format!("{}/r", server.url), &"1".repeat(40))), &["no branch or tag"]);
+    fails(bench.resolve(&at(&format!("{}/r", server.url), &"1".repeat(40))), &["not our ref"]);
+    assert_eq!(server.requests().iter().filter(|request| request.is_discovery()).count(), 2);
 }
 
 #[test]
@@ -611,6 +616,13 @@ fn submodules_of_the_repository() {
     missing(&["none/x"], None, &["no submodule at that path"]);
     missing(&[], Some("lib/middle"), &["no folder `lib/middle`"]);
     missing(&[], Some("none"), &["no folder `none`"]);
+    // A repository from elsewhere has no business on this machine.
+    let folder = bench.served().join("top.git");
+    let inside = bench.served().join("leaf.git");
+    git(&folder, &["config", "-f", ".gitmodules", "submodule.unused.url", inside.to_str().unwrap()]);
+    let reaching = bench.commit(&folder, "reaching");
+    let error = bench.resolve(&GitSpec { submodules: paths(&["unused"]), ..at(&address, &reaching) });
+    assert!(matches!(fails(error, &["on this machine"]), SourceError::Hostile { .. }));
     // A pin that names another commit than the tree does is not believed.
     let mut forged = pin.clone();
     forged.submodules[0].commit = top.clone();

@@ -22,6 +22,7 @@ mod snapshot;
 
 use std::path::Path;
 
+use self::address::Way;
 use self::mirror::{Ask, Session, ref_name};
 use self::protocol::is_commit;
 use self::snapshot::{ReadError, Snapshot, parse_modules};
@@ -198,7 +199,13 @@ impl GitSource<'_> {
         let modules = parse_modules(&snapshot.modules(under)?);
         let module = modules.into_iter().find(|module| module.path == inner.as_str() && !module.url.is_empty());
         let module = module.ok_or_else(|| missing("`.gitmodules` does not say where it comes from"))?;
-        Ok(SubmodulePin { path: path.clone(), git: address::relative(parent, &module.url), commit })
+        let git = address::relative(parent, &module.url);
+        let is_local = |address: &str| matches!(Way::of(address, Path::new("/")), Ok(Way::Local(_)));
+        if is_local(&git) && !is_local(parent) {
+            let why = format!("`.gitmodules` names `{git}`, a place on this machine, in a repository from elsewhere");
+            return Err(SourceError::Hostile { what: format!("submodule `{path}`"), why }.into());
+        }
+        Ok(SubmodulePin { path: path.clone(), git, commit })
     }
 }
 

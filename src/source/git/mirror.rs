@@ -180,6 +180,9 @@ impl<'w> Session<'w> {
         let Some(refused) = self.receive(ask, &mut remote, (&alone, true), mirror)? else {
             return if has(&mirror.join("objects"), ask.commit) { Ok(()) } else { Err(another(ask)) };
         };
+        if remote.is_final(&refused) {
+            return Err(not_there(ask, &format!("the server says: {refused}"), unreachable_hint(ask)));
+        }
         // A server that gives no commit by its name: take what its branches and tags have, and look there.
         let first: Vec<&str> = ask.name.as_deref().into_iter().collect();
         for prefixes in [first.as_slice(), &EVERYTHING].into_iter().filter(|prefixes| !prefixes.is_empty()) {
@@ -345,6 +348,7 @@ fn prepare(mirror: &Path) -> Result<(), SourceError> {
     fs::create_dir_all(&packs)?;
     fs::create_dir_all(&mirror.join("refs"))?;
     fs::write_if_changed(&mirror.join("HEAD"), b"ref: refs/heads/main\n")?;
+    fs::remove_file(&mirror.join("shallow.lock"))?;
     let config = b"[core]\n\trepositoryformatversion = 0\n\tbare = true\n[uploadpack]\n\tallowAnySHA1InWant = true\n";
     fs::write_if_changed(&mirror.join("config"), config)?;
     for path in fs::read_dir(&packs)? {

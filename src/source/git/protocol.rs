@@ -120,6 +120,14 @@ impl<C: Channel> Remote<C> {
         self.listed.is_none() || self.capabilities.iter().any(|text| any.contains(&text.as_str()))
     }
 
+    /// Whether a refusal means that the commit is not there at all, so that looking for it in branches is of no use:
+    /// servers of version 2, and those that allow it, give any commit that they have.
+    pub fn is_final(&self, refusal: &str) -> bool {
+        let reachable = ["allow-reachable-sha1-in-want", "allow-any-sha1-in-want"];
+        let gives = self.listed.is_none() || self.capabilities.iter().any(|text| reachable.contains(&text.as_str()));
+        gives && refusal.contains("not our ref")
+    }
+
     fn can(&self, name: &str) -> bool {
         match &self.listed {
             Some(_) => self.capabilities.iter().any(|text| text == name),
