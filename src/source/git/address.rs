@@ -171,12 +171,18 @@ pub fn rewrite<'a>(address: &str, rules: impl Iterator<Item = (&'a str, &'a str)
     }
 }
 
-/// Whether two addresses are written for the same repository: `.git` and a last `/` do not matter.
+/// Whether two addresses are written for the same repository: the way there (https or ssh), the user, `.git` and a last
+/// `/` do not matter.
 pub fn same(one: &str, other: &str) -> bool {
     let plain = |address: &str| {
-        let address = without_user(address);
-        let trimmed = address.trim_end_matches('/');
-        trimmed.strip_suffix(".git").unwrap_or(trimmed).trim_end_matches('/').to_owned()
+        let place = match address.split_once("://") {
+            Some((_, rest)) => rest.to_owned(),
+            None => address.replacen(':', "/", 1),
+        };
+        let end = place.find('/').unwrap_or(place.len());
+        let host = place[..end].rsplit('@').next().unwrap_or_default().to_ascii_lowercase();
+        let path = place[end..].trim_end_matches('/');
+        format!("{host}{}", path.strip_suffix(".git").unwrap_or(path).trim_end_matches('/'))
     };
     plain(one) == plain(other)
 }
@@ -238,6 +244,7 @@ mod tests {
         assert_eq!(rewrite("https://h/c", rules.into_iter()), "http://short/c");
         assert_eq!(rewrite("https://o/c", rules.into_iter()), "https://o/c");
         assert!(same("https://h/a.git/", "https://u@h/a"));
-        assert!(!same("https://h/a", "https://h/b"));
+        assert!(same("git@H:a/b", "https://h/a/b.git") && same("ssh://git@h/a/b", "h:a/b"));
+        assert!(!same("https://h/a", "https://h/b") && !same("https://h:1/a", "https://h/a"));
     }
 }

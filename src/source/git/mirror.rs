@@ -135,12 +135,7 @@ impl<'w> Session<'w> {
         let way = self.way(ask.address)?;
         if let Way::Local(folder) = &way {
             let objects = open_local(folder)?.commondir().join("objects");
-            let hint = || unreachable_hint(ask);
-            return if has(&objects, ask.commit) {
-                Ok(objects)
-            } else {
-                Err(not_there(ask, "it is not there", hint()))
-            };
+            return has(&objects, ask.commit).then_some(objects).ok_or_else(|| not_there(ask, "it is not there"));
         }
         if let Some(objects) = ask.beside.as_ref().filter(|objects| !fresh && has(objects, ask.commit)) {
             return Ok(objects.clone());
@@ -181,7 +176,7 @@ impl<'w> Session<'w> {
             return if has(&mirror.join("objects"), ask.commit) { Ok(()) } else { Err(another(ask)) };
         };
         if remote.is_final(&refused) {
-            return Err(not_there(ask, &format!("the server says: {refused}"), unreachable_hint(ask)));
+            return Err(not_there(ask, &format!("the server says: {refused}")));
         }
         // A server that gives no commit by its name: take what its branches and tags have, and look there.
         let first: Vec<&str> = ask.name.as_deref().into_iter().collect();
@@ -201,7 +196,7 @@ impl<'w> Session<'w> {
         }
         let why =
             format!("no branch or tag of the repository leads to it (asked for it alone, the server says: {refused})");
-        Err(not_there(ask, &why, unreachable_hint(ask)))
+        Err(not_there(ask, &why))
     }
 
     /// Receives commits, with or without their history, again when the connection breaks on the way. Gives the server's
@@ -252,7 +247,7 @@ impl<'w> Session<'w> {
         all.map_err(|why| failed(address, why))?;
         if !has(&objects, ask.commit) {
             let why = format!("no branch or tag leads to it (asked for it alone: {})", alone.err().unwrap_or_default());
-            return Err(not_there(ask, &why, unreachable_hint(ask)));
+            return Err(not_there(ask, &why));
         }
         progress.finish("done");
         Ok(())
@@ -263,22 +258,17 @@ fn failed(address: &str, why: String) -> SourceError {
     SourceError::Network { what: format!("`{}`", address::without_user(address)), why, hint: None }
 }
 
-fn not_there(ask: &Ask<'_>, why: &str, hint: String) -> SourceError {
+fn not_there(ask: &Ask<'_>, why: &str) -> SourceError {
+    let hint = match &ask.name {
+        Some(name) => format!("was `{name}` rewritten? `aitools lock --upgrade` takes what it names today"),
+        None => "check the commit; it may never have been pushed, or a rewritten branch has left it behind".to_owned(),
+    };
     SourceError::Missing { what: ask.what(), why: why.to_owned(), hint: Some(hint) }
 }
 
 fn another(ask: &Ask<'_>) -> SourceError {
     let why = "the server sent something else than the commit it was asked for".to_owned();
     SourceError::Hostile { what: ask.what(), why }
-}
-
-fn unreachable_hint(ask: &Ask<'_>) -> String {
-    match &ask.name {
-        Some(name) => format!("was `{name}` rewritten? `aitools lock --upgrade` takes what it names today"),
-        None => {
-            "check the commit; it may never have been pushed, or have been removed by a rewritten branch".to_owned()
-        }
-    }
 }
 
 fn no_ref(what: String, name: &str, refs: &[Ref]) -> SourceError {
