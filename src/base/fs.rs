@@ -433,6 +433,16 @@ pub fn symlink(target: &Path, link: &Path) -> io::Result<()> {
     }
 }
 
+/// Makes a symbolic link to a file, replacing what has its name in one step.
+pub fn replace_by_symlink(target: &Path, link: &Path) -> Result<()> {
+    let folder = parent(link);
+    create_dir_all(folder)?;
+    let staged = tempfile::Builder::new().prefix(".aitools-").make_in(folder, |path| symlink(target, path));
+    let staged = staged.map_err(naming("create a link in", folder))?;
+    staged.persist(link).map_err(|error| FsError::new("replace", link, error.error))?;
+    Ok(())
+}
+
 /// Points `link` at the folder `target`, replacing a former link in one step where the platform can.
 /// On Windows, where links to folders may need a privilege, a text file with the path is the fall-back.
 pub fn link_dir(target: &Path, link: &Path) -> Result<()> {

@@ -17,3 +17,7 @@ pub mod tree;
 #[cfg(test)]
 #[path = "../../tests/support/http.rs"]
 pub mod test_server;
+
+#[cfg(test)]
+#[path = "../../tests/support/hub.rs"]
+pub mod test_hub;

@@ -7,6 +7,8 @@ pub mod archive;
 pub mod download;
 pub mod git;
 pub mod globs;
+pub mod hf;
+pub mod hub_cache;
 pub mod pypi;
 
 use std::path::{Path, PathBuf};
@@ -158,7 +160,8 @@ pub fn of(spec: &SourceSpec) -> Box<dyn Source + '_> {
     match spec {
         SourceSpec::Git(spec) => Box::new(git::GitSource(spec)),
         SourceSpec::Pypi(spec) => Box::new(spec.clone()),
-        SourceSpec::Hf(_) | SourceSpec::Url(_) | SourceSpec::Path(_) => {
+        SourceSpec::Hf(spec) => Box::new(spec.clone()),
+        SourceSpec::Url(_) | SourceSpec::Path(_) => {
             unimplemented!("filled in by each source kind")
         }
     }

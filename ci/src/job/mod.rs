@@ -3,6 +3,7 @@
 mod clippy;
 mod fmt;
 pub mod quickstart;
+mod sources;
 mod test;
 mod tidy;
 
@@ -23,7 +24,7 @@ pub type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 pub const CHECK: &[Job] = &[fmt::JOB, clippy::JOB, tidy::JOB];
 pub const TEST: &[Job] = &[test::JOB];
 /// The first is the one that `cargo ci` runs.
-pub const E2E: &[Job] = &[quickstart::JOB];
+pub const E2E: &[Job] = &[quickstart::JOB, sources::JOB];
 
 /// Fails, saying how to get it, when a cargo subcommand is not installed.
 fn need_component(sh: &Shell, subcommand: &str, component: &str) -> Result<()> {

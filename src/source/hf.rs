@@ -1,0 +1,194 @@
+//! Weights from the Hugging Face Hub: a revision becomes a commit, globs become files with size and SHA-256, and what is
+//! fetched goes through the cache that every Hugging Face tool shares ([`super::hub_cache`]).
+//!
+//! At lock nothing is downloaded but small files outside large file storage, for which the Hub tells no SHA-256.
+//! The `hf-hub` crate gives names and cache discovery; asking and downloading are ours (`hf/hub.rs`,
+//! [`super::download`]), because it neither tells digests nor checks bytes.
+
+mod hub;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use crate::base::digest::Digest;
+use crate::base::fs;
+use crate::base::name::RelPath;
+use crate::format::lockfile::{FilePin, Kind, Pin};
+use crate::format::manifest::HfSpec;
+use crate::report::Task;
+
+use self::hub::{Hub, Listed, Revision};
+use super::download::{Download, STREAMS, download, require_space};
+use super::globs::Globs;
+use super::hub_cache::HubCache;
+use super::{Fetch, Source, SourceError, World};
+
+const MAIN: &str = "main";
+/// Files outside large file storage are hashed at lock up to this size. (The Hub takes none over 10 MB.)
+const MAX_SMALL_BYTES: u64 = 32 << 20;
+
+impl Source for HfSpec {
+    fn resolve(&self, world: &World, kind: Kind) -> Result<Pin, SourceError> {
+        self.require_model(kind)?;
+        let globs = Globs::new(&self.files)?;
+        let hub = Hub::new(world, &self.hf)?;
+        let revision = hub.revision(self.rev.as_deref().unwrap_or(MAIN))?;
+        if !revision.unusable.is_empty() {
+            world.task.warn(format!("{} has names that are left out: {:.200?}", hub.what(), revision.unusable));
+        }
+        let there: Vec<&RelPath> = revision.files.keys().collect();
+        let chosen = globs.select(&hub.what(), &there)?.into_iter().cloned().collect();
+        let chosen = with_all_parts(&hub.what(), chosen, &revision.files)?;
+        let mut files = Vec::with_capacity(chosen.len());
+        for path in chosen {
+            files.push(pin(&hub, &revision, path)?);
+        }
+        Ok(Pin { commit: Some(revision.commit), files, ..Pin::default() })
+    }
+
+    fn fetch(&self, world: &World, ask: &Fetch<'_>) -> Result<(), SourceError> {
+        self.require_model(ask.kind)?;
+        let hub = Hub::new(world, &self.hf)?;
+        let commit = ask.pin.commit.as_deref().filter(|commit| hub::is_commit(commit));
+        let commit = commit.ok_or_else(|| self.bad_pin("it should have a `commit` of 40 digits"))?;
+        let cache = HubCache::new(&hub.settings.cache, &self.hf, commit);
+        let mut missing = Vec::new();
+        for pin in ask.wanted.iter().filter_map(|index| ask.pin.files.get(*index)) {
+            match cache.find(pin, &world.task)? {
+                Some(file) => drop(fs::place(&file, &pin.path.under(ask.staging))?),
+                None => missing.push(pin),
+            }
+        }
+        let Some(first) = missing.first() else { return Ok(()) };
+        hub.require_online(&format!("`{}` of {}", first.path, hub.what()))?;
+        let bringing = Bringing { parts: cache.parts(), hub, cache, commit, task: &world.task };
+        let needed = missing.iter().map(|pin| bringing.missing_bytes(pin)).sum();
+        require_space(&bringing.parts, needed)?;
+        for pin in missing {
+            let file = bringing.bring(pin)?;
+            fs::place(&file, &pin.path.under(ask.staging))?;
+        }
+        Ok(bringing.cache.note_revision(self.rev.as_deref().unwrap_or(MAIN), commit)?)
+    }
+}
+
+impl HfSpec {
+    fn require_model(&self, kind: Kind) -> Result<(), SourceError> {
+        match kind {
+            Kind::Model => Ok(()),
+            _ => Err(SourceError::Disagreement {
+                what: format!("`{}` on the Hugging Face Hub cannot be the source of {}", self.hf, kind.as_str()),
+                details: vec!["repositories there hold models".to_owned()],
+                hint: None,
+            }),
+        }
+    }
+
+    fn bad_pin(&self, detail: &str) -> SourceError {
+        SourceError::Disagreement {
+            what: format!("the lockfile's entry for `{}` is not as this program writes it", self.hf),
+            details: vec![detail.to_owned()],
+            hint: Some("run `aitools lock`".to_owned()),
+        }
+    }
+}
+
+/// The work of fetching one entry.
+struct Bringing<'a> {
+    hub: Hub<'a>,
+    cache: HubCache,
+    parts: PathBuf,
+    commit: &'a str,
+    task: &'a Task,
+}
+
+impl Bringing<'_> {
+    fn missing_bytes(&self, pin: &FilePin) -> u64 {
+        self.transfer(pin, &[], &[], &self.parts).missing_bytes().unwrap_or(pin.size)
+    }
+
+    fn transfer<'b>(
+        &'b self,
+        pin: &'b FilePin,
+        urls: &'b [String],
+        headers: &'b [(&'b str, &'b str)],
+        to: &'b Path,
+    ) -> Download<'b> {
+        Download {
+            what: pin.path.as_str(),
+            urls,
+            headers,
+            size_bytes: Some(pin.size),
+            sha256: Some(pin.sha256),
+            parts: &self.parts,
+            to,
+            streams: STREAMS,
+        }
+    }
+
+    /// Into the cache. The Hub's answer for the file leads to another host, which gets no token; when that link expires,
+    /// the download asks the Hub for a new one.
+    fn bring(&self, pin: &FilePin) -> Result<PathBuf, SourceError> {
+        let name = self.hub.look(self.commit, pin)?;
+        let url = self.hub.file_url(self.commit, &pin.path);
+        let bearer = self.hub.authorization(&url);
+        let headers: Vec<(&str, &str)> = bearer.iter().map(|bearer| ("authorization", bearer.as_str())).collect();
+        self.cache.obtain(&name, pin, self.task, &mut |to| {
+            let ask = self.transfer(pin, std::slice::from_ref(&url), &headers, to);
+            download(&self.hub.http, self.task, &ask).map(drop)
+        })
+    }
+}
+
+fn pin(hub: &Hub<'_>, revision: &Revision, path: RelPath) -> Result<FilePin, SourceError> {
+    let listed = &revision.files[&path];
+    let sha256 = match listed.sha256 {
+        Some(sha256) => sha256,
+        None if listed.size <= MAX_SMALL_BYTES => Digest::of(&hub.small_file(&revision.commit, &path, listed)?),
+        None => {
+            return Err(SourceError::Hostile {
+                what: format!("`{path}` of {}", hub.what()),
+                why: "the Hub tells no digest of it, and it is too large to be hashed at lock".to_owned(),
+            });
+        }
+    };
+    Ok(FilePin { path, size: listed.size, sha256 })
+}
+
+/// What a part of a split GGUF file is called after: `<stem>-00001-of-00003.gguf`, as llama.cpp's `gguf-split` writes it.
+fn split(path: &RelPath) -> Option<(&str, u32)> {
+    let (rest, count) = path.as_str().strip_suffix(".gguf")?.rsplit_once("-of-")?;
+    let (stem, number) = rest.rsplit_once('-')?;
+    let five_digits = |text: &str| text.len() == 5 && text.bytes().all(|byte| byte.is_ascii_digit());
+    (five_digits(number) && five_digits(count)).then_some(())?;
+    Some((stem, count.parse().ok()?))
+}
+
+/// A split file is taken whole: one part alone is of no use.
+fn with_all_parts(
+    what: &str,
+    mut chosen: BTreeSet<RelPath>,
+    there: &BTreeMap<RelPath, Listed>,
+) -> Result<BTreeSet<RelPath>, SourceError> {
+    let sets: BTreeSet<(String, u32)> =
+        chosen.iter().filter_map(split).map(|(stem, count)| (stem.to_owned(), count)).collect();
+    for (stem, count) in sets {
+        for number in 1..=count {
+            let name = format!("{stem}-{number:05}-of-{count:05}.gguf");
+            match name.parse::<RelPath>().ok().filter(|path| there.contains_key(path)) {
+                Some(path) => drop(chosen.insert(path)),
+                None => {
+                    return Err(SourceError::Missing {
+                        what: what.to_owned(),
+                        why: format!("`{name}` is not there, without which the other parts are of no use"),
+                        hint: Some("try another revision, or ask its owners".to_owned()),
+                    });
+                }
+            }
+        }
+    }
+    Ok(chosen)
+}
+
+#[cfg(test)]
+mod tests;
