@@ -102,8 +102,13 @@ pub fn rename(from: &Path, to: &Path) -> Result<()> {
     fs::rename(from, to).map_err(naming("move a file to", to))
 }
 
+/// Copies a file: by reflink where the file system can. The permission to be run goes along.
 pub fn copy(from: &Path, to: &Path) -> Result<()> {
-    fs::copy(from, to).map(drop).map_err(naming("copy a file to", to))
+    let copied = reflink_copy::reflink_or_copy(from, to).map_err(naming("copy a file to", to))?;
+    if copied.is_none() && is_executable(&metadata(from)?) {
+        set_executable(to)?;
+    }
+    Ok(())
 }
 
 /// A second name of a file, or a second file where the file system has no such thing.
@@ -131,7 +136,7 @@ pub fn copy_tree(from: &Path, to: &Path) -> Result<()> {
         } else if meta.is_dir() {
             copy_tree(&path, &target)?;
         } else {
-            reflink_copy::reflink_or_copy(&path, &target).map_err(naming("copy a file to", &target))?;
+            copy(&path, &target)?;
         }
     }
     Ok(())

@@ -22,6 +22,7 @@ use super::project::PolicyFile;
 use super::{Failure, Host, Project};
 
 /// An engine in one variant: everything that decides what is built.
+#[derive(Debug)]
 pub struct EngineDemand<'a> {
     pub wish: EngineWish,
     pub adapter: &'static dyn Engine,
@@ -42,7 +43,7 @@ pub struct ModelDemand<'a> {
     pub entry: &'a Entry,
 }
 
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub struct Demand<'a> {
     pub engines: Vec<EngineDemand<'a>>,
     pub models: Vec<ModelDemand<'a>>,
@@ -181,8 +182,8 @@ impl<'a> Surroundings<'_, 'a> {
             toolchain: &toolchain,
             cmake: &cmake,
             ninja: ninja.as_ref(),
-            env: &self.env,
-            processor: &toolchain::processor(&self.env),
+            env: self.env,
+            processor: &toolchain::processor(self.env),
         });
         let fingerprint = fingerprint::fingerprint(&inputs);
         let wish = EngineWish { name: name.clone(), variant, fingerprint, tree: source, tools, linked };

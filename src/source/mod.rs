@@ -9,6 +9,7 @@ pub mod git;
 pub mod globs;
 pub mod hf;
 pub mod hub_cache;
+pub mod path;
 pub mod pypi;
 
 use std::path::{Path, PathBuf};
@@ -161,7 +162,8 @@ pub fn of(spec: &SourceSpec) -> Box<dyn Source + '_> {
         SourceSpec::Git(spec) => Box::new(git::GitSource(spec)),
         SourceSpec::Pypi(spec) => Box::new(spec.clone()),
         SourceSpec::Hf(spec) => Box::new(spec.clone()),
-        SourceSpec::Url(_) | SourceSpec::Path(_) => {
+        SourceSpec::Path(spec) => Box::new(spec.clone()),
+        SourceSpec::Url(_) => {
             unimplemented!("filled in by each source kind")
         }
     }
