@@ -226,14 +226,8 @@ fn an_interrupt_ends_the_whole_build_and_leaves_nothing_half_installed() {
         .spawn()
         .unwrap();
     let lines = std::io::BufRead::lines(std::io::BufReader::new(child.stderr.take().unwrap()));
-    for line in lines {
-        if line.unwrap().contains("\"building\"") && sleeper_runs() {
-            break;
-        }
-        if sleeper_runs() {
-            break;
-        }
-    }
+    let mut lines = lines.map(Result::unwrap);
+    assert!(lines.any(|line| line.contains("\"building\"")), "it never builds");
     while !sleeper_runs() {
         std::thread::sleep(Duration::from_millis(10));
     }
