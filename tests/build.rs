@@ -186,6 +186,30 @@ fn a_path_that_got_through_is_told_on() {
 }
 
 #[test]
+fn a_build_for_cuda_sees_its_folders_in_one_place_if_it_may() {
+    let spot = |bench: &mut Bench| {
+        let list = "cmake_minimum_required(VERSION 3.20)\nproject(x C)\nadd_custom_target(hello)\n\
+                    file(WRITE ${CMAKE_BINARY_DIR}/spot \"${CMAKE_SOURCE_DIR} ${CMAKE_BINARY_DIR}\")\n";
+        fs::write_atomic(&bench.ask.source.join("CMakeLists.txt"), list.as_bytes()).unwrap();
+        bench.ask.recipe.outputs =
+            vec![OutputRule { glob: "spot".to_owned(), to: "at".parse().unwrap(), required: true }];
+        bench.ask.compilers.cuda = Some(bench.ask.compilers.cc.clone());
+        let isolated = bench.built().notes["network"] == "isolated";
+        let text = fs::read_bounded(&bench.ask.prefix.join("at/spot"), 4096).unwrap();
+        (isolated, String::from_utf8(text).unwrap())
+    };
+    let (mut here, mut there) = (bench(HELLO), bench(HELLO));
+    let (isolated, place) = spot(&mut here);
+    match build::room::choose().filter(|_| isolated) {
+        Some(room) => {
+            assert!(place.starts_with(room.source.to_str().unwrap()), "{place}");
+            assert_eq!(spot(&mut there).1, place);
+        }
+        None => assert!(place.contains("the source"), "{place}"),
+    }
+}
+
+#[test]
 fn the_first_compiler_error_is_what_is_shown() {
     let bench = bench(HELLO);
     fs::write_atomic(&bench.ask.source.join("words.c"), b"int f(void) { return nowhere; }\n").unwrap();

@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::room::Room;
 use super::{Phase, isolation, settings};
 use crate::base::{fs, lifeline};
 
@@ -27,8 +28,9 @@ pub struct Request {
     pub source: PathBuf,
     /// The work folder; CMake's build folder is `build` in it.
     pub folder: PathBuf,
-    /// `None`: what CMake takes by itself.
-    pub generator: Option<String>,
+    pub generator: String,
+    /// Where the folders are to be seen, if they may be.
+    pub room: Option<Room>,
     pub define: BTreeMap<String, String>,
     pub build_type: String,
     /// Everything when empty.
@@ -49,7 +51,7 @@ pub const DISCOURAGED: &str = "discouraged";
 /// ended, and this process with it.
 pub fn run_driver(request: &Path) -> i32 {
     match read(request) {
-        Ok(request) => drive(&request),
+        Ok(request) => drive(request),
         Err(error) => {
             let _ = writeln!(std::io::stderr(), "failed to execute command: {error}");
             2
@@ -61,11 +63,16 @@ fn read(path: &Path) -> Result<Request, Box<dyn std::error::Error>> {
     Ok(serde_json::from_slice(&fs::read_bounded(path, MAX_REQUEST_BYTES)?)?)
 }
 
-fn drive(request: &Request) -> i32 {
+fn drive(mut request: Request) -> i32 {
     platform::usual_permissions();
     let left = isolation::leave_network();
     let word = if left.is_ok() { ISOLATED } else { DISCOURAGED };
     let _ = fs::write_atomic(&request.network, format!("{word}\n").as_bytes());
+    if let Some(room) = request.room.take()
+        && room.enter(&request.source, &request.folder).is_ok()
+    {
+        (request.source, request.folder) = (room.source, room.folder);
+    }
     // Threads from here on.
     lifeline::lead();
     let _ = ctrlc::set_handler(lifeline::end_all);
@@ -74,7 +81,7 @@ fn drive(request: &Request) -> i32 {
     }
     let trap = isolation::set_trap(request.network.clone()).ok();
     std::panic::set_hook(Box::new(|_| {}));
-    let ran = std::panic::catch_unwind(AssertUnwindSafe(|| configure(request, trap.as_deref()).build()));
+    let ran = std::panic::catch_unwind(AssertUnwindSafe(|| configure(&request, trap.as_deref()).build()));
     if let Err(why) = &ran {
         let text = why.downcast_ref::<String>().map_or("", String::as_str);
         let text = text.split("\n\nbuild script failed").next().unwrap_or(text).trim();
@@ -91,13 +98,11 @@ fn configure(request: &Request, trap: Option<&str>) -> cmake::Config {
         .host(&host)
         .target(&host)
         .out_dir(&request.folder)
+        .generator(&request.generator)
         .profile(&request.build_type)
         .no_default_flags(true)
         .no_build_target(true)
         .always_configure(request.phase == Phase::Configure);
-    if let Some(generator) = &request.generator {
-        config.generator(generator);
-    }
     // The crate would set it to `C`.
     config.env("LC_ALL", settings::LOCALE);
     for (name, value) in &request.define {
@@ -107,7 +112,7 @@ fn configure(request: &Request, trap: Option<&str>) -> cmake::Config {
         config.env(name, trap.unwrap_or_default());
     }
     match request.phase {
-        Phase::Configure if request.generator.as_deref() == Some(super::NMAKE) => config.build_arg("/?"),
+        Phase::Configure if request.generator == super::NMAKE => config.build_arg("/?"),
         Phase::Configure => config.build_arg("--version"),
         Phase::Build => request.targets.iter().fold(&mut config, |config, target| config.build_arg(target)),
     };

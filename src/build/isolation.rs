@@ -80,6 +80,12 @@ pub fn heard(path: &Path) -> Vec<String> {
 }
 
 #[cfg(target_os = "linux")]
+#[expect(deprecated, reason = "its successor is unsafe because of `FILES`, which nobody asks for")]
+pub(super) fn unshare(what: rustix::thread::UnshareFlags) -> io::Result<()> {
+    Ok(rustix::thread::unshare(what)?)
+}
+
+#[cfg(target_os = "linux")]
 mod platform {
     use std::io;
 
@@ -88,6 +94,7 @@ mod platform {
     use rustix::process::{getegid, geteuid};
     use rustix::thread::UnshareFlags;
 
+    use super::unshare;
     use crate::base::fs;
 
     pub fn leave_network() -> io::Result<()> {
@@ -106,11 +113,6 @@ mod platform {
         // Without loopback the build is off the network all the same; only the trap is missing.
         let _ = raise_loopback();
         Ok(())
-    }
-
-    #[expect(deprecated, reason = "its successor is unsafe because of `FILES`, which is not asked for")]
-    fn unshare(what: UnshareFlags) -> io::Result<()> {
-        Ok(rustix::thread::unshare(what)?)
     }
 
     /// Sets the interface of index 1, which is loopback in a new namespace, up: one RTM_NEWLINK message (rtnetlink(7)).

@@ -7,7 +7,7 @@
 //! |---|---|
 //! | [`run`](mod@run) | the steps: edit, configure, look at what CMake decided, build, collect |
 //! | [`settings`] | environment and definitions that every build gets |
-//! | [`driver`], [`isolation`] | the child process that runs CMake, off the network |
+//! | [`driver`], [`isolation`], [`room`] | the child process that runs CMake, off the network, in one place |
 //! | [`log`], [`cmake_cache`] | what the tools said and decided |
 //! | [`outputs`] | from the build folder to the prefix |
 //! | [`toolchain`], [`accelerator`] | what this machine builds with, and for |
@@ -20,6 +20,7 @@ pub mod fingerprint;
 pub mod isolation;
 pub mod log;
 pub mod outputs;
+pub mod room;
 pub mod run;
 pub mod settings;
 pub mod toolchain;

@@ -8,6 +8,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::time::{Duration, Instant};
 
 use super::log::{Findings, MAX_LINE_BYTES};
+use super::room::{self, Room};
 use super::{
     BuildError, BuildRecipe, BuildRequest, Built, Failure, NMAKE, Phase, SourceEdit, cmake_cache, driver, isolation,
     outputs, settings, toolchain,
@@ -56,7 +57,8 @@ pub fn run(ask: &BuildRequest, task: &Task) -> Result<Built, BuildError> {
     let seconds = job.phase(Phase::Build)?;
     job.notes.insert("seconds.build".to_owned(), seconds);
     let binary = ask.binary();
-    let folders = [ask.source.as_path(), &ask.folder];
+    let mut folders = vec![ask.source.as_path(), &ask.folder];
+    folders.extend(job.room.iter().flat_map(|room| [room.source.as_path(), &room.folder]));
     let made = outputs::collect(&binary, &ask.prefix, &ask.recipe.outputs, &folders, task.cancel());
     let made = made.map_err(|error| job.or_no_space(error))?;
     job.warnings.extend(
@@ -147,6 +149,8 @@ impl Drop for Staged<'_> {
 struct Job<'a> {
     ask: &'a BuildRequest,
     task: &'a Task,
+    /// For CUDA alone: elsewhere flags do, and messages then name real folders.
+    room: Option<Room>,
     log: io::BufWriter<File>,
     log_left: u64,
     findings: Findings,
@@ -163,6 +167,7 @@ impl<'a> Job<'a> {
         Ok(Self {
             ask,
             task,
+            room: ask.compilers.cuda.as_ref().and_then(|_| room::choose()),
             log: io::BufWriter::new(fs::create(&ask.log)?),
             log_left: MAX_LOG_BYTES,
             findings: Findings::default(),
@@ -187,8 +192,9 @@ impl<'a> Job<'a> {
             parent: std::process::id(),
             source: ask.source.clone(),
             folder: ask.folder.clone(),
-            generator: Some(generator.to_owned()),
-            define: settings::definitions(ask),
+            generator: generator.to_owned(),
+            room: self.room.clone(),
+            define: settings::definitions(ask, self.room.as_ref()),
             build_type: ask.recipe.build_type.clone(),
             targets: ask.recipe.targets.clone(),
             network: network.clone(),
