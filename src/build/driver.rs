@@ -35,15 +35,15 @@ pub struct Request {
     pub build_type: String,
     /// Everything when empty.
     pub targets: Vec<String>,
-    /// Where to write whether the build is off the network, and then who tried.
+    /// Where to write whether the build is off the network and where it lies, and then who tried.
     pub network: PathBuf,
 }
 
 /// Longer requests are not ours.
 const MAX_REQUEST_BYTES: u64 = 4 << 20;
-/// The first line of the network file.
-pub const ISOLATED: &str = "isolated";
-pub const DISCOURAGED: &str = "discouraged";
+/// The first word of the network file; a second one is the source's path when [`Room`] gave it another.
+const ISOLATED: &str = "isolated";
+const DISCOURAGED: &str = "discouraged";
 
 /// Runs one request and gives the exit code: 0 done, 1 the build failed, 2 the request makes no sense.
 ///
@@ -66,13 +66,14 @@ fn read(path: &Path) -> Result<Request, Box<dyn std::error::Error>> {
 fn drive(mut request: Request) -> i32 {
     platform::usual_permissions();
     let left = isolation::leave_network();
-    let word = if left.is_ok() { ISOLATED } else { DISCOURAGED };
-    let _ = fs::write_atomic(&request.network, format!("{word}\n").as_bytes());
+    let mut words = if left.is_ok() { ISOLATED } else { DISCOURAGED }.to_owned();
     if let Some(room) = request.room.take()
         && room.enter(&request.source, &request.folder).is_ok()
     {
+        words = format!("{words} {}", room.source.display());
         (request.source, request.folder) = (room.source, room.folder);
     }
+    let _ = fs::write_atomic(&request.network, format!("{words}\n").as_bytes());
     // Threads from here on.
     lifeline::lead();
     let _ = ctrlc::set_handler(lifeline::end_all);

@@ -292,7 +292,9 @@ impl<'a> Job<'a> {
     fn hear(&mut self, path: &std::path::Path) {
         let mut lines = isolation::heard(path).into_iter();
         if let Some(mode) = lines.next() {
-            self.notes.insert("network".to_owned(), mode);
+            let (network, place) = mode.split_once(' ').unwrap_or((&mode, "its own folders"));
+            self.notes.insert("network".to_owned(), network.to_owned());
+            self.notes.insert("place".to_owned(), place.to_owned());
         }
         let told = self.findings.network.drain(..);
         for line in lines.chain(told) {
@@ -374,9 +376,6 @@ impl<'a> Job<'a> {
 
     fn finish(mut self) -> (BTreeMap<String, String>, Vec<String>) {
         self.warnings.extend(self.network.iter().map(|line| format!("the build tried to use the network: {line}")));
-        for warning in &self.warnings {
-            self.task.warn(warning.clone());
-        }
         (self.notes, self.warnings)
     }
 }
