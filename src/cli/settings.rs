@@ -75,7 +75,11 @@ impl<'a> Session<'a> {
     /// # Errors
     /// When there is none, or its files have problems.
     pub fn project(&self, output: &Output) -> Result<Project, Failure> {
-        let path = project::find_manifest(self.global.manifest.as_deref(), &self.cwd)?;
+        let chosen = match &self.global.manifest {
+            Some(name) => Some(name.clone()),
+            None => self.settings(&project::find_root(&self.cwd))?.manifest,
+        };
+        let path = project::find_manifest(chosen.as_deref(), &self.cwd)?;
         let project = Project::load(&path)?;
         output.warnings(&project.warnings);
         Ok(project)
@@ -177,21 +181,21 @@ impl<'a> Session<'a> {
             env.entry("AITOOLS_PYTHON".to_owned()).or_insert_with(|| python.clone());
         }
         let variant: Option<Variant> = build.and_then(|build| build.variant).or(settings.variant);
-        let jobs = build.and_then(|build| build.jobs).or(settings.jobs).unwrap_or_else(processors);
+        let jobs =
+            build.and_then(|build| build.jobs).or(settings.jobs.filter(|jobs| *jobs > 0)).unwrap_or_else(processors);
         let offline = self.offline(&settings).value;
         Ok(Host { store, env, driver: driver()?, offline, jobs, variant, task: self.task.clone() })
     }
 
     /// How the lockfile is treated. `CI=true` implies `--locked`.
-    pub fn lock_mode(&self, asked: &args::LockMode) -> LockMode {
-        if asked.frozen == Some(true) {
-            return LockMode::Frozen;
-        }
-        match asked.locked {
-            Some(true) => LockMode::Locked,
-            Some(false) => LockMode::Update,
-            None if self.variable("CI").is_some_and(is_true) => LockMode::Locked,
-            None => LockMode::Update,
+    pub fn lock_mode(&self, asked: &args::LockMode, settings: &Settings) -> LockMode {
+        let said = asked.locked.is_some() || asked.frozen.is_some();
+        let (locked, frozen) = if said { (asked.locked, asked.frozen) } else { (settings.locked, settings.frozen) };
+        match (locked, frozen) {
+            (_, Some(true)) => LockMode::Frozen,
+            (Some(true), _) => LockMode::Locked,
+            (None, _) if self.variable("CI").is_some_and(is_true) => LockMode::Locked,
+            _ => LockMode::Update,
         }
     }
 

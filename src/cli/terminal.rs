@@ -76,7 +76,7 @@ impl Reporter for Bars {
                 if let Some((bar, subject)) = ended {
                     bar.finish_and_clear();
                     self.all.remove(&bar);
-                    self.line("✓", "32", &format!("{subject}: {detail}"));
+                    self.line("✓", "32", &ended_line(&subject, detail));
                 }
             }
             Event::Abandoned { id } => {
@@ -90,6 +90,10 @@ impl Reporter for Bars {
             Event::Warning { text } => self.line("warning:", "33", text),
         }
     }
+}
+
+fn ended_line(subject: &str, detail: &str) -> String {
+    if detail.is_empty() { format!("{subject}: done") } else { format!("{subject}: {detail}") }
 }
 
 /// How often a plain line tells of a long piece of work.
@@ -133,7 +137,7 @@ impl Reporter for Plain {
             Event::Progressed { .. } => {}
             Event::Finished { id, detail } => {
                 if let Some((text, _)) = locked(&self.subjects).remove(id) {
-                    self.line(&format!("{text}: {detail}"));
+                    self.line(&ended_line(&text, detail));
                 }
             }
             Event::Abandoned { id } => {

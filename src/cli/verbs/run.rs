@@ -34,7 +34,7 @@ pub fn run(ask: &args::Run, session: &Session<'_>, output: &Output) -> Result<u8
     let host = session.host(&project.root, Some(&ask.build))?;
     if ask.sync {
         let names = [file.name.clone()];
-        let mode = session.lock_mode(&ask.lock);
+        let mode = session.lock_mode(&ask.lock, &session.settings(&project.root)?);
         let synced = sync::run(&host, &project, &Ask { policies: &names, mode, dry_run: false })?;
         if !synced.plan.is_empty() {
             super::sync::tell(&synced, &project, output);

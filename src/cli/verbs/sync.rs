@@ -14,7 +14,7 @@ use super::size;
 pub fn run(ask: &args::Sync, session: &Session<'_>, output: &Output) -> Result<u8, Failure> {
     let project = session.project(output)?;
     let host = session.host(&project.root, Some(&ask.build))?;
-    let mode = session.lock_mode(&ask.lock);
+    let mode = session.lock_mode(&ask.lock, &session.settings(&project.root)?);
     let synced = sync::run(&host, &project, &Ask { policies: &ask.policies, mode, dry_run: ask.dry_run })?;
     tell(&synced, &project, output);
     output.result("sync", true, &synced);
