@@ -1,6 +1,12 @@
 //! A sealed world for command tests: a project, a home, a cache and a machine key of its own, under a path with a space and
 //! letters beyond ASCII; a tiny engine that a real CMake builds in a second, and a tiny model.
-#![allow(dead_code, clippy::unwrap_used, clippy::panic, reason = "shared by tests that use parts of it")]
+#![allow(
+    dead_code,
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::disallowed_methods,
+    reason = "shared by tests that use parts of it"
+)]
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
