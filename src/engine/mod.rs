@@ -10,6 +10,7 @@ pub mod backend;
 pub mod http;
 pub mod llama_cpp;
 pub mod metrics;
+pub mod powerinfer;
 pub mod stream;
 
 use std::collections::BTreeMap;
@@ -32,7 +33,7 @@ use crate::format::manifest::EngineSpec;
 use crate::format::policy::Policy;
 
 /// Every adapter there is.
-pub const ENGINES: &[&dyn Engine] = &[&llama_cpp::LlamaCpp];
+pub const ENGINES: &[&dyn Engine] = &[&llama_cpp::LlamaCpp, &powerinfer::PowerInfer];
 
 /// The adapter of that id.
 pub fn find(id: &str) -> Option<&'static dyn Engine> {
@@ -64,6 +65,14 @@ pub trait Engine: std::fmt::Debug + Sync {
     /// # Errors
     /// When the policy asks for what this engine cannot do.
     fn launch(&self, ask: &LaunchRequest<'_>) -> Result<Launch, EngineError>;
+
+    /// Makes what must lie in the scratch folder beside the launch's small files, before each start.
+    ///
+    /// # Errors
+    /// When what it is made of is missing or wrong, or the disk fails.
+    fn prepare(&self, _: &LaunchRequest<'_>) -> Result<(), EngineError> {
+        Ok(())
+    }
 
     /// Whether the started engine answers for its model yet. Called every few milliseconds, so it must be quick.
     ///
@@ -161,10 +170,12 @@ pub struct Ready {
 }
 
 impl Ready {
+    /// The command, once its scratch folder is prepared.
+    ///
     /// # Errors
-    /// When the policy asks for what the engine cannot do.
+    /// When the policy asks for what the engine cannot do, or [`Engine::prepare`] fails.
     pub fn launch(&self, endpoint: &Endpoint, scratch: &Path) -> Result<Launch, EngineError> {
-        self.engine.launch(&LaunchRequest {
+        let ask = LaunchRequest {
             policy: &self.policy,
             variant: self.variant,
             artifact: &self.artifact,
@@ -174,7 +185,9 @@ impl Ready {
             key: &endpoint.key,
             scratch,
             cores: self.cores,
-        })
+        };
+        self.engine.prepare(&ask)?;
+        self.engine.launch(&ask)
     }
 }
 

@@ -17,6 +17,9 @@ pub struct Header {
     pub version: u32,
     pub metadata: BTreeMap<String, Value>,
     pub tensors: Vec<Tensor>,
+    /// Tokens that no text makes: the numbers of the control and user-defined ones (`tokenizer.ggml.token_type` 3 and 4) by
+    /// their text in `tokenizer.ggml.tokens`.
+    pub special_tokens: BTreeMap<String, u32>,
     /// Where tensor data begins, in bytes from the start of the file.
     pub data_offset: u64,
 }

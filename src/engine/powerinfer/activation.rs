@@ -1,0 +1,246 @@
+//! Activation statistics: how often each neuron of a layer fired, as PowerInfer's models carry them
+//! (`activation/activation_<layer>.pt`, one tensor of one dimension in PyTorch's zip format).
+//!
+//! Such a file holds a pickle, which is a program. Absent on purpose: anything that runs it. The pickle is read as a flat
+//! list of words, and only the one list that `torch.save` writes for such a tensor is taken.
+
+use std::io::{Cursor, Read as _};
+use std::path::Path;
+
+use zip::{CompressionMethod, ZipArchive};
+
+use crate::base::fs::{self, FsError};
+
+/// What a file may hold beside its numbers, in bytes.
+const OVERHEAD_BYTES: u64 = 256 * 1024;
+const PICKLE_LIMIT_BYTES: u64 = 16 * 1024;
+
+#[derive(Debug, thiserror::Error)]
+pub enum ActivationError {
+    #[error(transparent)]
+    Fs(#[from] FsError),
+    #[error("`{file}` is of no use as activation statistics: {why}")]
+    Bad { file: String, why: String },
+}
+
+/// The statistics of every layer, in the order of the layers; `neurons` says how many each one has.
+///
+/// # Errors
+/// When a file is missing, is anything but such a tensor, or there are more files than layers.
+pub fn read_all(folder: &Path, neurons: &[usize]) -> Result<Vec<Vec<f64>>, ActivationError> {
+    let name = |layer: usize| format!("activation_{layer}.pt");
+    let surplus = name(neurons.len());
+    if fs::exists(&folder.join(&surplus)) {
+        let why = format!("the model has {} layers: this is another model's", neurons.len());
+        return Err(ActivationError::Bad { file: surplus, why });
+    }
+    let read = |(layer, count): (usize, &usize)| {
+        let file = name(layer);
+        let bytes = fs::read_bounded(&folder.join(&file), *count as u64 * 8 + OVERHEAD_BYTES)?;
+        parse(&bytes, *count).map_err(|why| ActivationError::Bad { file, why })
+    };
+    neurons.iter().enumerate().map(read).collect()
+}
+
+/// One file's numbers.
+fn parse(bytes: &[u8], neurons: usize) -> Result<Vec<f64>, String> {
+    let mut archive =
+        ZipArchive::new(Cursor::new(bytes)).map_err(|error| format!("not a file of `torch.save` ({error})"))?;
+    let main = archive.file_names().find(|name| name.ends_with("/data.pkl")).map(str::to_owned);
+    let main = main.ok_or("no `data.pkl` is in it")?;
+    let folder = main.trim_end_matches("data.pkl");
+    let tensor = Tensor::parse(&entry(&mut archive, &main, PICKLE_LIMIT_BYTES)?)?;
+    if tensor.length != neurons {
+        return Err(format!("it has {} numbers, and the layer has {neurons} neurons", tensor.length));
+    }
+    let order = format!("{folder}byteorder");
+    if archive.index_for_name(&order).is_some() && entry(&mut archive, &order, 16)? != b"little" {
+        return Err("its numbers are not in little-endian order".to_owned());
+    }
+    let data = entry(&mut archive, &format!("{folder}data/{}", tensor.key), bytes.len() as u64)?;
+    let size = tensor.kind.size_bytes();
+    let begin = tensor.offset.checked_mul(size).ok_or("its offset is too large")?;
+    let numbers = begin.checked_add(neurons * size).and_then(|end| data.get(begin..end));
+    let numbers = numbers.ok_or("it is cut short")?;
+    let numbers: Vec<f64> = numbers.chunks_exact(size).map(|number| tensor.kind.decode(number)).collect();
+    if numbers.iter().all(|number| number.is_finite()) { Ok(numbers) } else { Err("a number is not finite".to_owned()) }
+}
+
+/// A stored (not compressed) file of the archive.
+fn entry(archive: &mut ZipArchive<Cursor<&[u8]>>, name: &str, limit_bytes: u64) -> Result<Vec<u8>, String> {
+    let file = archive.by_name(name).map_err(|error| format!("`{name}` cannot be read ({error})"))?;
+    if file.compression() != CompressionMethod::Stored {
+        return Err(format!("`{name}` is compressed"));
+    }
+    let mut bytes = Vec::new();
+    let read = file.take(limit_bytes + 1).read_to_end(&mut bytes);
+    read.map_err(|error| format!("`{name}` cannot be read ({error})"))?;
+    if bytes.len() as u64 > limit_bytes { Err(format!("`{name}` is too large")) } else { Ok(bytes) }
+}
+
+/// The types of numbers that are taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Half,
+    Float,
+    Double,
+    Int,
+    Long,
+}
+
+impl Kind {
+    fn of_storage(class: &str) -> Option<Self> {
+        match class {
+            "torch HalfStorage" => Some(Self::Half),
+            "torch FloatStorage" => Some(Self::Float),
+            "torch DoubleStorage" => Some(Self::Double),
+            "torch IntStorage" => Some(Self::Int),
+            "torch LongStorage" => Some(Self::Long),
+            _ => None,
+        }
+    }
+
+    fn size_bytes(self) -> usize {
+        match self {
+            Self::Half => 2,
+            Self::Float | Self::Int => 4,
+            Self::Double | Self::Long => 8,
+        }
+    }
+
+    /// `bytes` are [`Kind::size_bytes`] many.
+    fn decode(self, bytes: &[u8]) -> f64 {
+        let bits = bytes.iter().rev().fold(0u64, |bits, byte| bits << 8 | u64::from(*byte));
+        match self {
+            Self::Half => half(bits as u16),
+            Self::Float => f64::from(f32::from_bits(bits as u32)),
+            Self::Double => f64::from_bits(bits),
+            Self::Int => f64::from(bits as u32 as i32),
+            Self::Long => bits as i64 as f64,
+        }
+    }
+}
+
+/// IEEE 754 binary16.
+fn half(bits: u16) -> f64 {
+    let (exponent, fraction) = (i32::from(bits >> 10 & 31), f64::from(bits & 1023));
+    let size = match exponent {
+        0 => fraction * f64::from(-24).exp2(),
+        31 if fraction == 0.0 => f64::INFINITY,
+        31 => f64::NAN,
+        _ => (1024.0 + fraction) * f64::from(exponent - 25).exp2(),
+    };
+    if bits >> 15 == 1 { -size } else { size }
+}
+
+/// Where a tensor's numbers are.
+#[derive(Debug, PartialEq, Eq)]
+struct Tensor {
+    kind: Kind,
+    /// The name of the file with its numbers.
+    key: String,
+    /// In numbers.
+    offset: usize,
+    length: usize,
+}
+
+/// A word of a pickle, as far as such a tensor needs them.
+#[derive(Debug, PartialEq, Eq)]
+enum Word {
+    Mark,
+    Tuple,
+    Tuple1,
+    EmptyTuple,
+    PersistentId,
+    Reduce,
+    Bool,
+    Stop,
+    /// `module name`.
+    Global(String),
+    Text(String),
+    Int(i64),
+}
+
+impl Tensor {
+    /// What `torch.save` writes (`torch/_utils.py`, `_rebuild_tensor_v2`: storage, offset, size, stride, requires_grad,
+    /// backward hooks), in words; nothing else is taken.
+    fn parse(pickle: &[u8]) -> Result<Self, String> {
+        use Word::{Bool, EmptyTuple, Global, Int, Mark, PersistentId, Reduce, Stop, Text, Tuple, Tuple1};
+        let words = words(pickle)?;
+        let [
+            Global(rebuild), Mark, Mark, Text(what), Global(class), Text(key), Text(_), Int(_), Tuple, PersistentId,
+            Int(offset), Int(length), Tuple1, Int(1), Tuple1, Bool, Global(hooks), EmptyTuple, Reduce, Tuple, Reduce,
+            Stop,
+        ] = words.as_slice()
+        else {
+            return Err("it holds something else than one tensor of one dimension".to_owned());
+        };
+        if (rebuild.as_str(), what.as_str(), hooks.as_str())
+            != ("torch._utils _rebuild_tensor_v2", "storage", "collections OrderedDict")
+        {
+            return Err(format!("it asks for `{rebuild}` with `{what}` and `{hooks}`, which a tensor does not"));
+        }
+        let kind = Kind::of_storage(class).ok_or_else(|| format!("its numbers are a `{class}`"))?;
+        if key.is_empty() || !key.bytes().all(|byte| byte.is_ascii_alphanumeric()) {
+            return Err(format!("`{key}` is not the name of its numbers"));
+        }
+        let whole = |number: &i64| usize::try_from(*number).map_err(|_| format!("{number} is not a size"));
+        Ok(Self { kind, key: key.clone(), offset: whole(offset)?, length: whole(length)? })
+    }
+}
+
+/// The words of a pickle of protocol 2 (Python's `pickletools`). What only remembers values for later is passed over:
+/// nothing that is taken looks them up again.
+fn words(mut pickle: &[u8]) -> Result<Vec<Word>, String> {
+    const MOST: usize = 64;
+    let cut = || "its pickle is cut short".to_owned();
+    let mut words = Vec::new();
+    while words.len() <= MOST {
+        let opcode = *pickle.split_off_first().ok_or_else(cut)?;
+        let mut take = |count: usize| pickle.split_off(..count).ok_or_else(cut);
+        words.push(match opcode {
+            // PROTO, BINPUT, LONG_BINPUT
+            0x80 | b'q' => {
+                take(1)?;
+                continue;
+            }
+            b'r' => {
+                take(4)?;
+                continue;
+            }
+            b'(' => Word::Mark,
+            b't' => Word::Tuple,
+            0x85 => Word::Tuple1,
+            b')' => Word::EmptyTuple,
+            b'Q' => Word::PersistentId,
+            b'R' => Word::Reduce,
+            0x88 | 0x89 => Word::Bool,
+            b'.' => Word::Stop,
+            b'K' => Word::Int(little(take(1)?)),
+            b'M' => Word::Int(little(take(2)?)),
+            b'J' => Word::Int(little(take(4)?)),
+            b'X' => {
+                let length = usize::try_from(little(take(4)?)).map_err(|_| cut())?;
+                Word::Text(String::from_utf8_lossy(take(length)?).into_owned())
+            }
+            b'c' => Word::Global(format!("{} {}", line(&mut pickle)?, line(&mut pickle)?)),
+            other => return Err(format!("its pickle has the opcode {other:#04x}, which such a tensor does not need")),
+        });
+        if words.last() == Some(&Word::Stop) {
+            return Ok(words);
+        }
+    }
+    Err(format!("its pickle has more than {MOST} words"))
+}
+
+/// At most 4 bytes.
+fn little(bytes: &[u8]) -> i64 {
+    bytes.iter().rev().fold(0, |number, byte| number << 8 | i64::from(*byte))
+}
+
+fn line(pickle: &mut &[u8]) -> Result<String, String> {
+    let end = pickle.iter().take(200).position(|byte| *byte == b'\n').ok_or("a name in its pickle has no end")?;
+    let text = String::from_utf8_lossy(&pickle[..end]).into_owned();
+    *pickle = &pickle[end + 1..];
+    Ok(text)
+}

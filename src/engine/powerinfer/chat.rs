@@ -1,0 +1,280 @@
+//! From a prompt to the parts its server is given: texts, and special tokens by their numbers.
+//!
+//! PowerInfer's server knows no chat templates and never reads a special token in a text, so both are done here. That has
+//! one good side, which is kept: whatever a message says, it cannot become a special token.
+//!
+//! Templates are Jinja with the surroundings that `transformers` gives them (`chat_template_utils.py`). They come from the
+//! policy, else from the model; steps and output are bounded. Absent: tools, documents, images, the time of day.
+
+use std::collections::BTreeSet;
+
+use minijinja::value::{Kwargs, Value};
+use minijinja::{Environment, ErrorKind, context};
+use minijinja_contrib::pycompat::unknown_method_callback;
+use serde_json::json;
+
+use super::model;
+use crate::engine::EngineError;
+use crate::format::gguf::Header;
+use crate::format::policy::Policy;
+
+const TEMPLATE_LIMIT_BYTES: usize = 256 * 1024;
+const OUTPUT_LIMIT_BYTES: usize = 16 << 20;
+/// Steps of a template. One for a conversation takes a few for each character at most.
+const FUEL: u64 = 1_000_000;
+
+/// A piece of a prompt.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Part {
+    Text(String),
+    /// The number of a special token.
+    Token(u32),
+}
+
+/// A template known by name, and the text that begins the other side's next turn: models that were not trained to end
+/// theirs go on with it.
+struct Known {
+    name: &'static str,
+    template: &'static str,
+    stop: &'static str,
+}
+
+const KNOWN: &[Known] = &[
+    Known {
+        name: "chatml",
+        template: "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n\
+                   {% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{{ '' }}{% endif %}",
+        stop: "<|im_start|>",
+    },
+    Known {
+        name: "llama2",
+        template: "{% for message in messages %}{% if message.role == 'user' %}{{ bos_token }}[INST] \
+                   {% if loop.previtem is defined and loop.previtem.role == 'system' %}<<SYS>>\n\
+                   {{ loop.previtem.content }}\n<</SYS>>\n\n{% endif %}{{ message.content }} [/INST]\
+                   {% elif message.role == 'assistant' %} {{ message.content }} {{ eos_token }}{% endif %}{% endfor %}",
+        stop: "[INST]",
+    },
+    Known {
+        name: "vicuna",
+        template: "{% for message in messages %}{% if message.role == 'system' %}{{ message.content }} \
+                   {% elif message.role == 'user' %}USER: {{ message.content }} \
+                   {% else %}ASSISTANT: {{ message.content }}{{ eos_token }}{% endif %}{% endfor %}ASSISTANT:",
+        stop: "USER:",
+    },
+    Known {
+        name: "alpaca",
+        template: "{% for message in messages %}{% if message.role == 'system' %}{{ message.content }}\n\n\
+                   {% elif message.role == 'user' %}### Instruction:\n{{ message.content }}\n\n\
+                   {% else %}### Response:\n{{ message.content }}\n\n{% endif %}{% endfor %}### Response:\n{{ '' }}",
+        stop: "### Instruction:",
+    },
+];
+
+/// A policy's or a model's template; none when prompts are sent as they are.
+enum Template<'a> {
+    None,
+    Known(&'static Known),
+    Jinja(&'a str),
+}
+
+fn template<'a>(policy: &'a Policy, header: &'a Header) -> Result<Template<'a>, EngineError> {
+    match policy.generation.chat_template.as_deref() {
+        Some("none") => Ok(Template::None),
+        Some(text) if text.contains(['{', '\n']) => Ok(Template::Jinja(text)),
+        Some(name) => match KNOWN.iter().find(|known| known.name == name) {
+            Some(known) => Ok(Template::Known(known)),
+            None => {
+                let names: Vec<String> = KNOWN.iter().map(|known| format!("`{}`", known.name)).collect();
+                Err(wrong(format!("`{name}` is neither a Jinja template nor one of {}, `none`", names.join(", "))))
+            }
+        },
+        None => Ok(model::text(header, "tokenizer.chat_template").map_or(Template::None, Template::Jinja)),
+    }
+}
+
+fn wrong(why: String) -> EngineError {
+    EngineError::Policy { key: "generation.chat_template", why }
+}
+
+/// Whether prompts go through a template.
+///
+/// # Errors
+/// When the policy names one that is not known.
+pub(super) fn has_template(policy: &Policy, header: &Header) -> Result<bool, EngineError> {
+    Ok(!matches!(template(policy, header)?, Template::None))
+}
+
+/// The texts that end an answer: the policy's, and the one that the template's next turn would begin with.
+pub(super) fn stops(policy: &Policy, header: &Header) -> Vec<String> {
+    let implied = match template(policy, header) {
+        Ok(Template::Known(known)) => Some(known.stop.to_owned()),
+        _ => None,
+    };
+    policy.generation.stop.iter().filter(|stop| !stop.is_empty()).cloned().chain(implied).collect()
+}
+
+/// The parts of a prompt, through the template when there is one.
+///
+/// # Errors
+/// When the template is not known, is wrong or raises an exception, or there is no place for the system message.
+pub(super) fn parts(policy: &Policy, header: &Header, prompt: &str) -> Result<Vec<Part>, EngineError> {
+    let system = policy.generation.system_prompt.as_deref();
+    let source = match template(policy, header)? {
+        Template::Known(known) => known.template,
+        Template::Jinja(text) => text,
+        Template::None if system.is_none() => return Ok(vec![Part::Text(prompt.to_owned())]),
+        Template::None => {
+            let why = "without a chat template there is no place for a system message".to_owned();
+            return Err(EngineError::Policy { key: "generation.system_prompt", why });
+        }
+    };
+    let special = Special::of(header);
+    let texts: Vec<&str> = system.into_iter().chain([prompt, source]).collect();
+    let guard = guard(&texts).ok_or_else(|| wrong("a message uses every character there is".to_owned()))?;
+    let message = |role: &str, text: &str| json!({ "role": role, "content": special.guarded(text, guard) });
+    let messages: Vec<_> =
+        system.map(|text| message("system", text)).into_iter().chain([message("user", prompt)]).collect();
+    let rendered = render(source, &messages, &special).map_err(|error| wrong(said(&error)))?;
+    Ok(special.split(&rendered, guard))
+}
+
+fn said(error: &minijinja::Error) -> String {
+    let what = error.detail().map_or_else(|| error.kind().to_string(), str::to_owned);
+    error.line().map_or_else(|| what.clone(), |line| format!("line {line}: {what}"))
+}
+
+fn render(source: &str, messages: &[serde_json::Value], special: &Special<'_>) -> Result<String, minijinja::Error> {
+    let too_large = |what, limit| minijinja::Error::new(ErrorKind::InvalidOperation, format!("{what} {limit} bytes"));
+    if source.len() > TEMPLATE_LIMIT_BYTES {
+        return Err(too_large("it is larger than", TEMPLATE_LIMIT_BYTES));
+    }
+    let mut jinja = Environment::new();
+    jinja.set_trim_blocks(true);
+    jinja.set_lstrip_blocks(true);
+    jinja.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
+    jinja.set_unknown_method_callback(unknown_method_callback);
+    jinja.set_fuel(Some(FUEL));
+    jinja.add_function("raise_exception", |message: String| -> Result<Value, minijinja::Error> {
+        Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
+    });
+    jinja.add_filter("tojson", to_json);
+    let text = |id| special.text(id).unwrap_or_default();
+    let context = context! {
+        messages => messages,
+        add_generation_prompt => true,
+        bos_token => text(special.bos),
+        eos_token => text(special.eos),
+    };
+    let rendered = jinja.template_from_str(source)?.render(context)?;
+    if rendered.len() > OUTPUT_LIMIT_BYTES { Err(too_large("it makes more than", OUTPUT_LIMIT_BYTES)) } else { Ok(rendered) }
+}
+
+/// As Python's `json.dumps(.., ensure_ascii=False)` writes it.
+fn to_json(value: &Value, options: Kwargs) -> Result<String, minijinja::Error> {
+    struct Python;
+    impl serde_json::ser::Formatter for Python {
+        fn begin_array_value<W: std::io::Write + ?Sized>(&mut self, out: &mut W, first: bool) -> std::io::Result<()> {
+            if first { Ok(()) } else { out.write_all(b", ") }
+        }
+        fn begin_object_key<W: std::io::Write + ?Sized>(&mut self, out: &mut W, first: bool) -> std::io::Result<()> {
+            if first { Ok(()) } else { out.write_all(b", ") }
+        }
+        fn begin_object_value<W: std::io::Write + ?Sized>(&mut self, out: &mut W) -> std::io::Result<()> {
+            out.write_all(b": ")
+        }
+    }
+    options.assert_all_used()?;
+    let mut json = Vec::new();
+    serde::Serialize::serialize(value, &mut serde_json::Serializer::with_formatter(&mut json, Python))
+        .map_err(|error| minijinja::Error::new(ErrorKind::BadSerialization, error.to_string()))?;
+    Ok(String::from_utf8_lossy(&json).into_owned())
+}
+
+/// A character for private use that none of the texts has.
+fn guard(texts: &[&str]) -> Option<char> {
+    ('\u{f0000}'..='\u{f0fff}').find(|guard| !texts.iter().any(|text| text.contains(*guard)))
+}
+
+/// The special tokens of a vocabulary.
+struct Special<'a> {
+    tokens: Vec<(&'a str, u32)>,
+    /// What they begin with: most characters of a text are none of these.
+    firsts: BTreeSet<char>,
+    bos: u32,
+    eos: u32,
+}
+
+impl<'a> Special<'a> {
+    fn of(header: &'a Header) -> Self {
+        let mut tokens: Vec<(&str, u32)> =
+            header.special_tokens.iter().map(|(text, id)| (text.as_str(), *id)).filter(|(text, _)| !text.is_empty()).collect();
+        // The longest first: one token may be the beginning of another.
+        tokens.sort_by_key(|(text, id)| (std::cmp::Reverse(text.len()), *id));
+        let firsts = tokens.iter().filter_map(|(text, _)| text.chars().next()).collect();
+        Self { tokens, firsts, bos: model::bos(header), eos: model::eos(header) }
+    }
+
+    fn text(&self, wanted: u32) -> Option<&'a str> {
+        self.tokens.iter().find(|(_, id)| *id == wanted).map(|(text, _)| *text)
+    }
+
+    /// The special token that a text begins with.
+    fn beginning(&self, text: &str) -> Option<(&'a str, u32)> {
+        self.tokens.iter().find(|(token, _)| text.starts_with(token)).copied()
+    }
+
+    /// A message's text in which no special token is left, also none whose beginning or end the template would add: the
+    /// guard stands within each. Spaces at the ends, which templates trim, stay at the ends.
+    fn guarded(&self, text: &str, guard: char) -> String {
+        let mut safe = String::with_capacity(text.len());
+        let inner = text.trim();
+        let (before, after) = (text.len() - text.trim_start().len(), text.trim_end().len());
+        safe.push_str(&text[..before.min(text.len())]);
+        let ends = |token: &str| cuts(token).any(|(_, tail)| inner.starts_with(tail) || tail.starts_with(inner));
+        if !inner.is_empty() && self.tokens.iter().any(|(token, _)| ends(token)) {
+            safe.push(guard);
+        }
+        for (at, c) in inner.char_indices() {
+            safe.push(c);
+            let rest = &inner[at..];
+            let begins = |token: &str| token.starts_with(rest) || rest.starts_with(token);
+            if self.firsts.contains(&c) && self.tokens.iter().any(|(token, _)| begins(token)) {
+                safe.push(guard);
+            }
+        }
+        if before < text.len() {
+            safe.push_str(&text[after..]);
+        }
+        safe
+    }
+
+    fn split(&self, text: &str, guard: char) -> Vec<Part> {
+        let mut parts = Vec::new();
+        let mut plain = String::new();
+        let mut rest = text;
+        while let Some(c) = rest.chars().next() {
+            if let Some((token, id)) = self.firsts.contains(&c).then(|| self.beginning(rest)).flatten() {
+                flush(&mut plain, guard, &mut parts);
+                parts.push(Part::Token(id));
+                rest = &rest[token.len()..];
+            } else {
+                plain.push(c);
+                rest = &rest[c.len_utf8()..];
+            }
+        }
+        flush(&mut plain, guard, &mut parts);
+        parts
+    }
+}
+
+fn flush(plain: &mut String, guard: char, parts: &mut Vec<Part>) {
+    let text = std::mem::take(plain).replace(guard, "");
+    if !text.is_empty() {
+        parts.push(Part::Text(text));
+    }
+}
+
+/// Every way to cut a text in two, neither part empty.
+fn cuts(text: &str) -> impl Iterator<Item = (&str, &str)> {
+    text.char_indices().skip(1).map(|(at, _)| text.split_at(at))
+}

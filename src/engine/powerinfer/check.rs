@@ -1,0 +1,310 @@
+//! What can be known to be wrong, or doubtful, before the engine is started. PowerInfer itself looks at little: a file cut
+//! short, a type it cannot compute or the activation of another model give nonsense and an exit code of 0.
+
+use super::{chat, model, wire};
+use crate::base::platform::Variant;
+use crate::engine::{CheckRequest, EngineError, Finding};
+use crate::format::gguf::{Header, Tensor};
+
+/// `llm_load_sparse_model_tensors`.
+const SPARSE: &[&str] = &["llama", "bamboo", "refact", "falcon", "opt"];
+/// `llama_build_graph`.
+const DENSE: &[&str] =
+    &["llama", "bamboo", "baichuan", "falcon", "starcoder", "persimmon", "refact", "bloom", "mpt", "stablelm", "opt"];
+/// Types of weights in the ggml of that time: F32, F16, Q4_0 to Q8_1, Q2_K to Q8_K. It does not check others.
+const TYPES: &[u32] = &[0, 1, 2, 3, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15];
+/// F16 and Q4_0: any other is computed as if it were F16.
+const DOWN_TYPES: &[u32] = &[1, 2];
+/// Below this PowerInfer computes a layer in a way of its own, which writes a row too many.
+const FEWEST_NEURONS: u64 = 1000;
+/// What a process takes on a GPU beside its budget: measured on an H100 with 0.6 to 2.2 GB of weights, 0.55 to 0.68 GiB.
+const GPU_OVERHEAD_GIB: f64 = 0.7;
+/// Requests that its server reads at a time.
+const CONNECTIONS: u32 = 8;
+/// Tokens that end a turn in chat models. PowerInfer stops at the end-of-text token alone.
+const TURN_ENDS: &[&str] = &["<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>", "<|endoftext|>"];
+
+pub(super) fn all(ask: &CheckRequest<'_>) -> Vec<Finding> {
+    let [header] = ask.headers else {
+        let message = format!("the weights have {} parts, and PowerInfer loads a single file", ask.headers.len());
+        return vec![error("", message, Some("choose a model that is not split"))];
+    };
+    let mut found = of_model(ask, header);
+    found.extend(of_accelerator(ask, header));
+    found.extend(of_threads(ask, header));
+    found.extend(of_context(ask, header));
+    found.extend(of_sampling(ask, header));
+    found.extend(of_template(ask, header));
+    found.extend(of_memory(ask, header));
+    found
+}
+
+fn finding(error: bool, key: &'static str, message: impl Into<String>, hint: Option<&str>) -> Finding {
+    Finding { error, key, message: message.into(), hint: hint.map(str::to_owned) }
+}
+
+fn error(key: &'static str, message: impl Into<String>, hint: Option<&str>) -> Finding {
+    finding(true, key, message, hint)
+}
+
+fn warning(key: &'static str, message: impl Into<String>, hint: Option<&str>) -> Finding {
+    finding(false, key, message, hint)
+}
+
+fn of_model(ask: &CheckRequest<'_>, header: &Header) -> Vec<Finding> {
+    let sparse = model::is_sparse(header);
+    let known = if sparse { SPARSE } else { DENSE };
+    let Some(name) = model::architecture(header).filter(|name| known.contains(name)) else {
+        let name = model::architecture(header).unwrap_or("none");
+        let kind = if sparse { "sparse" } else { "dense" };
+        let message = format!("PowerInfer loads no {kind} model of architecture `{name}`: only {}", known.join(", "));
+        return vec![error("", message, Some("for other models use an engine whose adapter is `llama-cpp`"))];
+    };
+    let mut found = Vec::new();
+    if model::number(header, "expert_count").unwrap_or(0) > 0 {
+        let hint = "its branch `feat-moe` is the one that could: name it as the engine's source";
+        found.push(error("", "the model is a mixture of experts, which PowerInfer's main branch does not load", Some(hint)));
+    }
+    let missing = missing(header, name, sparse);
+    if !missing.is_empty() {
+        let (first, more) = (missing[0].as_str(), missing.len() - 1);
+        let more = if more == 0 { String::new() } else { format!(" and {more} more") };
+        let hint = match first {
+            "output.weight" => "convert the model with an output of its own: PowerInfer does not share the embeddings",
+            _ if sparse => "this needs PowerInfer's own conversion, with predictors: its `convert.py`",
+            _ => "a sparse model's file begins with `PWRI`, a dense one's with `GGUF`",
+        };
+        found.push(error("", format!("the model lacks `{first}`{more}"), Some(hint)));
+    }
+    found.extend(of_tensors(ask, header));
+    if sparse {
+        found.extend(of_neurons(header));
+    }
+    found
+}
+
+/// The tensors that PowerInfer asks for and the header lacks.
+fn missing(header: &Header, architecture: &str, sparse: bool) -> Vec<String> {
+    let layers = model::number(header, "block_count").unwrap_or(0).min(header.tensors.len() as u64);
+    let (whole, parts): (&[&str], &[&str]) = match (sparse, architecture) {
+        (true, "falcon") => {
+            (&["token_embd", "output_norm", "output"], &["attn_norm", "attn_qkv", "attn_output", "ffn_up"])
+        }
+        (true, "opt") => (&["token_embd", "position_embd", "output_norm"], &["attn_q", "attn_k", "attn_v", "ffn_up"]),
+        (true, _) => (
+            &["token_embd", "output_norm", "output"],
+            &["attn_norm", "attn_q", "attn_k", "attn_v", "attn_output", "ffn_norm", "ffn_gate", "ffn_up"],
+        ),
+        (false, "opt") => (&["token_embd"], &[]),
+        (false, _) => (&["token_embd", "output"], &["ffn_down"]),
+    };
+    let predictors: &[&str] = if sparse { &["ffn_down_t", "fc1", "fc2"] } else { &[] };
+    let of_layer = |layer| parts.iter().chain(predictors).map(move |part| format!("blk.{layer}.{part}.weight"));
+    let names: std::collections::BTreeSet<&str> = header.tensors.iter().map(|tensor| tensor.name.as_str()).collect();
+    let wanted = whole.iter().map(|name| format!("{name}.weight")).chain((0..layers).flat_map(of_layer));
+    wanted.filter(|name| !names.contains(name.as_str())).collect()
+}
+
+fn of_tensors(ask: &CheckRequest<'_>, header: &Header) -> Vec<Finding> {
+    let mut found = Vec::new();
+    let end = |tensor: &Tensor| tensor.offset.saturating_add(tensor.size_bytes);
+    let needed = header.data_offset.saturating_add(header.tensors.iter().map(end).max().unwrap_or(0));
+    let size = ask.sizes.first().copied().unwrap_or(0);
+    if size < needed {
+        let message = format!("the weights are cut short: {size} bytes, their tensors need {needed}");
+        found.push(error("", message, Some("`aitools verify --repair` fetches them again")));
+    }
+    let named = |tensor: &Tensor| format!("`{}` (type {})", tensor.name, tensor.kind);
+    if let Some(tensor) = header.tensors.iter().find(|tensor| !TYPES.contains(&tensor.kind)) {
+        let message = format!("{} has a type that PowerInfer does not know", named(tensor));
+        found.push(error("", message, Some("use weights in F16 or Q4_0")));
+    }
+    let bad = |tensor: &&Tensor| tensor.name.ends_with(".ffn_down_t.weight") && !DOWN_TYPES.contains(&tensor.kind);
+    if let Some(tensor) = header.tensors.iter().find(bad) {
+        let message = format!("{} must be F16 or Q4_0: PowerInfer makes nonsense of any other type", named(tensor));
+        found.push(error("", message, Some("quantise the F16 file anew: its `quantize` to `Q4_0` alone")));
+    }
+    found
+}
+
+/// The shapes of each layer's neurons and predictor.
+fn of_neurons(header: &Header) -> Vec<Finding> {
+    let mut found = Vec::new();
+    let layers = model::number(header, "block_count").unwrap_or(0).min(header.tensors.len() as u64);
+    let shape = |layer: u64, part: &str| -> Option<[u64; 2]> {
+        let shape = &model::tensor(header, &format!("blk.{layer}.{part}.weight"))?.shape;
+        shape.as_slice().try_into().ok()
+    };
+    for layer in 0..layers {
+        let Some(up @ [width, neurons]) = shape(layer, "ffn_up") else { continue };
+        let fits = shape(layer, "ffn_down_t").is_none_or(|down| down == up)
+            && shape(layer, "fc1").is_none_or(|first| first[0] == width)
+            && shape(layer, "fc2").is_none_or(|second| second[1] == neurons)
+            && shape(layer, "fc1").zip(shape(layer, "fc2")).is_none_or(|(first, second)| first[1] == second[0]);
+        if !fits {
+            let message = format!("layer {layer}: the predictor or `ffn_down_t` does not fit {neurons} neurons of {width}");
+            found.push(error("", message, Some("convert the model with the predictors that belong to it")));
+            break;
+        }
+        if neurons <= FEWEST_NEURONS {
+            let message = format!("layer {layer} has {neurons} neurons: PowerInfer is made for more than {FEWEST_NEURONS}");
+            found.push(warning("", message, None));
+            break;
+        }
+    }
+    found
+}
+
+fn of_accelerator(ask: &CheckRequest<'_>, header: &Header) -> Vec<Finding> {
+    let mut found = Vec::new();
+    let runtime = &ask.policy.runtime;
+    let (layers, budget) = (runtime.gpu_layers.filter(|layers| *layers > 0), runtime.vram_budget_gb);
+    if ask.variant == Variant::Cpu {
+        for key in [layers.map(|_| "runtime.gpu_layers"), budget.map(|_| "runtime.vram_budget_gb")].into_iter().flatten() {
+            let hint = "choose a variant: `runtime.variant: cuda`";
+            found.push(warning(key, "the build `cpu` has no accelerator: this has no effect", Some(hint)));
+        }
+        return found;
+    }
+    if !model::is_sparse(header) {
+        if budget.is_some() {
+            let hint = "use `runtime.gpu_layers`";
+            let message = "a dense model has no memory budget: this has no effect";
+            found.push(warning("runtime.vram_budget_gb", message, Some(hint)));
+        }
+        return found;
+    }
+    if layers.is_some() {
+        let hint = "leave it out: `runtime.vram_budget_gb` decides";
+        let message = "a sparse model is not placed by layers: this has no effect";
+        found.push(warning("runtime.gpu_layers", message, Some(hint)));
+    }
+    found.extend(of_budget(ask, header, budget));
+    found
+}
+
+fn of_budget(ask: &CheckRequest<'_>, header: &Header, budget: Option<f64>) -> Option<Finding> {
+    const KEY: &str = "runtime.vram_budget_gb";
+    let Some(budget) = budget else {
+        let message = "without a budget no neuron of the model goes to the GPU";
+        let hint = format!("say how much it may take; the process takes {GPU_OVERHEAD_GIB} GiB more");
+        return Some(warning(KEY, message, Some(&hint)));
+    };
+    if !(0.0..=100_000.0).contains(&budget) {
+        return Some(error(KEY, format!("{budget} is not a size in GiB"), None));
+    }
+    if model::neuron_budget(ask.policy, header, budget) > 0 {
+        return None;
+    }
+    let message = format!("{budget} GiB hold not even what must be there first: no neuron goes to the GPU");
+    Some(warning(KEY, message, Some("raise it, or lower `runtime.context_size` or `runtime.parallel`")))
+}
+
+fn of_threads(ask: &CheckRequest<'_>, header: &Header) -> Vec<Finding> {
+    const KEY: &str = "runtime.threads";
+    let mut found = Vec::new();
+    let used = model::threads(ask.policy, header, ask.variant, ask.cores);
+    let asked = ask.policy.runtime.threads;
+    if let Some(asked) = asked.filter(|asked| *asked > used) {
+        let message = format!("{asked} threads on {} cores would wait for each other: {used} are used", ask.cores);
+        found.push(warning(KEY, message, Some("leave it out to use every core")));
+    }
+    if let Some(asked) = asked.filter(|asked| *asked < used) {
+        let message = format!("a sparse model on a GPU needs {used} threads at least, not {asked}: {used} are used");
+        found.push(warning(KEY, message, None));
+    }
+    let greedy = ask.policy.generation.temperature == Some(0.0);
+    if model::is_sparse(header) && greedy && used > 1 {
+        let message = "with more than one thread a sparse model's answers differ from run to run, also at temperature 0";
+        let hint = "`threads: 1` on a build `cpu` gives the same answer every time";
+        found.push(warning(KEY, message, Some(hint)));
+    }
+    found
+}
+
+fn of_context(ask: &CheckRequest<'_>, header: &Header) -> Vec<Finding> {
+    let mut found = Vec::new();
+    let runtime = &ask.policy.runtime;
+    let size = model::context_size(ask.policy, header);
+    if let Some(trained) = model::number(header, "context_length").filter(|trained| u64::from(size) > *trained) {
+        let message = format!("the model was trained on {trained} tokens of context: {size} may give nonsense");
+        found.push(warning("runtime.context_size", message, Some(&format!("use {trained} or less"))));
+    }
+    if let Some(batch) = runtime.batch_size.filter(|batch| *batch > model::BATCH) {
+        let message = format!("its server takes {} tokens at once at most, not {batch}", model::BATCH);
+        found.push(warning("runtime.batch_size", message, None));
+    }
+    if let Some(tokens) = ask.policy.generation.max_tokens.filter(|tokens| *tokens >= size) {
+        let message = format!("{tokens} tokens and a prompt do not fit a context of {size}: answers will end early");
+        found.push(warning("generation.max_tokens", message, Some("raise `runtime.context_size`")));
+    }
+    if let Some(parallel) = runtime.parallel.filter(|parallel| *parallel > CONNECTIONS) {
+        let message = format!("its server reads {CONNECTIONS} requests at a time, not {parallel}");
+        found.push(error("runtime.parallel", message, Some(&format!("use {CONNECTIONS} or less"))));
+    } else if runtime.parallel.unwrap_or(1) > 1 {
+        let message = "its server begins a prompt only when no answer is being made: requests take turns";
+        found.push(warning("runtime.parallel", message, None));
+    }
+    found
+}
+
+fn of_sampling(ask: &CheckRequest<'_>, header: &Header) -> Vec<Finding> {
+    let mut found = Vec::new();
+    let generation = &ask.policy.generation;
+    if let Err(EngineError::Policy { key, why }) = wire::sampling(ask.policy) {
+        found.push(error(key, why, None));
+    }
+    if generation.seed.is_some() && generation.temperature != Some(0.0) {
+        let message = "its server ignores the seed: no answer can be asked for again";
+        found.push(warning("generation.seed", message, Some("`temperature: 0` takes the likeliest token always")));
+    }
+    if let Some(stop) = generation.stop.iter().find(|stop| header.special_tokens.contains_key(*stop)) {
+        let message = format!("`{stop}` is a special token, which never appears in an answer's text");
+        found.push(warning("generation.stop", message, Some("give a text that follows it")));
+    }
+    found
+}
+
+fn of_template(ask: &CheckRequest<'_>, header: &Header) -> Vec<Finding> {
+    const KEY: &str = "generation.chat_template";
+    let generation = &ask.policy.generation;
+    match chat::parts(ask.policy, header, "hello") {
+        Err(EngineError::Policy { key, why }) => {
+            let hint = "give `generation.chat_template`, or put the text into the prompt";
+            return vec![error(key, why, Some(hint).filter(|_| key != KEY))];
+        }
+        Err(other) => return vec![error(KEY, other.to_string(), None)],
+        Ok(_) if !chat::has_template(ask.policy, header).unwrap_or(false) => {
+            let message = "the model has no chat template: prompts are sent as they are";
+            let hint = "give `generation.chat_template`, or `chat_template: none` when that is what you want";
+            return if generation.chat_template.is_some() { vec![] } else { vec![warning(KEY, message, Some(hint))] };
+        }
+        Ok(_) => {}
+    }
+    let eos = model::eos(header);
+    let ends = TURN_ENDS.iter().filter(|end| header.special_tokens.get(**end).is_some_and(|id| *id != eos));
+    let message = |end: &&str| {
+        let message = format!("the model may end its turns with `{end}`, at which PowerInfer does not stop");
+        warning("generation.stop", message, Some("give the text that follows, or a model whose end-of-text token it is"))
+    };
+    if chat::stops(ask.policy, header).is_empty() { ends.take(1).map(message).collect() } else { vec![] }
+}
+
+fn of_memory(ask: &CheckRequest<'_>, header: &Header) -> Option<Finding> {
+    let machine = ask.memory_bytes?;
+    let weights = ask.sizes.iter().sum::<u64>();
+    let needed = weights.saturating_add(model::cache_bytes(ask.policy, header));
+    // On a GPU a part of it lies there instead; how much, the budget says for sparse models alone.
+    let elsewhere = match ask.variant {
+        Variant::Cpu => 0.0,
+        _ if model::is_sparse(header) => ask.policy.runtime.vram_budget_gb.unwrap_or(0.0).clamp(0.0, 100_000.0),
+        _ => return None,
+    };
+    let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
+    if gib(needed) - elsewhere <= gib(machine) {
+        return None;
+    }
+    let message =
+        format!("weights and caches take about {:.1} GiB, and this machine has {:.1} GiB", gib(needed), gib(machine));
+    Some(warning("runtime.context_size", message, Some("choose a smaller quantisation, or a smaller context")))
+}

@@ -1,0 +1,113 @@
+//! The command that serves one model, and the index that must lie beside it. Read against `examples/server/server.cpp` of
+//! PowerInfer at commit d3ebd7c.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::path::Path;
+
+use crate::base::digest::Digest;
+use crate::base::fs;
+use crate::base::platform::{Variant, executable};
+use crate::engine::{EngineError, Launch, LaunchRequest};
+
+use super::{SERVER, activation, chat, gpu_index, model, wire};
+
+/// The model's name in the scratch folder. PowerInfer looks for `<this>.generated.gpuidx` beside it.
+const MODEL: &str = "model.gguf";
+
+/// A name that tells our server from another one: it has no keys. (Not the key itself: other users can read arguments.)
+pub(super) fn alias(key: &str) -> String {
+    format!("aitools-{}", &Digest::of(key.as_bytes()).hex()[..24])
+}
+
+/// The command. A sparse model on a GPU is reached through a link in the scratch folder, beside the index that [`prepare`]
+/// makes there. What lies beside the model itself is thus never found: neither an index, which PowerInfer would trust, nor
+/// statistics, with which it would run a program through a shell.
+///
+/// # Errors
+/// When the policy asks for what cannot be sent.
+pub(super) fn launch(ask: &LaunchRequest<'_>) -> Result<Launch, EngineError> {
+    chat::has_template(ask.policy, ask.header)?;
+    wire::sampling(ask.policy)?;
+    let runtime = &ask.policy.runtime;
+    let threads = model::threads(ask.policy, ask.header, ask.variant, ask.cores);
+    let batch = runtime.batch_size.unwrap_or(model::BATCH).min(model::BATCH);
+    let weights = if needs_index(ask) { ask.scratch.join(MODEL) } else { ask.weights.to_owned() };
+    let mut args: Vec<OsString> = vec!["-m".into(), weights.into(), "--host".into(), "127.0.0.1".into()];
+    let mut add = |name: &str, value: String| args.extend([name.into(), value.into()]);
+    add("--port", ask.port.to_string());
+    add("-a", alias(ask.key));
+    add("-t", threads.to_string());
+    add("-tb", threads.to_string());
+    add("-c", model::total_context(ask.policy, ask.header).to_string());
+    add("-b", batch.to_string());
+    add("-np", runtime.parallel.unwrap_or(1).to_string());
+    if model::is_sparse(ask.header) {
+        // Without a budget everything but the neurons goes to the GPU, as far as it fits.
+        if let Some(budget) = runtime.vram_budget_gb.filter(|_| needs_index(ask)) {
+            add("--vram-budget", budget.to_string());
+        }
+        if index_budget(ask) == 0 {
+            args.push("--disable-gpu-index".into());
+        }
+    } else if model::on_gpu(ask.variant) {
+        // More than a model has means all of it.
+        add("-ngl", runtime.gpu_layers.unwrap_or(999).to_string());
+    }
+    Ok(Launch {
+        program: ask.artifact.join("bin").join(executable(SERVER)),
+        args,
+        env: BTreeMap::new(),
+        // It writes `llama.log` there.
+        cwd: ask.scratch.to_owned(),
+        files: BTreeMap::new(),
+    })
+}
+
+/// Only builds for a GPU look for an index.
+fn needs_index(ask: &LaunchRequest<'_>) -> bool {
+    model::is_sparse(ask.header) && ask.variant != Variant::Cpu
+}
+
+/// GPU memory for neurons, in bytes.
+fn index_budget(ask: &LaunchRequest<'_>) -> u64 {
+    let budget = ask.policy.runtime.vram_budget_gb.filter(|_| needs_index(ask));
+    budget.map_or(0, |budget| model::neuron_budget(ask.policy, ask.header, budget))
+}
+
+/// Makes the link and the index. A model without statistics gets none: its neurons then stay in main memory.
+///
+/// # Errors
+/// When statistics are there and cannot be used, or the disk fails.
+pub(super) fn prepare(ask: &LaunchRequest<'_>) -> Result<(), EngineError> {
+    if !needs_index(ask) {
+        return Ok(());
+    }
+    let link = ask.scratch.join(MODEL);
+    place(ask, &link).map_err(|error| unusable(error.to_string()))?;
+    let folder = fs::parent(ask.weights).join("activation");
+    let budget = index_budget(ask);
+    if budget == 0 || !fs::exists(&folder) {
+        return Ok(());
+    }
+    let layers = model::layers(ask.header).ok_or_else(|| unusable("the model lacks layers".to_owned()))?;
+    let neurons: Vec<usize> = layers.iter().map(|layer| layer.neurons).collect();
+    let sizes: Vec<u64> = layers.iter().map(|layer| layer.neuron_bytes).collect();
+    let statistics = activation::read_all(&folder, &neurons).map_err(|error| unusable(error.to_string()))?;
+    let index = gpu_index::to_bytes(&gpu_index::choose(&statistics, &sizes, budget), &neurons);
+    let path = ask.scratch.join(format!("{MODEL}.generated.gpuidx"));
+    fs::write_atomic(&path, &index).map_err(|error| unusable(error.to_string()))
+}
+
+/// A symbolic link where the system lets us make one; else what costs least.
+fn place(ask: &LaunchRequest<'_>, link: &Path) -> Result<(), fs::FsError> {
+    fs::remove_file(link)?;
+    if fs::symlink(ask.weights, link).is_ok() {
+        return Ok(());
+    }
+    fs::place(ask.weights, link).map(drop)
+}
+
+fn unusable(why: String) -> EngineError {
+    EngineError::Policy { key: "runtime.vram_budget_gb", why: format!("the GPU index could not be made: {why}") }
+}

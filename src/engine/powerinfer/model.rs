@@ -1,0 +1,145 @@
+//! What a header says, in PowerInfer's terms: sparse or dense, the sizes of layers and neurons, what fits where. Pure.
+
+use crate::base::platform::Variant;
+use crate::format::gguf::{Header, Magic, Tensor, Value};
+use crate::format::policy::Policy;
+
+/// Tokens of context when the policy does not say; never more than the model was trained on.
+const CONTEXT: u32 = 2048;
+/// Each slot gets this many tokens more than the policy says. Its server shifts the context (and forgets its beginning)
+/// when a slot is full, and counts a character of several tokens late: the last of them must not get there.
+const SPARE: u32 = 8;
+/// The largest batch of its server, in tokens.
+pub(super) const BATCH: u32 = 512;
+
+/// A sparse model is known by its magic alone. A dense one runs as llama.cpp of November 2023 would run it.
+pub(super) fn is_sparse(header: &Header) -> bool {
+    header.magic == Magic::Pwri
+}
+
+/// Whether the build puts anything on a GPU.
+pub(super) fn on_gpu(variant: Variant) -> bool {
+    variant != Variant::Cpu
+}
+
+pub(super) fn architecture(header: &Header) -> Option<&str> {
+    text(header, "general.architecture")
+}
+
+pub(super) fn text<'a>(header: &'a Header, key: &str) -> Option<&'a str> {
+    match header.metadata.get(key)? {
+        Value::Text(text) => Some(text),
+        _ => None,
+    }
+}
+
+pub(super) fn whole(header: &Header, key: &str) -> Option<u64> {
+    match header.metadata.get(key)? {
+        Value::Uint(number) => Some(*number),
+        Value::Int(number) => u64::try_from(*number).ok(),
+        _ => None,
+    }
+}
+
+/// A number under the architecture's own prefix.
+pub(super) fn number(header: &Header, key: &str) -> Option<u64> {
+    whole(header, &format!("{}.{key}", architecture(header)?))
+}
+
+pub(super) fn tensor<'a>(header: &'a Header, name: &str) -> Option<&'a Tensor> {
+    header.tensors.iter().find(|tensor| tensor.name == name)
+}
+
+/// Tokens of context for one request.
+pub(super) fn context_size(policy: &Policy, header: &Header) -> u32 {
+    let trained = number(header, "context_length").and_then(|tokens| u32::try_from(tokens).ok());
+    policy.runtime.context_size.unwrap_or_else(|| trained.unwrap_or(CONTEXT).min(CONTEXT))
+}
+
+/// Tokens of context of all slots together, as the server is started.
+pub(super) fn total_context(policy: &Policy, header: &Header) -> u64 {
+    u64::from(context_size(policy, header).saturating_add(SPARE)) * u64::from(policy.runtime.parallel.unwrap_or(1))
+}
+
+/// Processor threads: never more than cores (they wait by spinning, and more of them than cores take a hundred times as
+/// long), and at least two where a thread of its own feeds the GPU.
+pub(super) fn threads(policy: &Policy, header: &Header, variant: Variant, cores: u32) -> u32 {
+    let asked = policy.runtime.threads.unwrap_or(cores).min(cores);
+    asked.max(if is_sparse(header) && on_gpu(variant) { 2 } else { 1 })
+}
+
+/// Bytes of the key and value cache of all slots, in 16 bits; 0 when the header does not say.
+pub(super) fn cache_bytes(policy: &Policy, header: &Header) -> u64 {
+    let of = |key| number(header, key);
+    let wide = || {
+        let (width, heads) = (of("embedding_length")?, of("attention.head_count")?.max(1));
+        let heads_kv = of("attention.head_count_kv").unwrap_or(heads);
+        of("block_count")?.checked_mul((width / heads).checked_mul(heads_kv)?)
+    };
+    // Keys and values, two bytes each.
+    wide().unwrap_or(0).saturating_mul(total_context(policy, header)).saturating_mul(4)
+}
+
+/// The parts of a feed-forward block that the neurons are rows of.
+const NEURON_TENSORS: [&str; 3] = ["ffn_gate", "ffn_up", "ffn_down_t"];
+
+/// A layer's neurons.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Layer {
+    pub neurons: usize,
+    /// Of one neuron, in all its tensors.
+    pub neuron_bytes: u64,
+}
+
+/// The layers of a sparse model, as far as the header has them all.
+pub(super) fn layers(header: &Header) -> Option<Vec<Layer>> {
+    let count = usize::try_from(number(header, "block_count")?).ok()?;
+    let layer = |index: usize| {
+        let neurons = *tensor(header, &format!("blk.{index}.ffn_up.weight"))?.shape.get(1)?;
+        let parts = NEURON_TENSORS.iter().filter_map(|part| tensor(header, &format!("blk.{index}.{part}.weight")));
+        let size_bytes: u64 = parts.map(|tensor| tensor.size_bytes).sum();
+        Some(Layer { neurons: usize::try_from(neurons).ok()?, neuron_bytes: size_bytes.checked_div(neurons)? })
+    };
+    (0..count).map(layer).collect()
+}
+
+/// What is left of a GPU memory budget for neurons. Everything else goes to the GPU first: attention, predictors, norms and
+/// output, then the cache (`buffered_tensor_allocator` and `llama_reserve_model_kv_cache`); neurons go there only if all
+/// of that fits. A little is kept back, because an index that is one byte too large is not used at all.
+pub(super) fn neuron_budget(policy: &Policy, header: &Header, budget_gib: f64) -> u64 {
+    let stays = |name: &str| {
+        ["token_embd", "position_embd", "rope_freqs"].iter().any(|start| name.starts_with(start))
+            || NEURON_TENSORS.iter().any(|part| name.ends_with(&format!(".{part}.weight")))
+    };
+    let others = header.tensors.iter().filter(|tensor| !stays(&tensor.name)).map(|tensor| tensor.size_bytes);
+    let first = others.fold(cache_bytes(policy, header), u64::saturating_add);
+    let left = ((budget_gib * f64::from(1 << 30)) as u64).saturating_sub(first);
+    left - left / 64
+}
+
+/// The token that begins a text; llama.cpp's own default when the model does not say.
+pub(super) fn bos(header: &Header) -> u32 {
+    token(header, "tokenizer.ggml.bos_token_id", 1, 11)
+}
+
+/// The token that ends an answer.
+pub(super) fn eos(header: &Header) -> u32 {
+    token(header, "tokenizer.ggml.eos_token_id", 2, 11)
+}
+
+fn token(header: &Header, key: &str, pieces: u32, bytes: u32) -> u32 {
+    let default = if is_sentencepiece(header) { pieces } else { bytes };
+    whole(header, key).and_then(|id| u32::try_from(id).ok()).unwrap_or(default)
+}
+
+fn is_sentencepiece(header: &Header) -> bool {
+    text(header, "tokenizer.ggml.model") == Some("llama")
+}
+
+/// Whether a prompt begins with [`bos`].
+pub(super) fn adds_bos(header: &Header) -> bool {
+    match header.metadata.get("tokenizer.ggml.add_bos_token") {
+        Some(Value::Bool(adds)) => *adds,
+        _ => is_sentencepiece(header),
+    }
+}
