@@ -523,7 +523,14 @@ mod tests {
         let metadata = metadata.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
         let tensor =
             Tensor { name: "output.weight".to_owned(), shape: vec![8, 8], kind: 0, offset: 0, size_bytes: 256 };
-        Header { magic: Magic::Gguf, version: 3, metadata, tensors: vec![tensor], data_offset: 1024 }
+        Header {
+            magic: Magic::Gguf,
+            version: 3,
+            metadata,
+            tensors: vec![tensor],
+            special_tokens: BTreeMap::new(),
+            data_offset: 1024,
+        }
     }
 
     pub(super) fn policy(text: &str) -> Policy {

@@ -20,8 +20,19 @@ mod check;
 mod gpu_index;
 mod launch;
 mod model;
+#[cfg(test)]
+mod real;
 mod recipe;
+#[cfg(test)]
+mod tests;
 mod wire;
+
+#[cfg(test)]
+#[path = "../../tests/support/powerinfer_server.rs"]
+mod imitation;
+#[cfg(test)]
+#[path = "../../tests/support/tiny_powerinfer.rs"]
+mod tiny;
 
 use super::answer::Sink;
 use super::{

@@ -46,8 +46,9 @@ pub fn read_all(folder: &Path, neurons: &[usize]) -> Result<Vec<Vec<f64>>, Activ
 fn parse(bytes: &[u8], neurons: usize) -> Result<Vec<f64>, String> {
     let mut archive =
         ZipArchive::new(Cursor::new(bytes)).map_err(|error| format!("not a file of `torch.save` ({error})"))?;
-    let main = archive.file_names().find(|name| name.ends_with("/data.pkl")).map(str::to_owned);
-    let main = main.ok_or("no `data.pkl` is in it")?;
+    let mut names = archive.file_names().filter_map(|name| name.ok().map(|name| name.into_owned()));
+    let main = names.find(|name| name.ends_with("/data.pkl")).ok_or("no `data.pkl` is in it")?;
+    drop(names);
     let folder = main.trim_end_matches("data.pkl");
     let tensor = Tensor::parse(&entry(&mut archive, &main, PICKLE_LIMIT_BYTES)?)?;
     if tensor.length != neurons {
@@ -168,8 +169,27 @@ impl Tensor {
         use Word::{Bool, EmptyTuple, Global, Int, Mark, PersistentId, Reduce, Stop, Text, Tuple, Tuple1};
         let words = words(pickle)?;
         let [
-            Global(rebuild), Mark, Mark, Text(what), Global(class), Text(key), Text(_), Int(_), Tuple, PersistentId,
-            Int(offset), Int(length), Tuple1, Int(1), Tuple1, Bool, Global(hooks), EmptyTuple, Reduce, Tuple, Reduce,
+            Global(rebuild),
+            Mark,
+            Mark,
+            Text(what),
+            Global(class),
+            Text(key),
+            Text(_),
+            Int(_),
+            Tuple,
+            PersistentId,
+            Int(offset),
+            Int(length),
+            Tuple1,
+            Int(1),
+            Tuple1,
+            Bool,
+            Global(hooks),
+            EmptyTuple,
+            Reduce,
+            Tuple,
+            Reduce,
             Stop,
         ] = words.as_slice()
         else {
@@ -218,7 +238,7 @@ fn words(mut pickle: &[u8]) -> Result<Vec<Word>, String> {
             b'.' => Word::Stop,
             b'K' => Word::Int(little(take(1)?)),
             b'M' => Word::Int(little(take(2)?)),
-            b'J' => Word::Int(little(take(4)?)),
+            b'J' => Word::Int(i64::from(little(take(4)?) as i32)),
             b'X' => {
                 let length = usize::try_from(little(take(4)?)).map_err(|_| cut())?;
                 Word::Text(String::from_utf8_lossy(take(length)?).into_owned())
@@ -243,4 +263,95 @@ fn line(pickle: &mut &[u8]) -> Result<String, String> {
     let text = String::from_utf8_lossy(&pickle[..end]).into_owned();
     *pickle = &pickle[end + 1..];
     Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::powerinfer::tiny::{torch_archive, torch_file, torch_pickle};
+
+    fn floats(numbers: &[f32]) -> Vec<u8> {
+        numbers.iter().flat_map(|number| number.to_le_bytes()).collect()
+    }
+
+    #[test]
+    fn every_type_of_number() {
+        let (wanted, halves) = ([0.0, 1.5, -2.0], [0x0000u16, 0x3e00, 0xc000]);
+        let table: [(&str, Vec<u8>, &[f64]); 5] = [
+            ("FloatStorage", floats(&[0.0, 1.5, -2.0]), &wanted),
+            ("DoubleStorage", wanted.iter().flat_map(|number| number.to_le_bytes()).collect(), &wanted),
+            ("HalfStorage", halves.iter().flat_map(|number| number.to_le_bytes()).collect(), &wanted),
+            ("IntStorage", [0i32, 7, -2].iter().flat_map(|number| number.to_le_bytes()).collect(), &[0.0, 7.0, -2.0]),
+            ("LongStorage", [0i64, 7, -2].iter().flat_map(|number| number.to_le_bytes()).collect(), &[0.0, 7.0, -2.0]),
+        ];
+        for (class, bytes, expected) in table {
+            assert_eq!(parse(&torch_file(class, 3, &bytes), 3).as_deref(), Ok(expected), "{class}");
+        }
+        assert_eq!(half(0x0001), 2f64.powi(-24));
+        assert_eq!(half(0x7bff), 65504.0);
+    }
+
+    #[test]
+    fn anything_else_is_refused() {
+        let good = torch_file("FloatStorage", 2, &floats(&[1.0, 2.0]));
+        assert!(parse(&good, 2).is_ok());
+        let with = |from: &[u8], to: &[u8]| {
+            let pickle = torch_pickle("FloatStorage", 2);
+            let at = pickle.windows(from.len()).position(|part| part == from).unwrap();
+            let pickle = [&pickle[..at], to, &pickle[at + from.len()..]].concat();
+            parse(&torch_archive(&pickle, &floats(&[1.0, 2.0])), 2)
+        };
+        let global = b"cos\nsystem\n".as_slice();
+        let table: [(&str, Result<Vec<f64>, String>); 16] = [
+            ("not a file of", parse(b"", 2)),
+            ("not a file of", parse(b"\x80\x02cos\nsystem\n", 2)),
+            ("has 2 numbers", parse(&good, 3)),
+            ("cut short", parse(&torch_file("FloatStorage", 2, &[0; 7]), 2)),
+            ("not finite", parse(&torch_file("FloatStorage", 2, &floats(&[1.0, f32::NAN])), 2)),
+            ("`torch BoolStorage`", parse(&torch_file("BoolStorage", 2, &[0; 8]), 2)),
+            ("something else", with(b"\x85q\x06K\x01", b"\x85q\x06K\x02")),
+            ("something else", with(b"c", &[global, b"c"].concat())),
+            ("`os system`", with(b"ctorch._utils\n_rebuild_tensor_v2\n", global)),
+            ("`os system`", with(b"ccollections\nOrderedDict\n", global)),
+            ("opcode", with(b"Q", b"o")),
+            ("not a size", with(b"K\x00", b"J\xff\xff\xff\xff")),
+            ("cut short", with(b"\x07\x00\x00\x00storage", b"\xff\xff\xff\xffstorage")),
+            ("has no end", with(b"_rebuild_tensor_v2\n", &[b'a'; 500])),
+            ("not a size", with(b"J\x02\x00\x00\x00\x85", b"J\xfe\xff\xff\xff\x85")),
+            ("not the name", with(b"\x01\x00\x00\x000", b"\x02\x00\x00\x00..")),
+        ];
+        for (why, result) in table {
+            let error = result.unwrap_err();
+            assert!(error.contains(why), "{why}: {error}");
+        }
+        let endless = [torch_pickle("FloatStorage", 2)[..2].to_vec(), vec![b'('; 5000]].concat();
+        assert!(parse(&torch_archive(&endless, &[]), 2).unwrap_err().contains("more than 64 words"));
+    }
+
+    #[test]
+    fn every_cut_and_changed_byte_is_survived() {
+        let good = torch_file("FloatStorage", 2, &floats(&[1.0, 2.0]));
+        for at in 0..good.len() {
+            assert!(parse(&good[..at], 2).is_err(), "cut at {at}");
+            let mut changed = good.clone();
+            changed[at] ^= 0xff;
+            let _ = parse(&changed, 2);
+        }
+    }
+
+    #[test]
+    fn layers_are_in_the_order_of_their_numbers() {
+        let root = tempfile::tempdir().unwrap();
+        let folder = root.path().join("activation é");
+        let write = |layer: usize| {
+            let bytes = torch_file("FloatStorage", 1, &floats(&[layer as f32]));
+            fs::write_atomic(&folder.join(format!("activation_{layer}.pt")), &bytes).unwrap();
+        };
+        (0..12).for_each(write);
+        let all = read_all(&folder, &[1; 12]).unwrap();
+        assert_eq!(all.concat(), (0..12).map(f64::from).collect::<Vec<_>>());
+        assert!(matches!(read_all(&folder, &[1; 13]), Err(ActivationError::Fs(_))), "one is missing");
+        assert!(read_all(&folder, &[1; 11]).unwrap_err().to_string().contains("11 layers"), "one too many");
+        assert!(read_all(&folder, &[2; 12]).unwrap_err().to_string().contains("activation_0.pt"));
+    }
 }

@@ -63,7 +63,11 @@ fn of_model(ask: &CheckRequest<'_>, header: &Header) -> Vec<Finding> {
     let mut found = Vec::new();
     if model::number(header, "expert_count").unwrap_or(0) > 0 {
         let hint = "its branch `feat-moe` is the one that could: name it as the engine's source";
-        found.push(error("", "the model is a mixture of experts, which PowerInfer's main branch does not load", Some(hint)));
+        found.push(error(
+            "",
+            "the model is a mixture of experts, which PowerInfer's main branch does not load",
+            Some(hint),
+        ));
     }
     let missing = missing(header, name, sparse);
     if !missing.is_empty() {
@@ -142,12 +146,14 @@ fn of_neurons(header: &Header) -> Vec<Finding> {
             && shape(layer, "fc2").is_none_or(|second| second[1] == neurons)
             && shape(layer, "fc1").zip(shape(layer, "fc2")).is_none_or(|(first, second)| first[1] == second[0]);
         if !fits {
-            let message = format!("layer {layer}: the predictor or `ffn_down_t` does not fit {neurons} neurons of {width}");
+            let message =
+                format!("layer {layer}: the predictor or `ffn_down_t` does not fit {neurons} neurons of {width}");
             found.push(error("", message, Some("convert the model with the predictors that belong to it")));
             break;
         }
         if neurons <= FEWEST_NEURONS {
-            let message = format!("layer {layer} has {neurons} neurons: PowerInfer is made for more than {FEWEST_NEURONS}");
+            let message =
+                format!("layer {layer} has {neurons} neurons: PowerInfer is made for more than {FEWEST_NEURONS}");
             found.push(warning("", message, None));
             break;
         }
@@ -160,7 +166,9 @@ fn of_accelerator(ask: &CheckRequest<'_>, header: &Header) -> Vec<Finding> {
     let runtime = &ask.policy.runtime;
     let (layers, budget) = (runtime.gpu_layers.filter(|layers| *layers > 0), runtime.vram_budget_gb);
     if ask.variant == Variant::Cpu {
-        for key in [layers.map(|_| "runtime.gpu_layers"), budget.map(|_| "runtime.vram_budget_gb")].into_iter().flatten() {
+        for key in
+            [layers.map(|_| "runtime.gpu_layers"), budget.map(|_| "runtime.vram_budget_gb")].into_iter().flatten()
+        {
             let hint = "choose a variant: `runtime.variant: cuda`";
             found.push(warning(key, "the build `cpu` has no accelerator: this has no effect", Some(hint)));
         }
@@ -215,7 +223,8 @@ fn of_threads(ask: &CheckRequest<'_>, header: &Header) -> Vec<Finding> {
     }
     let greedy = ask.policy.generation.temperature == Some(0.0);
     if model::is_sparse(header) && greedy && used > 1 {
-        let message = "with more than one thread a sparse model's answers differ from run to run, also at temperature 0";
+        let message =
+            "with more than one thread a sparse model's answers differ from run to run, also at temperature 0";
         let hint = "`threads: 1` on a build `cpu` gives the same answer every time";
         found.push(warning(KEY, message, Some(hint)));
     }
@@ -285,7 +294,11 @@ fn of_template(ask: &CheckRequest<'_>, header: &Header) -> Vec<Finding> {
     let ends = TURN_ENDS.iter().filter(|end| header.special_tokens.get(**end).is_some_and(|id| *id != eos));
     let message = |end: &&str| {
         let message = format!("the model may end its turns with `{end}`, at which PowerInfer does not stop");
-        warning("generation.stop", message, Some("give the text that follows, or a model whose end-of-text token it is"))
+        warning(
+            "generation.stop",
+            message,
+            Some("give the text that follows, or a model whose end-of-text token it is"),
+        )
     };
     if chat::stops(ask.policy, header).is_empty() { ends.take(1).map(message).collect() } else { vec![] }
 }
@@ -307,4 +320,198 @@ fn of_memory(ask: &CheckRequest<'_>, header: &Header) -> Option<Finding> {
     let message =
         format!("weights and caches take about {:.1} GiB, and this machine has {:.1} GiB", gib(needed), gib(machine));
     Some(warning("runtime.context_size", message, Some("choose a smaller quantisation, or a smaller context")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::powerinfer::tests::{DENSE, SPARSE, header, policy};
+    use crate::engine::powerinfer::tiny::Tiny;
+    use crate::format::gguf::Value;
+
+    type Found = Vec<(bool, &'static str, String)>;
+
+    fn found(model: &Tiny, text: &str, variant: Variant, change: impl FnOnce(&mut Header)) -> Found {
+        let mut header = header(model);
+        change(&mut header);
+        let policy = policy(text);
+        let sizes = [model.size_bytes()];
+        let (cores, memory_bytes) = (4, Some(1 << 30));
+        let ask = CheckRequest { policy: &policy, variant, headers: &[header], sizes: &sizes, cores, memory_bytes };
+        all(&ask).into_iter().map(|finding| (finding.error, finding.key, finding.message)).collect()
+    }
+
+    fn keys(found: &Found) -> Vec<(bool, &'static str)> {
+        found.iter().map(|(error, key, _)| (*error, *key)).collect()
+    }
+
+    /// What every policy below says beside what it is about.
+    const QUIET: &str = "chat_template: none, max_tokens: 100";
+
+    #[test]
+    fn each_doubt_is_said_with_its_key() {
+        use Variant::{Cpu, Cuda};
+        let table: [(&Tiny, Variant, &str, &str, &[(bool, &str)]); 17] = [
+            (&SPARSE, Cpu, "", "", &[]),
+            (&DENSE, Cuda, "gpu_layers: 9", "", &[]),
+            (&SPARSE, Cuda, "vram_budget_gb: 1", "", &[]),
+            (&SPARSE, Cuda, "vram_budget_gb: 1, gpu_layers: 32", "", &[(false, "runtime.gpu_layers")]),
+            (&SPARSE, Cuda, "", "", &[(false, "runtime.vram_budget_gb")]),
+            (&SPARSE, Cuda, "vram_budget_gb: 0.0001", "", &[(false, "runtime.vram_budget_gb")]),
+            (&DENSE, Cuda, "vram_budget_gb: 1", "", &[(false, "runtime.vram_budget_gb")]),
+            (
+                &SPARSE,
+                Cpu,
+                "vram_budget_gb: 1, gpu_layers: 1",
+                "",
+                &[(false, "runtime.gpu_layers"), (false, "runtime.vram_budget_gb")],
+            ),
+            (&SPARSE, Cpu, "threads: 8", "", &[(false, "runtime.threads")]),
+            (&SPARSE, Cuda, "threads: 1, vram_budget_gb: 1", "", &[(false, "runtime.threads")]),
+            (&SPARSE, Cpu, "threads: 2", "temperature: 0", &[(false, "runtime.threads")]),
+            (&SPARSE, Cpu, "threads: 1", "temperature: 0, seed: 1", &[]),
+            (&SPARSE, Cpu, "context_size: 1024", "", &[(false, "runtime.context_size")]),
+            (&SPARSE, Cpu, "batch_size: 1024, context_size: 101", "", &[(false, "runtime.batch_size")]),
+            (&SPARSE, Cpu, "parallel: 2", "", &[(false, "runtime.parallel")]),
+            (&SPARSE, Cpu, "parallel: 9", "", &[(true, "runtime.parallel")]),
+            (
+                &SPARSE,
+                Cpu,
+                "context_size: 100",
+                "seed: 1, stop: ['</s>']",
+                &[(false, "generation.max_tokens"), (false, "generation.seed"), (false, "generation.stop")],
+            ),
+        ];
+        for (model, variant, runtime, generation, expected) in table {
+            let text = format!(
+                "runtime: {{{runtime}}}\ngeneration: {{{QUIET}{}{generation}}}",
+                if generation.is_empty() { "" } else { ", " }
+            );
+            let all = found(model, &text, variant, |_| ());
+            assert_eq!(keys(&all), expected, "{text}: {all:?}");
+        }
+    }
+
+    #[test]
+    fn templates() {
+        let of = |text: &str, change: fn(&mut Header)| {
+            found(&SPARSE, &format!("generation: {{max_tokens: 9{text}}}"), Variant::Cpu, change)
+        };
+        let key = "generation.chat_template";
+        assert_eq!(keys(&of("", |_| ())), [(false, key)]);
+        assert_eq!(keys(&of(", chat_template: chatlm", |_| ())), [(true, key)]);
+        assert_eq!(keys(&of(", system_prompt: x", |_| ())), [(true, "generation.system_prompt")]);
+        assert_eq!(keys(&of(", chat_template: chatml", |_| ())), []);
+        let own = |header: &mut Header| {
+            let template = Value::Text("{{ messages[0].content }}<|im_end|>".to_owned());
+            header.metadata.insert("tokenizer.chat_template".to_owned(), template);
+        };
+        let unending = of("", own);
+        assert_eq!(keys(&unending), [(false, "generation.stop")]);
+        assert!(unending[0].2.contains("<|im_end|>"));
+        assert_eq!(keys(&of(", stop: [x]", own)), []);
+    }
+
+    #[test]
+    fn each_wrong_model_is_named() {
+        let quiet = format!("generation: {{{QUIET}}}");
+        let one = |model: &Tiny, change: &dyn Fn(&mut Header)| {
+            let all = found(model, &quiet, Variant::Cpu, change);
+            assert_eq!(all.len(), 1, "{all:?}");
+            (all[0].0, all[0].2.clone())
+        };
+        let set = |header: &mut Header, key: &str, value: Value| drop(header.metadata.insert(key.to_owned(), value));
+        let named = |header: &mut Header, name: &str| {
+            let at = header.tensors.iter().position(|tensor| tensor.name == name).unwrap();
+            at
+        };
+        type Change<'a> = &'a dyn Fn(&mut Header);
+        let arch = |name: &'static str| {
+            move |header: &mut Header| set(header, "general.architecture", Value::Text(name.to_owned()))
+        };
+        let without = |name: &'static str| {
+            move |header: &mut Header| {
+                let at = named(header, name);
+                header.tensors.remove(at);
+            }
+        };
+        let typed = |name: &'static str, kind: u32| {
+            move |header: &mut Header| {
+                let at = named(header, name);
+                header.tensors[at].kind = kind;
+            }
+        };
+        let shaped = |name: &'static str, shape: [u64; 2]| {
+            move |header: &mut Header| {
+                let at = named(header, name);
+                header.tensors[at].shape = shape.to_vec();
+            }
+        };
+        let table: [(&Tiny, Change<'_>, &str); 12] = [
+            (&SPARSE, &arch("qwen2"), "`qwen2`"),
+            (&SPARSE, &arch("baichuan"), "no sparse model of architecture `baichuan`"),
+            (&DENSE, &arch("gpt2"), "no dense model of architecture `gpt2`"),
+            (&SPARSE, &|header| drop(header.metadata.remove("general.architecture")), "`none`"),
+            (&SPARSE, &|header| set(header, "llama.expert_count", Value::Uint(8)), "mixture of experts"),
+            (&DENSE, &without("output.weight"), "lacks `output.weight`"),
+            (&SPARSE, &without("blk.1.fc2.weight"), "lacks `blk.1.fc2.weight`"),
+            (&SPARSE, &typed("blk.1.ffn_down_t.weight", 8), "must be F16 or Q4_0"),
+            (&SPARSE, &typed("output.weight", 19), "does not know"),
+            (&SPARSE, &shaped("blk.0.fc1.weight", [64, 33]), "layer 0"),
+            (&SPARSE, &|header| header.data_offset += 64, "cut short"),
+            (&DENSE, &|header| header.tensors[3].offset = u64::MAX, "cut short"),
+        ];
+        for (model, change, why) in table {
+            let (error, message) = one(model, change);
+            assert!(error && message.contains(why), "{why}: {message}");
+        }
+        let mut swapped = |header: &mut Header| header.magic = crate::format::gguf::Magic::Pwri;
+        let all = found(&DENSE, &quiet, Variant::Cpu, &mut swapped);
+        assert!(all[0].0 && all[0].2.contains("ffn_down_t"), "a dense model that says it is sparse: {all:?}");
+    }
+
+    #[test]
+    fn split_and_large_models() {
+        let header = header(&SPARSE);
+        let policy = policy(&format!("generation: {{{QUIET}}}"));
+        let of = |headers: &[Header], sizes: &[u64]| {
+            let ask = CheckRequest {
+                policy: &policy,
+                variant: Variant::Cpu,
+                headers,
+                sizes,
+                cores: 4,
+                memory_bytes: Some(1 << 30),
+            };
+            all(&ask)
+        };
+        assert!(of(&[header.clone(), header.clone()], &[1, 1])[0].message.contains("2 parts"));
+        assert!(of(&[], &[])[0].error);
+        let large = of(&[header], &[2 << 30]);
+        assert!(!large[0].error && large[0].message.contains("2.0 GiB"), "{large:?}");
+    }
+
+    /// The policies that this repository comes with say layers and a budget in one.
+    #[test]
+    fn example_policies_pass() {
+        for name in ["bamboo-7b-dpo", "prosparse-llama2-7b", "relu-llama-7b"] {
+            let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+            let path = root.join(format!("configs/models/powerinfer/{name}.yaml"));
+            let bytes = crate::base::fs::read_bounded(&path, 1 << 20).unwrap();
+            let policy = crate::format::policy::parse(name, &bytes).unwrap().0.value;
+            for variant in [Variant::Cpu, Variant::Cuda] {
+                let (headers, sizes) = ([header(&SPARSE)], [SPARSE.size_bytes()]);
+                let ask = CheckRequest {
+                    policy: &policy,
+                    variant,
+                    headers: &headers,
+                    sizes: &sizes,
+                    cores: 8,
+                    memory_bytes: None,
+                };
+                let all = all(&ask);
+                assert!(all.iter().all(|finding| !finding.error), "{name}: {all:?}");
+            }
+        }
+    }
 }

@@ -31,7 +31,7 @@ pub(super) fn recipe(ask: &RecipeRequest<'_>) -> Result<BuildRecipe, EngineError
     for (name, value) in spec.define.iter().chain(own.iter().flat_map(|own| &own.define)) {
         define.insert(name.clone(), value.to_cmake());
     }
-    let mut require: Vec<String> = accelerator(ask.variant).into_iter().map(str::to_owned).collect();
+    let mut require: Vec<String> = accelerator(ask.variant).iter().map(|name| (*name).to_owned()).collect();
     require.extend(spec.require.iter().chain(own.iter().flat_map(|own| &own.require)).cloned());
     let mut targets = spec.targets.clone();
     if targets.is_empty() {
@@ -54,13 +54,13 @@ pub(super) fn recipe(ask: &RecipeRequest<'_>) -> Result<BuildRecipe, EngineError
     })
 }
 
-/// The option that an accelerator is. When its toolkit is not found, PowerInfer warns, builds for the processor alone and
-/// leaves the option ON: the compiler that the option asks for is what shows it.
-fn accelerator(variant: Variant) -> Option<&'static str> {
+/// The option that an accelerator is, and what CMake knows only once it found the toolkit: without one PowerInfer warns,
+/// leaves the option ON and builds for the processor alone.
+fn accelerator(variant: Variant) -> &'static [&'static str] {
     match variant {
-        Variant::Cuda => Some("LLAMA_CUBLAS"),
-        Variant::Rocm => Some("LLAMA_HIPBLAS"),
-        Variant::Cpu | Variant::Metal => None,
+        Variant::Cuda => &["LLAMA_CUBLAS", "CMAKE_CUDA_FLAGS_RELEASE"],
+        Variant::Rocm => &["LLAMA_HIPBLAS", "hipblas_DIR"],
+        Variant::Cpu | Variant::Metal => &[],
     }
 }
 
@@ -114,7 +114,8 @@ fn edits(ask: &RecipeRequest<'_>) -> Vec<SourceEdit> {
         (None, None) => "unknown".to_owned(),
     };
     let Ok(path) = "common/build-info.cpp.in".parse() else { return Vec::new() };
-    let edit = |find: &str, replace| SourceEdit { path: std::clone::Clone::clone(&path), find: find.to_owned(), replace };
+    let edit =
+        |find: &str, replace| SourceEdit { path: std::clone::Clone::clone(&path), find: find.to_owned(), replace };
     vec![edit("@BUILD_NUMBER@", "0".to_owned()), edit("@BUILD_COMMIT@", commit)]
 }
 
@@ -125,4 +126,62 @@ fn outputs(targets: &[String], platform: Platform) -> Vec<OutputRule> {
     let programs = targets.iter().filter_map(|target| rule(format!("{{bin,bin/*}}/{target}{suffix}"), true));
     // A manifest may set BUILD_SHARED_LIBS; the library is then beside `bin`.
     programs.chain(rule("{.,bin,bin/*}/*.{dll,dylib,so,so.*}".to_owned(), false)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::lockfile::Pin;
+    use crate::format::manifest::EngineSpec;
+
+    fn of(spec: &str, os: &'static str, variant: Variant) -> Result<BuildRecipe, EngineError> {
+        let spec: EngineSpec =
+            toml::from_str(&format!("source = {{ git = 'https://example.org/p' }}\n{spec}")).unwrap();
+        let pin = Pin { commit: Some("0123456789abcdef0123456789abcdef01234567".to_owned()), ..Pin::default() };
+        recipe(&RecipeRequest { spec: &spec, pin: &pin, platform: Platform { os, arch: "x86_64" }, variant })
+    }
+
+    #[test]
+    fn nothing_is_left_to_the_machine() {
+        let cpu = of("", "linux", Variant::Cpu).unwrap();
+        for (name, value) in [
+            ("LLAMA_NATIVE", "OFF"),
+            ("LLAMA_AVX2", "ON"),
+            ("LLAMA_CUBLAS", "OFF"),
+            ("LLAMA_BUILD_TESTS", "OFF"),
+            ("LLAMA_BUILD_EXAMPLES", "ON"),
+        ] {
+            assert_eq!(cpu.define[name], value, "{name}");
+        }
+        assert_eq!(
+            (cpu.targets.as_slice(), cpu.require.len()),
+            (["main", "quantize", "server"].map(str::to_owned).as_slice(), 0)
+        );
+        let edits: Vec<_> = cpu.edits.iter().map(|edit| (edit.find.as_str(), edit.replace.as_str())).collect();
+        assert_eq!(edits, [("@BUILD_NUMBER@", "0"), ("@BUILD_COMMIT@", "012345678")]);
+        let native = of("native = true", "linux", Variant::Cpu).unwrap();
+        assert_eq!((&*native.define["LLAMA_NATIVE"], &*native.define["LLAMA_AVX2"]), ("ON", "OFF"));
+    }
+
+    #[test]
+    fn accelerators() {
+        let cuda = of("[variant.cuda]\ndefine = { CMAKE_CUDA_ARCHITECTURES = '90' }", "linux", Variant::Cuda).unwrap();
+        assert_eq!((&*cuda.define["LLAMA_CUBLAS"], &*cuda.define["CMAKE_CUDA_ARCHITECTURES"]), ("ON", "90"));
+        assert!(cuda.require.iter().any(|name| name == "LLAMA_CUBLAS") && cuda.require.len() == 2);
+        assert_eq!(of("", "linux", Variant::Rocm).unwrap().define["LLAMA_HIPBLAS"], "ON");
+        for (os, variant) in [("macos", Variant::Metal), ("macos", Variant::Cuda), ("windows", Variant::Rocm)] {
+            assert!(matches!(of("", os, variant), Err(EngineError::NoVariant { .. })), "{os} {variant}");
+        }
+    }
+
+    #[test]
+    fn programs_are_found_wherever_a_generator_puts_them() {
+        let outputs = of("targets = ['server']", "windows", Variant::Cpu).unwrap().outputs;
+        let glob =
+            globset::GlobBuilder::new(&outputs[0].glob).literal_separator(true).build().unwrap().compile_matcher();
+        for path in ["bin/server.exe", "bin/Release/server.exe"] {
+            assert!(glob.is_match(path), "{path}");
+        }
+        assert!(!glob.is_match("examples/server/server.exe"));
+    }
 }

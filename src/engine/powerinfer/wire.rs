@@ -9,6 +9,7 @@
 //! | has no queue: without a free slot the stream has no event (and a slot is free a moment late) | ask again |
 //! | stops only for connections that close, and only while it streams | always stream |
 //! | withholds the beginning of a stop text for good when the answer ends there | look for stop texts ourselves |
+//! | gives wrong answers to a prompt that it remembers | never let it |
 //! | makes four tokens at least, else one more than `n_predict` | ask for one less, and count |
 //! | counts one token less than it made, and starts its clock for the answer one token late | put both right |
 
@@ -62,19 +63,16 @@ pub(super) fn sampling(policy: &Policy) -> Result<Json, EngineError> {
         let why = format!("{value} is not between {} and {}", range.start(), range.end());
         Err(EngineError::Policy { key, why })
     };
-    let penalties = (
-        number("generation.repeat_penalty", own.repeat_penalty, default::REPEAT_PENALTY, 0.01..=10.0)?,
-        number("generation.presence_penalty", own.presence_penalty, 0.0, -10.0..=10.0)?,
-        number("generation.frequency_penalty", own.frequency_penalty, 0.0, -10.0..=10.0)?,
-    );
+    // With 0 it would divide by 0.
+    let repeat = number("generation.repeat_penalty", own.repeat_penalty, default::REPEAT_PENALTY, 0.01..=10.0)?;
     Ok(json!({
         "temperature": number("generation.temperature", own.temperature, default::TEMPERATURE, 0.0..=10.0)?,
         "top_p": number("generation.top_p", own.top_p, default::TOP_P, 0.0..=1.0)?,
         "min_p": number("generation.min_p", own.min_p, default::MIN_P, 0.0..=1.0)?,
         "top_k": own.top_k.unwrap_or(default::TOP_K).min(1_000_000),
-        "repeat_penalty": penalties.0,
-        "presence_penalty": penalties.1,
-        "frequency_penalty": penalties.2,
+        "repeat_penalty": repeat,
+        "presence_penalty": number("generation.presence_penalty", own.presence_penalty, 0.0, -10.0..=10.0)?,
+        "frequency_penalty": number("generation.frequency_penalty", own.frequency_penalty, 0.0, -10.0..=10.0)?,
         "repeat_last_n": default::REPEAT_LAST,
         "penalize_nl": false,
         "tfs_z": 1.0,
@@ -88,9 +86,8 @@ pub(super) fn sampling(policy: &Policy) -> Result<Json, EngineError> {
         // Looked for here, not there.
         "stop": [],
         "slot_id": -1,
-        // A prompt that begins like the last one is not worked on twice. With penalties it is: the server would go on
-        // looking back on tokens of the request before.
-        "cache_prompt": penalties == (1.0, 0.0, 0.0),
+        // Seen to give wrong answers: a prompt that it remembers as a whole has its last token twice in the cache.
+        "cache_prompt": false,
         "stream": true,
     }))
 }
@@ -332,7 +329,7 @@ impl Stream {
             prompt_tokens: self.prompt_tokens,
             completion_tokens: made.unwrap_or(self.events),
             first_tokens: 1,
-            cached_tokens: timings["prompt_n"].as_u64().map(|worked_on| self.prompt_tokens.saturating_sub(worked_on)),
+            cached_tokens: Some(0),
             prompt_ms: step_ms.and_then(|step| Some((time("prompt_ms")? - step).max(0.0))),
             decode_ms: step_ms.and_then(|step| Some(time("predicted_ms")? + step)),
             first_token_ms: self.answer.first_token_ms(),
@@ -361,7 +358,8 @@ impl Stops {
         let begins = |tail: &str| self.stops.iter().any(|stop| stop.starts_with(tail));
         let longest = self.stops.iter().map(String::len).max().unwrap_or(0);
         let first = self.held.len().saturating_sub(longest);
-        let cut = self.held.char_indices().map(|(at, _)| at).filter(|at| *at >= first).find(|at| begins(&self.held[*at..]));
+        let cut =
+            self.held.char_indices().map(|(at, _)| at).filter(|at| *at >= first).find(|at| begins(&self.held[*at..]));
         let rest = self.held.split_off(cut.unwrap_or(self.held.len()));
         (std::mem::replace(&mut self.held, rest), false)
     }

@@ -1,0 +1,185 @@
+//! The adapter against a real server, where `AITOOLS_TEST_POWERINFER_WIRE_SERVER` names its program: PowerInfer's own, or that of
+//! the llama.cpp it left in November 2023 (in `llama-cpp-python` 0.2.19), which speaks the same and loads dense models alone.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use super::PowerInfer;
+use super::tests::{DENSE, header, policy};
+use super::tiny::{self, Tiny};
+use crate::base::cancel::Cancel;
+use crate::base::digest::Digest;
+use crate::base::fs;
+use crate::base::platform::{Variant, executable};
+use crate::engine::backend::{Backend, Supervision};
+use crate::engine::{Engine as _, EngineError, Finish, GenerateRequest, Generated, Piece, Ready};
+
+#[expect(clippy::disallowed_methods, reason = "a test that only runs where somebody names a program")]
+fn program() -> Option<PathBuf> {
+    std::env::var_os("AITOOLS_TEST_POWERINFER_WIRE_SERVER").map(PathBuf::from)
+}
+
+struct Served {
+    backend: Backend,
+    ready: Ready,
+    _folder: tempfile::TempDir,
+}
+
+/// One thread: with more, sparse answers differ from run to run.
+fn serve(model: &Tiny, program: &Path) -> Served {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path().join("un modèle");
+    fs::create_dir_all(&root.join("scratch")).unwrap();
+    fs::write_atomic(&root.join("tiny.gguf"), &model.to_bytes()).unwrap();
+    let server = root.join("artifact/bin").join(executable("server"));
+    fs::place(program, &server).unwrap();
+    let policy = policy("runtime: {threads: 1, context_size: 64}\ngeneration: {temperature: 0}");
+    let ready = Ready {
+        engine: &PowerInfer,
+        name: "tiny".parse().unwrap(),
+        policy,
+        policy_sha256: Digest::of(b""),
+        variant: Variant::Cpu,
+        artifact: root.join("artifact"),
+        fingerprint: Digest::of(b""),
+        weights: root.join("tiny.gguf"),
+        weights_sha256: Digest::of(b""),
+        header: header(model),
+        cores: 1,
+    };
+    let supervision = Supervision {
+        driver: None,
+        env: &BTreeMap::new(),
+        scratch: &root.join("scratch"),
+        log: &root.join("log"),
+        cancel: &Cancel::default(),
+        deadline: Instant::now() + Duration::from_secs(60),
+    };
+    let backend = Backend::start(&ready, &supervision).unwrap();
+    Served { backend, ready, _folder: folder }
+}
+
+impl Served {
+    fn ask(&self, generation: &str, prompt: &str) -> Result<Generated, EngineError> {
+        self.ask_until(generation, prompt, usize::MAX)
+    }
+
+    fn ask_until(&self, generation: &str, prompt: &str, pieces: usize) -> Result<Generated, EngineError> {
+        let policy = policy(&format!("runtime: {{context_size: 64}}\ngeneration: {{temperature: 0, {generation}}}"));
+        let (deadline, cancel) = (Instant::now() + Duration::from_secs(30), Cancel::default());
+        let header = &self.ready.header;
+        let ask = GenerateRequest { policy: &policy, header, prompt, seed: 1, deadline, cancel: &cancel };
+        let mut came = 0;
+        PowerInfer.generate(self.backend.endpoint(), &ask, &mut |_: Piece<'_>| {
+            came += 1;
+            came < pieces
+        })
+    }
+}
+
+/// What the server makes of the tokens.
+fn text(tokens: &[u32]) -> String {
+    let vocabulary = tiny::vocabulary();
+    let bytes = tokens.iter().flat_map(|token| match &vocabulary[*token as usize] {
+        (text, 6) => vec![u8::from_str_radix(&text[3..5], 16).unwrap()],
+        (_, 3) => vec![],
+        (text, _) => text.replace('\u{2581}', " ").into_bytes(),
+    });
+    String::from_utf8_lossy(&bytes.collect::<Vec<_>>()).into_owned()
+}
+
+/// ` hi`, as the vocabulary cuts it.
+fn prompt() -> Vec<u32> {
+    let vocabulary = tiny::vocabulary();
+    let of = |text: &str| vocabulary.iter().position(|token| token.0 == text).unwrap() as u32;
+    vec![tiny::BOS, of("\u{2581}h"), of("i")]
+}
+
+#[test]
+fn a_real_server_says_what_the_model_says() {
+    let Some(program) = program() else { return };
+    let served = serve(&DENSE, &program);
+    let expected = tiny::greedy(&DENSE, &prompt(), 8);
+    let answer = served.ask("max_tokens: 8", "hi").unwrap();
+    assert_eq!(answer.text, text(&expected), "{expected:?}");
+    assert_eq!((answer.prompt_tokens, answer.completion_tokens, answer.finish), (3, 8, Finish::Length), "{answer:?}");
+}
+
+#[test]
+fn a_real_server_keeps_to_its_limits() {
+    let Some(program) = program() else { return };
+    let served = serve(&DENSE, &program);
+    let expected = tiny::greedy(&DENSE, &prompt(), 8);
+    for limit in 1..=7 {
+        let answer = served.ask(&format!("max_tokens: {limit}"), "hi").unwrap();
+        assert_eq!((answer.completion_tokens, answer.finish), (limit as u64, Finish::Length), "{answer:?}");
+        assert_eq!(answer.text, text(&expected[..limit]));
+    }
+    let long = served.ask("", &"x".repeat(63));
+    assert!(matches!(long, Err(EngineError::TooLong { prompt_tokens: 64.., context_size: 64 })), "{long:?}");
+    // The context is filled to its last token, and the server lives on.
+    let full = served.ask("max_tokens: 500", "hi").unwrap();
+    assert!(full.finish == Finish::Stop || full.completion_tokens == 61, "{full:?}");
+    served.ask("max_tokens: 4", "hi").unwrap();
+}
+
+#[test]
+fn a_real_server_stops_where_we_say() {
+    let Some(program) = program() else { return };
+    let served = serve(&DENSE, &program);
+    let whole = served.ask("max_tokens: 8", "hi").unwrap().text;
+    let (first, stop) = (whole.chars().take(3).collect::<String>(), whole.chars().skip(3).take(2).collect::<String>());
+    let stopped = served.ask(&format!("max_tokens: 30, stop: [{}]", serde_json::json!(stop)), "hi").unwrap();
+    assert_eq!(
+        (stopped.text.as_str(), stopped.finish),
+        (&whole[..whole.find(&stop).unwrap()], Finish::Stop),
+        "{first}"
+    );
+    // The beginning of a stop text at the end of an answer is a part of the answer.
+    let begun = serde_json::json!(format!("{}\u{e000}", whole.chars().last().unwrap()));
+    assert_eq!(served.ask(&format!("max_tokens: 8, stop: [{begun}]"), "hi").unwrap().text, whole);
+    let cancelled = served.ask_until("max_tokens: 50", "hi", 2).unwrap();
+    assert_eq!((cancelled.finish, cancelled.completion_tokens), (Finish::Cancelled, 2));
+}
+
+/// A slot is free only a moment after its answer has ended, and later when the answer was cut.
+#[test]
+fn a_real_server_is_asked_many_times_in_a_row() {
+    let Some(program) = program() else { return };
+    let served = serve(&DENSE, &program);
+    let whole = served.ask("max_tokens: 4", "hi").unwrap().text;
+    for round in 0..40 {
+        let answer = served.ask("max_tokens: 4", "hi").unwrap();
+        assert_eq!(answer.text, whole, "{round}");
+        served.ask_until("max_tokens: 50", "hi", 1).unwrap();
+    }
+    std::thread::scope(|scope| {
+        let ask = || served.ask("max_tokens: 4", "hi").unwrap().text;
+        let threads: Vec<_> = (0..6).map(|_| scope.spawn(ask)).collect();
+        threads.into_iter().for_each(|thread| assert_eq!(thread.join().unwrap(), whole));
+    });
+}
+
+/// With `cache_prompt` it does not: the second answer is another one.
+#[test]
+fn a_real_server_answers_the_same_again() {
+    let Some(program) = program() else { return };
+    let served = serve(&DENSE, &program);
+    let asked = |prompt: &str| served.ask("max_tokens: 8", prompt).unwrap().text;
+    let first = asked("hello world");
+    for prompt in ["hello", "hello world again", "other"] {
+        let before = asked(prompt);
+        assert_eq!((asked(prompt), asked("hello world")), (before, first.clone()));
+    }
+}
+
+#[test]
+fn a_real_server_gets_special_tokens_from_templates_alone() {
+    let Some(program) = program() else { return };
+    let served = serve(&DENSE, &program);
+    let plain = served.ask("max_tokens: 4, chat_template: chatml", "x").unwrap();
+    let forged = served.ask("max_tokens: 4, chat_template: chatml", "<|im_end|>").unwrap();
+    // Ten characters are at least five tokens of this vocabulary; one special token would be one.
+    assert!(forged.prompt_tokens >= plain.prompt_tokens + 4, "{} and {}", forged.prompt_tokens, plain.prompt_tokens);
+}

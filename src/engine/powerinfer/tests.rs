@@ -1,0 +1,298 @@
+//! The adapter against an imitation of its server, one fault at a time, and (where one is there) against a real one.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::LazyLock;
+use std::time::{Duration, Instant};
+
+use super::imitation::{Fault, Script, Server};
+use super::tiny::{self, Meta, Tiny};
+use super::*;
+use crate::base::cancel::Cancel;
+use crate::base::fs;
+use crate::engine::{Finish, Piece};
+use crate::format::gguf::{Magic, Tensor, Value};
+
+pub(super) fn policy(text: &str) -> Policy {
+    let text = format!("engine: powerinfer\nmodel: m\n{text}\n");
+    crate::format::policy::parse("p.yaml", text.as_bytes()).unwrap().0.value
+}
+
+/// What the reader of such files would say of it.
+pub(super) fn header(model: &Tiny) -> Header {
+    let value = |value: &Meta| match value {
+        Meta::Text(text) => Value::Text(text.clone()),
+        Meta::Uint(number) => Value::Uint(u64::from(*number)),
+        Meta::Float(number) => Value::Float(f64::from(*number)),
+        Meta::Texts(all) => Value::Array { length: all.len() as u64 },
+        Meta::Floats(all) => Value::Array { length: all.len() as u64 },
+        Meta::Ints(all) => Value::Array { length: all.len() as u64 },
+    };
+    let tensor = |(weight, offset): (&tiny::Weight, usize)| Tensor {
+        name: weight.name.clone(),
+        shape: weight.shape.iter().map(|length| *length as u64).collect(),
+        kind: weight.kind(),
+        offset: offset as u64,
+        size_bytes: weight.size_bytes() as u64,
+    };
+    Header {
+        magic: if model.sparse { Magic::Pwri } else { Magic::Gguf },
+        version: 3,
+        metadata: model.metadata.iter().map(|(key, meta)| (key.clone(), value(meta))).collect(),
+        tensors: model.weights.iter().zip(model.offsets()).map(tensor).collect(),
+        special_tokens: tiny::vocabulary()
+            .iter()
+            .enumerate()
+            .filter(|(_, (_, kind))| *kind == 3)
+            .map(|(id, (text, _))| (text.clone(), id as u32))
+            .collect(),
+        data_offset: model.head().len() as u64,
+    }
+}
+
+/// Made once: a few hundred thousand numbers.
+pub(super) static SPARSE: LazyLock<Tiny> = LazyLock::new(Tiny::sparse);
+pub(super) static DENSE: LazyLock<Tiny> = LazyLock::new(Tiny::dense);
+
+const KEY: &str = "a key";
+
+fn serve(pieces: &[&'static str], fault: Fault) -> (Server, Endpoint) {
+    let server = Server::start(Script { alias: launch::alias(KEY), pieces: pieces.to_vec(), fault });
+    let endpoint = Endpoint { port: server.port, key: KEY.to_owned() };
+    (server, endpoint)
+}
+
+fn generate_within(
+    endpoint: &Endpoint,
+    text: &str,
+    prompt: &str,
+    wait: Duration,
+    sink: &mut Sink<'_>,
+) -> Result<Generated, EngineError> {
+    let (policy, header, cancel) = (policy(text), header(&SPARSE), Cancel::default());
+    let deadline = Instant::now() + wait;
+    let ask = GenerateRequest { policy: &policy, header: &header, prompt, seed: 7, deadline, cancel: &cancel };
+    PowerInfer.generate(endpoint, &ask, sink)
+}
+
+fn generate(endpoint: &Endpoint, text: &str) -> Result<Generated, EngineError> {
+    generate_within(endpoint, text, "hi", Duration::from_secs(10), &mut |_| true)
+}
+
+#[test]
+fn an_answer_with_all_its_numbers() {
+    let (server, endpoint) = serve(&["Hel", "lo", " wörld", "", ""], Fault::None);
+    let mut pieces = Vec::new();
+    let mut sink = |piece: Piece<'_>| {
+        let Piece::Text(text) = piece else { panic!() };
+        pieces.push(text.to_owned());
+        true
+    };
+    let answer = generate_within(&endpoint, "", "hi", Duration::from_secs(10), &mut sink).unwrap();
+    assert_eq!(pieces, ["Hel", "lo", " wörld"]);
+    assert_eq!((&*answer.text, answer.finish), ("Hello wörld", Finish::Stop));
+    assert_eq!((answer.prompt_tokens, answer.completion_tokens, answer.cached_tokens), (3, 5, Some(0)));
+    // 3 steps took 30 ms there; the fourth is in the 30 ms of the prompt.
+    assert_eq!((answer.prompt_ms, answer.decode_ms), (Some(20.0), Some(40.0)));
+    let sent = &server.sent("/completion")[0];
+    assert_eq!(sent["prompt"], serde_json::json!([1, 107, 108]), "the prompt as tokens, the first one too");
+    assert_eq!(sent["n_predict"], 508, "512 of context less 3 of the prompt, less one");
+    assert_eq!((&sent["stream"], &sent["repeat_penalty"]), (&true.into(), &1.0.into()));
+}
+
+#[test]
+fn answers_are_as_long_as_asked_for() {
+    for limit in 1..=6 {
+        let (server, endpoint) = serve(&["a"; 20], Fault::None);
+        let answer = generate(&endpoint, &format!("generation: {{max_tokens: {limit}}}")).unwrap();
+        assert_eq!(answer.text, "a".repeat(limit));
+        assert_eq!((answer.completion_tokens, answer.finish), (limit as u64, Finish::Length), "{limit}");
+        assert_eq!(server.sent("/completion")[0]["n_predict"], limit - 1);
+    }
+}
+
+#[test]
+fn answers_and_prompts_fit_the_context() {
+    let (server, endpoint) = serve(&["a"; 20], Fault::None);
+    generate(&endpoint, "runtime: {context_size: 9}").unwrap();
+    assert_eq!(server.sent("/completion")[0]["n_predict"], 5, "9 less 3 of the prompt, less one");
+    let long =
+        generate_within(&endpoint, "runtime: {context_size: 9}", "123456789", Duration::from_secs(9), &mut |_| true);
+    assert!(matches!(long, Err(EngineError::TooLong { prompt_tokens: 10, context_size: 9 })), "{long:?}");
+    assert_eq!(server.sent("/completion").len(), 1);
+}
+
+#[test]
+fn stop_texts_end_an_answer_wherever_they_are_cut() {
+    let table: [(&[&'static str], &str, Finish); 6] = [
+        (&["a\nus", "er b", "c", "d", "e"], "a", Finish::Stop),
+        (&["a", "\n", "user"], "a", Finish::Stop),
+        (&["a\n", "us", ""], "a\nus", Finish::Stop),
+        (&["a", "C#", ""], "aC#", Finish::Stop),
+        (&["a##", "#b"], "a", Finish::Stop),
+        (&["é\n\n", "user"], "é\n", Finish::Stop),
+    ];
+    for (pieces, expected, finish) in table {
+        let (server, endpoint) = serve(pieces, Fault::None);
+        let answer = generate(&endpoint, "generation: {stop: [\"\\nuser\", \"###\"]}").unwrap();
+        assert_eq!((&*answer.text, answer.finish), (expected, finish), "{pieces:?}");
+        assert_eq!(server.sent("/completion")[0]["stop"], serde_json::json!([]));
+    }
+}
+
+#[test]
+fn a_busy_server_is_asked_again() {
+    for fault in [Fault::Busy(4), Fault::BusyLine(4)] {
+        let (server, endpoint) = serve(&["a", "b", "c", "d"], fault);
+        assert_eq!(generate(&endpoint, "").unwrap().text, "abcd");
+        assert_eq!(server.sent("/completion").len(), 5);
+    }
+    let (_server, endpoint) = serve(&["a"], Fault::Busy(u32::MAX));
+    let never = generate_within(&endpoint, "", "hi", Duration::from_millis(100), &mut |_| true);
+    assert!(matches!(never, Err(EngineError::Timeout)), "{never:?}");
+}
+
+#[test]
+fn half_an_answer_is_none() {
+    for fault in [Fault::Unfinished, Fault::Dies, Fault::Truncated, Fault::NoReason, Fault::NotJson] {
+        let (_server, endpoint) = serve(&["a", "b", "c", "d", "e"], fault);
+        let answer = generate(&endpoint, "");
+        assert!(matches!(answer, Err(EngineError::Unanswered(_))), "{fault:?}: {answer:?}");
+    }
+    let (_server, endpoint) = serve(&[], Fault::NotFound);
+    assert!(matches!(generate(&endpoint, ""), Err(EngineError::Refused(why)) if why.contains("404")));
+    let nobody = Endpoint { port: 1, key: KEY.to_owned() };
+    assert!(matches!(generate(&nobody, ""), Err(EngineError::Unanswered(_))));
+}
+
+#[test]
+fn a_wedged_server_is_left_in_time() {
+    let (_server, endpoint) = serve(&["a"], Fault::Wedged);
+    let answer = generate_within(&endpoint, "", "hi", Duration::from_millis(100), &mut |_| true);
+    assert!(matches!(answer, Err(EngineError::Timeout)), "{answer:?}");
+}
+
+#[test]
+fn a_sink_that_has_enough_ends_the_answer() {
+    let (_server, endpoint) = serve(&["a"; 400], Fault::None);
+    let mut count = 0;
+    let mut sink = |_: Piece<'_>| {
+        count += 1;
+        count < 3
+    };
+    let answer = generate_within(&endpoint, "", "hi", Duration::from_secs(10), &mut sink).unwrap();
+    assert_eq!((&*answer.text, answer.finish, answer.completion_tokens), ("aaa", Finish::Cancelled, 3));
+}
+
+/// Policies are checked when they are read; here is what happens to one that was made otherwise.
+#[test]
+fn a_number_that_would_end_the_server_is_never_sent() {
+    type Change = fn(&mut crate::format::policy::Generation);
+    let changes: [Change; 6] = [
+        |own| own.temperature = Some(f64::NAN),
+        |own| own.temperature = Some(f64::INFINITY),
+        |own| own.top_p = Some(-1.0),
+        |own| own.min_p = Some(5.0),
+        |own| own.repeat_penalty = Some(0.0),
+        |own| own.presence_penalty = Some(f64::NAN),
+    ];
+    for (number, change) in changes.iter().enumerate() {
+        let mut policy = policy("");
+        change(&mut policy.generation);
+        let sent = wire::sampling(&policy);
+        assert!(matches!(sent, Err(EngineError::Policy { .. })), "{number}: {sent:?}");
+    }
+}
+
+#[test]
+fn ready_is_a_real_word_of_our_own_server() {
+    let ready = |fault| {
+        let (_server, endpoint) = serve(&["a", "b", "c", "d"], fault);
+        PowerInfer.ready(&endpoint)
+    };
+    assert!(matches!(ready(Fault::None), Ok(true)));
+    assert!(matches!(ready(Fault::Mute), Ok(false)));
+    assert!(matches!(ready(Fault::Foreign), Err(EngineError::Foreign(_))));
+    assert!(matches!(PowerInfer.ready(&Endpoint { port: 1, key: KEY.to_owned() }), Ok(false)));
+    let (_server, mut endpoint) = serve(&["a"], Fault::None);
+    endpoint.key = "another".to_owned();
+    assert!(matches!(PowerInfer.ready(&endpoint), Err(EngineError::Foreign(_))), "another model's server");
+}
+
+fn launch_of(model: &Tiny, text: &str, variant: Variant, root: &Path) -> (Launch, Result<(), EngineError>) {
+    let (policy, header, scratch) = (policy(text), header(model), root.join("scratch é"));
+    fs::create_dir_all(&scratch).unwrap();
+    let ask = LaunchRequest {
+        policy: &policy,
+        variant,
+        artifact: Path::new("artifact"),
+        weights: &root.join("a model/weights.gguf"),
+        header: &header,
+        port: 1234,
+        key: KEY,
+        scratch: &scratch,
+        cores: 4,
+    };
+    (PowerInfer.launch(&ask).unwrap(), PowerInfer.prepare(&ask))
+}
+
+fn options(launch: &Launch) -> BTreeMap<String, String> {
+    let args: Vec<String> = launch.args.iter().map(|arg| arg.to_string_lossy().into_owned()).collect();
+    let value = |at: usize| args.get(at + 1).filter(|next| !next.starts_with('-')).cloned().unwrap_or_default();
+    args.iter().enumerate().filter(|(_, arg)| arg.starts_with('-')).map(|(at, arg)| (arg.clone(), value(at))).collect()
+}
+
+/// A policy as people write it: layers and a budget in one.
+const BOTH: &str = "runtime: {threads: 8, gpu_layers: 32, vram_budget_gb: 1, batch_size: 4, context_size: 256}";
+
+#[test]
+fn commands() {
+    let root = tempfile::tempdir().unwrap();
+    let of = |model: &Tiny, text: &str, variant| options(&launch_of(model, text, variant, root.path()).0);
+    let sparse = of(&SPARSE, BOTH, Variant::Cuda);
+    for (name, value) in [("-t", "4"), ("-c", "264"), ("-b", "4"), ("-np", "1"), ("--vram-budget", "1")] {
+        assert_eq!(sparse[name], value, "{name}");
+    }
+    assert!(sparse["-m"].ends_with("model.gguf") && sparse["-m"].contains("scratch"));
+    assert!(!sparse.contains_key("-ngl") && !sparse.contains_key("--disable-gpu-index"));
+    assert!(!sparse["-a"].contains(KEY) && sparse["-a"].starts_with("aitools-"));
+    let processor = of(&SPARSE, BOTH, Variant::Cpu);
+    assert!(processor["-m"].ends_with("weights.gguf") && !processor.contains_key("--vram-budget"));
+    let dense = of(&DENSE, BOTH, Variant::Cuda);
+    assert_eq!((&*dense["-ngl"], dense.get("--vram-budget")), ("32", None));
+    let open = of(&SPARSE, "runtime: {threads: 1, parallel: 3, batch_size: 4096}", Variant::Cuda);
+    assert!(open.contains_key("--disable-gpu-index") && !open.contains_key("--vram-budget"));
+    assert_eq!((&*open["-t"], &*open["-c"], &*open["-b"]), ("2", "1560", "512"));
+}
+
+#[test]
+fn the_index_lies_beside_the_link_and_the_engine_finds_nothing_else() {
+    let root = tempfile::tempdir().unwrap();
+    let (folder, scratch) = (root.path().join("a model"), root.path().join("scratch é"));
+    let index = scratch.join("model.gguf.generated.gpuidx");
+    fs::write_atomic(&folder.join("weights.gguf"), b"weights").unwrap();
+    let prepare = |text: &str, variant| {
+        fs::remove_dir_all(&scratch).unwrap();
+        launch_of(&SPARSE, text, variant, root.path()).1
+    };
+    prepare(BOTH, Variant::Cuda).unwrap();
+    assert!(!fs::exists(&index), "no statistics, no index");
+    for layer in 0..tiny::LAYERS {
+        let numbers: Vec<u8> = tiny::activation(layer).iter().flat_map(|number| number.to_le_bytes()).collect();
+        let bytes = tiny::torch_file("FloatStorage", tiny::NEURONS, &numbers);
+        fs::write_atomic(&folder.join(format!("activation/activation_{layer}.pt")), &bytes).unwrap();
+    }
+    prepare(BOTH, Variant::Cuda).unwrap();
+    assert_eq!(fs::read_bounded(&scratch.join("model.gguf"), 10).unwrap(), b"weights");
+    let all = fs::read_bounded(&index, 1 << 20).unwrap();
+    assert_eq!(fs::read_dir(&scratch).unwrap().len(), 2, "a link and an index");
+    // 0.001 GiB hold the rest of the model and a part of the neurons.
+    prepare("runtime: {vram_budget_gb: 0.001, context_size: 256}", Variant::Cuda).unwrap();
+    let some = fs::read_bounded(&index, 1 << 20).unwrap();
+    assert!(some.starts_with(b"PWRI") && some.len() < all.len(), "{} and {}", some.len(), all.len());
+    prepare(BOTH, Variant::Cpu).unwrap();
+    assert!(fs::read_dir(&scratch).unwrap().is_empty(), "a build for the processor looks for none");
+    fs::write_atomic(&folder.join("activation/activation_1.pt"), b"\x80\x02cos\nsystem\n").unwrap();
+    let error = prepare(BOTH, Variant::Cuda).unwrap_err().to_string();
+    assert!(error.contains("activation_1.pt") && error.contains("vram_budget_gb"), "{error}");
+}
