@@ -182,7 +182,14 @@ impl Scene {
 
 fn header() -> Header {
     let template = ("tokenizer.chat_template".to_owned(), aitools::format::gguf::Value::Text("{{ x }}".to_owned()));
-    Header { magic: Magic::Gguf, version: 3, metadata: [template].into(), tensors: vec![], data_offset: 0 }
+    Header {
+        magic: Magic::Gguf,
+        version: 3,
+        metadata: [template].into(),
+        tensors: vec![],
+        special_tokens: std::collections::BTreeMap::new(),
+        data_offset: 0,
+    }
 }
 
 const SOON: Duration = Duration::from_secs(20);

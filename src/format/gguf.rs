@@ -1,6 +1,6 @@
 //! GGUF headers (<https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>), versions 2 and 3, and PowerInfer's files, which differ by
 //! their magic `PWRI` alone. Read from a file's first bytes with bounds on everything. Absent: the weights themselves, and the contents
-//! of lists (a vocabulary has 100,000 texts; its length is enough here).
+//! of lists (a vocabulary has 100,000 texts; its length is enough here) but for special tokens.
 
 mod read;
 

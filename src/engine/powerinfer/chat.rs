@@ -88,7 +88,7 @@ fn template<'a>(policy: &'a Policy, header: &'a Header) -> Result<Template<'a>, 
                 Err(wrong(format!("`{name}` is neither a Jinja template nor one of {}, `none`", names.join(", "))))
             }
         },
-        None => Ok(model::text(header, "tokenizer.chat_template").map_or(Template::None, Template::Jinja)),
+        None => Ok(header.chat_template().map_or(Template::None, Template::Jinja)),
     }
 }
 

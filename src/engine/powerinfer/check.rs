@@ -54,14 +54,14 @@ fn warning(key: &'static str, message: impl Into<String>, hint: Option<&str>) ->
 fn of_model(ask: &CheckRequest<'_>, header: &Header) -> Vec<Finding> {
     let sparse = model::is_sparse(header);
     let known = if sparse { SPARSE } else { DENSE };
-    let Some(name) = model::architecture(header).filter(|name| known.contains(name)) else {
-        let name = model::architecture(header).unwrap_or("none");
+    let Some(name) = header.architecture().filter(|name| known.contains(name)) else {
+        let name = header.architecture().unwrap_or("none");
         let kind = if sparse { "sparse" } else { "dense" };
         let message = format!("PowerInfer loads no {kind} model of architecture `{name}`: only {}", known.join(", "));
         return vec![error("", message, Some("for other models use an engine whose adapter is `llama-cpp`"))];
     };
     let mut found = Vec::new();
-    if model::number(header, "expert_count").unwrap_or(0) > 0 {
+    if header.architecture_uint("expert_count").unwrap_or(0) > 0 {
         let hint = "its branch `feat-moe` is the one that could: name it as the engine's source";
         found.push(error(
             "",
@@ -89,7 +89,7 @@ fn of_model(ask: &CheckRequest<'_>, header: &Header) -> Vec<Finding> {
 
 /// The tensors that PowerInfer asks for and the header lacks.
 fn missing(header: &Header, architecture: &str, sparse: bool) -> Vec<String> {
-    let layers = model::number(header, "block_count").unwrap_or(0).min(header.tensors.len() as u64);
+    let layers = header.block_count().unwrap_or(0).min(header.tensors.len() as u64);
     let (whole, parts): (&[&str], &[&str]) = match (sparse, architecture) {
         (true, "falcon") => {
             (&["token_embd", "output_norm", "output"], &["attn_norm", "attn_qkv", "attn_output", "ffn_up"])
@@ -111,14 +111,13 @@ fn missing(header: &Header, architecture: &str, sparse: bool) -> Vec<String> {
 
 fn of_tensors(ask: &CheckRequest<'_>, header: &Header) -> Vec<Finding> {
     let mut found = Vec::new();
-    let end = |tensor: &Tensor| tensor.offset.saturating_add(tensor.size_bytes);
-    let needed = header.data_offset.saturating_add(header.tensors.iter().map(end).max().unwrap_or(0));
-    let size = ask.sizes.first().copied().unwrap_or(0);
-    if size < needed {
-        let message = format!("the weights are cut short: {size} bytes, their tensors need {needed}");
-        found.push(error("", message, Some("`aitools verify --repair` fetches them again")));
+    if let Err(cut) = header.check_extents(ask.sizes.first().copied().unwrap_or(0)) {
+        found.push(error("", cut.to_string(), Some("`aitools verify --repair` fetches them again")));
     }
-    let named = |tensor: &Tensor| format!("`{}` (type {})", tensor.name, tensor.kind);
+    let named = |tensor: &Tensor| {
+        let kind = tensor.tensor_type().map_or_else(|| format!("type {}", tensor.kind), |kind| kind.name.to_owned());
+        format!("`{}` ({kind})", tensor.name)
+    };
     if let Some(tensor) = header.tensors.iter().find(|tensor| !TYPES.contains(&tensor.kind)) {
         let message = format!("{} has a type that PowerInfer does not know", named(tensor));
         found.push(error("", message, Some("use weights in F16 or Q4_0")));
@@ -134,7 +133,7 @@ fn of_tensors(ask: &CheckRequest<'_>, header: &Header) -> Vec<Finding> {
 /// The shapes of each layer's neurons and predictor.
 fn of_neurons(header: &Header) -> Vec<Finding> {
     let mut found = Vec::new();
-    let layers = model::number(header, "block_count").unwrap_or(0).min(header.tensors.len() as u64);
+    let layers = header.block_count().unwrap_or(0).min(header.tensors.len() as u64);
     let shape = |layer: u64, part: &str| -> Option<[u64; 2]> {
         let shape = &model::tensor(header, &format!("blk.{layer}.{part}.weight"))?.shape;
         shape.as_slice().try_into().ok()
@@ -235,7 +234,7 @@ fn of_context(ask: &CheckRequest<'_>, header: &Header) -> Vec<Finding> {
     let mut found = Vec::new();
     let runtime = &ask.policy.runtime;
     let size = model::context_size(ask.policy, header);
-    if let Some(trained) = model::number(header, "context_length").filter(|trained| u64::from(size) > *trained) {
+    if let Some(trained) = header.context_length().filter(|trained| u64::from(size) > *trained) {
         let message = format!("the model was trained on {trained} tokens of context: {size} may give nonsense");
         found.push(warning("runtime.context_size", message, Some(&format!("use {trained} or less"))));
     }
@@ -351,7 +350,8 @@ mod tests {
     #[test]
     fn each_doubt_is_said_with_its_key() {
         use Variant::{Cpu, Cuda};
-        let table: [(&Tiny, Variant, &str, &str, &[(bool, &str)]); 17] = [
+        type Row<'a> = (&'a Tiny, Variant, &'a str, &'a str, &'a [(bool, &'a str)]);
+        let table: [Row<'_>; 17] = [
             (&SPARSE, Cpu, "", "", &[]),
             (&DENSE, Cuda, "gpu_layers: 9", "", &[]),
             (&SPARSE, Cuda, "vram_budget_gb: 1", "", &[]),
@@ -421,10 +421,8 @@ mod tests {
             (all[0].0, all[0].2.clone())
         };
         let set = |header: &mut Header, key: &str, value: Value| drop(header.metadata.insert(key.to_owned(), value));
-        let named = |header: &mut Header, name: &str| {
-            let at = header.tensors.iter().position(|tensor| tensor.name == name).unwrap();
-            at
-        };
+        let named =
+            |header: &mut Header, name: &str| header.tensors.iter().position(|tensor| tensor.name == name).unwrap();
         type Change<'a> = &'a dyn Fn(&mut Header);
         let arch = |name: &'static str| {
             move |header: &mut Header| set(header, "general.architecture", Value::Text(name.to_owned()))
@@ -458,15 +456,15 @@ mod tests {
             (&SPARSE, &typed("blk.1.ffn_down_t.weight", 8), "must be F16 or Q4_0"),
             (&SPARSE, &typed("output.weight", 19), "does not know"),
             (&SPARSE, &shaped("blk.0.fc1.weight", [64, 33]), "layer 0"),
-            (&SPARSE, &|header| header.data_offset += 64, "cut short"),
-            (&DENSE, &|header| header.tensors[3].offset = u64::MAX, "cut short"),
+            (&SPARSE, &|header| header.data_offset += 64, "cut off"),
+            (&DENSE, &|header| header.tensors[3].offset = u64::MAX, "cut off"),
         ];
         for (model, change, why) in table {
             let (error, message) = one(model, change);
             assert!(error && message.contains(why), "{why}: {message}");
         }
-        let mut swapped = |header: &mut Header| header.magic = crate::format::gguf::Magic::Pwri;
-        let all = found(&DENSE, &quiet, Variant::Cpu, &mut swapped);
+        let swapped = |header: &mut Header| header.magic = crate::format::gguf::Magic::Pwri;
+        let all = found(&DENSE, &quiet, Variant::Cpu, swapped);
         assert!(all[0].0 && all[0].2.contains("ffn_down_t"), "a dense model that says it is sparse: {all:?}");
     }
 

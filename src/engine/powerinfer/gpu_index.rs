@@ -107,45 +107,23 @@ fn tensors(layer: usize, (chosen, neurons): (&Vec<u32>, &usize)) -> [(String, Ve
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::format::gguf::{Header, Magic, Tensor};
 
-    /// The tensors of an index, read back.
-    fn read(mut file: &[u8]) -> (u64, Vec<(String, Vec<i32>)>) {
-        let whole = file;
-        fn number(file: &mut &[u8], bytes: usize) -> u64 {
-            file.split_off(..bytes).unwrap().iter().rev().fold(0, |sum, byte| sum << 8 | u64::from(*byte))
-        }
-        fn text(file: &mut &[u8]) -> String {
-            let length = number(file, 8) as usize;
-            String::from_utf8(file.split_off(..length).unwrap().to_vec()).unwrap()
-        }
-        assert_eq!(file.split_off(..4).unwrap(), b"PWRI");
-        assert_eq!(number(&mut file, 4), 3);
-        let (tensors, entries) = (number(&mut file, 8), number(&mut file, 8));
-        let mut capacity = 0;
-        for _ in 0..entries {
-            match (&*text(&mut file), number(&mut file, 4)) {
-                ("general.architecture", 8) => assert_eq!(text(&mut file), "generic.gpu_index"),
-                ("generic.gpu_index.block_count", 4) => assert_eq!(number(&mut file, 4) * 2, tensors),
-                ("split.vram_capacity", 10) => capacity = number(&mut file, 8),
-                other => panic!("{other:?}"),
-            }
-        }
-        let heads: Vec<_> = (0..tensors)
-            .map(|_| {
-                let name = text(&mut file);
-                assert_eq!(number(&mut file, 4), 1);
-                let length = number(&mut file, 8) as usize;
-                assert_eq!(number(&mut file, 4), 18);
-                (name, length, number(&mut file, 8) as usize)
-            })
-            .collect();
-        let data = (whole.len() - file.len()).next_multiple_of(32);
-        let read = |(name, length, offset): (String, usize, usize)| {
-            assert_eq!(offset % 32, 0);
-            let bytes = &whole[data + offset..][..length * 4];
-            (name, bytes.chunks_exact(4).map(|part| i32::from_le_bytes(part.try_into().unwrap())).collect())
+    /// The size and the tensors of an index, read back.
+    fn read(file: &[u8]) -> (u64, Vec<(String, Vec<i32>)>) {
+        let header = Header::parse(file, Some(file.len() as u64)).unwrap();
+        assert_eq!((header.magic, header.version), (Magic::Pwri, 3));
+        assert_eq!(header.architecture(), Some("generic.gpu_index"));
+        assert_eq!(header.block_count(), Some(header.tensors.len() as u64 / 2));
+        header.check_extents(file.len() as u64).unwrap();
+        let read = |tensor: &Tensor| {
+            assert_eq!((tensor.tensor_type().unwrap().name, tensor.shape.len()), ("I32", 1));
+            let begin = (header.data_offset + tensor.offset) as usize;
+            let bytes = &file[begin..][..tensor.size_bytes as usize];
+            let numbers = bytes.chunks_exact(4).map(|part| i32::from_le_bytes(part.try_into().unwrap()));
+            (tensor.name.clone(), numbers.collect())
         };
-        (capacity, heads.into_iter().map(read).collect())
+        (header.uint("split.vram_capacity").unwrap(), header.tensors.iter().map(read).collect())
     }
 
     /// Layers of which each block of 256 neurons has one number; the first neuron of it a little more.

@@ -22,37 +22,13 @@ pub(super) fn on_gpu(variant: Variant) -> bool {
     variant != Variant::Cpu
 }
 
-pub(super) fn architecture(header: &Header) -> Option<&str> {
-    text(header, "general.architecture")
-}
-
-pub(super) fn text<'a>(header: &'a Header, key: &str) -> Option<&'a str> {
-    match header.metadata.get(key)? {
-        Value::Text(text) => Some(text),
-        _ => None,
-    }
-}
-
-pub(super) fn whole(header: &Header, key: &str) -> Option<u64> {
-    match header.metadata.get(key)? {
-        Value::Uint(number) => Some(*number),
-        Value::Int(number) => u64::try_from(*number).ok(),
-        _ => None,
-    }
-}
-
-/// A number under the architecture's own prefix.
-pub(super) fn number(header: &Header, key: &str) -> Option<u64> {
-    whole(header, &format!("{}.{key}", architecture(header)?))
-}
-
 pub(super) fn tensor<'a>(header: &'a Header, name: &str) -> Option<&'a Tensor> {
     header.tensors.iter().find(|tensor| tensor.name == name)
 }
 
 /// Tokens of context for one request.
 pub(super) fn context_size(policy: &Policy, header: &Header) -> u32 {
-    let trained = number(header, "context_length").and_then(|tokens| u32::try_from(tokens).ok());
+    let trained = header.context_length().and_then(|tokens| u32::try_from(tokens).ok());
     policy.runtime.context_size.unwrap_or_else(|| trained.unwrap_or(CONTEXT).min(CONTEXT))
 }
 
@@ -70,7 +46,7 @@ pub(super) fn threads(policy: &Policy, header: &Header, variant: Variant, cores:
 
 /// Bytes of the key and value cache of all slots, in 16 bits; 0 when the header does not say.
 pub(super) fn cache_bytes(policy: &Policy, header: &Header) -> u64 {
-    let of = |key| number(header, key);
+    let of = |key| header.architecture_uint(key);
     let wide = || {
         let (width, heads) = (of("embedding_length")?, of("attention.head_count")?.max(1));
         let heads_kv = of("attention.head_count_kv").unwrap_or(heads);
@@ -93,7 +69,7 @@ pub(super) struct Layer {
 
 /// The layers of a sparse model, as far as the header has them all.
 pub(super) fn layers(header: &Header) -> Option<Vec<Layer>> {
-    let count = usize::try_from(number(header, "block_count")?).ok()?;
+    let count = usize::try_from(header.block_count()?).ok()?;
     let layer = |index: usize| {
         let neurons = *tensor(header, &format!("blk.{index}.ffn_up.weight"))?.shape.get(1)?;
         let parts = NEURON_TENSORS.iter().filter_map(|part| tensor(header, &format!("blk.{index}.{part}.weight")));
@@ -129,11 +105,11 @@ pub(super) fn eos(header: &Header) -> u32 {
 
 fn token(header: &Header, key: &str, pieces: u32, bytes: u32) -> u32 {
     let default = if is_sentencepiece(header) { pieces } else { bytes };
-    whole(header, key).and_then(|id| u32::try_from(id).ok()).unwrap_or(default)
+    header.uint(key).and_then(|id| u32::try_from(id).ok()).unwrap_or(default)
 }
 
 fn is_sentencepiece(header: &Header) -> bool {
-    text(header, "tokenizer.ggml.model") == Some("llama")
+    header.text("tokenizer.ggml.model") == Some("llama")
 }
 
 /// Whether a prompt begins with [`bos`].

@@ -6,48 +6,20 @@ use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 use super::imitation::{Fault, Script, Server};
-use super::tiny::{self, Meta, Tiny};
+use super::tiny::{self, Tiny};
 use super::*;
 use crate::base::cancel::Cancel;
 use crate::base::fs;
 use crate::engine::{Finish, Piece};
-use crate::format::gguf::{Magic, Tensor, Value};
 
 pub(super) fn policy(text: &str) -> Policy {
     let text = format!("engine: powerinfer\nmodel: m\n{text}\n");
     crate::format::policy::parse("p.yaml", text.as_bytes()).unwrap().0.value
 }
 
-/// What the reader of such files would say of it.
+/// What the reader of such files says of it.
 pub(super) fn header(model: &Tiny) -> Header {
-    let value = |value: &Meta| match value {
-        Meta::Text(text) => Value::Text(text.clone()),
-        Meta::Uint(number) => Value::Uint(u64::from(*number)),
-        Meta::Float(number) => Value::Float(f64::from(*number)),
-        Meta::Texts(all) => Value::Array { length: all.len() as u64 },
-        Meta::Floats(all) => Value::Array { length: all.len() as u64 },
-        Meta::Ints(all) => Value::Array { length: all.len() as u64 },
-    };
-    let tensor = |(weight, offset): (&tiny::Weight, usize)| Tensor {
-        name: weight.name.clone(),
-        shape: weight.shape.iter().map(|length| *length as u64).collect(),
-        kind: weight.kind(),
-        offset: offset as u64,
-        size_bytes: weight.size_bytes() as u64,
-    };
-    Header {
-        magic: if model.sparse { Magic::Pwri } else { Magic::Gguf },
-        version: 3,
-        metadata: model.metadata.iter().map(|(key, meta)| (key.clone(), value(meta))).collect(),
-        tensors: model.weights.iter().zip(model.offsets()).map(tensor).collect(),
-        special_tokens: tiny::vocabulary()
-            .iter()
-            .enumerate()
-            .filter(|(_, (_, kind))| *kind == 3)
-            .map(|(id, (text, _))| (text.clone(), id as u32))
-            .collect(),
-        data_offset: model.head().len() as u64,
-    }
+    Header::parse(&model.head(), Some(model.size_bytes())).unwrap()
 }
 
 /// Made once: a few hundred thousand numbers.

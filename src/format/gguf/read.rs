@@ -18,6 +18,9 @@ const MAX_DIMENSIONS: u32 = 4;
 const MAX_ALIGNMENT: u64 = 1 << 20;
 /// Lists within lists.
 const MAX_NESTING: u32 = 4;
+/// A vocabulary whose special tokens are looked for, in tokens.
+const MAX_TOKENS: u64 = 1 << 20;
+const MAX_TOKEN_BYTES: u64 = 256;
 /// Texts and lists in lists, which are skipped one by one: a vocabulary has some 300,000, its merges as many.
 const MAX_ITEMS: u64 = 8 << 20;
 
@@ -49,6 +52,9 @@ struct Input<R> {
     keep_left: u64,
     /// Texts and lists in lists that may still be skipped.
     items_left: u64,
+    /// The vocabulary's texts (empty for ones too long for a special token) and types, as far as they were read.
+    tokens: Vec<String>,
+    token_types: Vec<u32>,
 }
 
 /// A name from the file, fit for a message.
@@ -67,7 +73,15 @@ fn limit(what: impl Into<String>, actual: u64, max: u64) -> Result<(), GgufError
 impl<R: Read> Input<R> {
     fn new(reader: R, file_size: Option<u64>) -> Self {
         let reader = BufReader::with_capacity(64 << 10, reader);
-        Self { reader, at: 0, end: file_size.unwrap_or(u64::MAX), keep_left: MAX_KEPT_BYTES, items_left: MAX_ITEMS }
+        Self {
+            reader,
+            at: 0,
+            end: file_size.unwrap_or(u64::MAX),
+            keep_left: MAX_KEPT_BYTES,
+            items_left: MAX_ITEMS,
+            tokens: Vec::new(),
+            token_types: Vec::new(),
+        }
     }
 
     /// Announces that `count` bytes follow.
@@ -148,7 +162,8 @@ impl<R: Read> Input<R> {
         let alignment = alignment(&metadata)?;
         let tensors = self.tensors(tensors, magic, alignment)?;
         let data_offset = self.at.next_multiple_of(alignment);
-        Ok(Header { magic, version, metadata, tensors, data_offset })
+        let special_tokens = self.special_tokens();
+        Ok(Header { magic, version, metadata, tensors, special_tokens, data_offset })
     }
 
     fn magic(&mut self) -> Result<Magic, GgufError> {
@@ -210,11 +225,43 @@ impl<R: Read> Input<R> {
         })
     }
 
-    /// Skips an array; its length.
+    /// Control (3) and user-defined (4) tokens: `llama_token_type` in `llama.h`.
+    fn special_tokens(&mut self) -> BTreeMap<String, u32> {
+        let tokens = std::mem::take(&mut self.tokens).into_iter().zip(&self.token_types);
+        let special = (0..).zip(tokens).filter(|(_, (text, kind))| matches!(kind, 3 | 4) && !text.is_empty());
+        special.map(|(id, (text, _))| (text, id)).collect()
+    }
+
+    fn keep_tokens(&mut self, count: u64) -> Result<u64, GgufError> {
+        for _ in 0..count {
+            let length = self.u64()?;
+            let mut bytes = vec![0; if length > MAX_TOKEN_BYTES { 0 } else { length as usize }];
+            self.skip(length - bytes.len() as u64)?;
+            self.fill(&mut bytes)?;
+            self.tokens.push(String::from_utf8(bytes).unwrap_or_default());
+        }
+        Ok(count)
+    }
+
+    fn keep_token_types(&mut self, count: u64) -> Result<u64, GgufError> {
+        for _ in 0..count {
+            let kind = self.u32()?;
+            self.token_types.push(kind);
+        }
+        Ok(count)
+    }
+
+    /// Skips an array, but for what tells special tokens; its length.
     fn array(&mut self, key: &str, nesting: u32) -> Result<u64, GgufError> {
         let what = || format!("metadata key `{}`", shown(key));
         let Some(below) = nesting.checked_sub(1) else { return malformed(what(), "its lists are nested too deep") };
         let (kind, length) = (self.u32()?, self.u64()?);
+        match (key, kind) {
+            _ if length > MAX_TOKENS || nesting < MAX_NESTING => {}
+            ("tokenizer.ggml.tokens", 8) => return self.keep_tokens(length),
+            ("tokenizer.ggml.token_type", 4 | 5) => return self.keep_token_types(length),
+            _ => {}
+        }
         let element_bytes = match kind {
             0 | 1 | 7 => 1,
             2 | 3 => 2,

@@ -116,6 +116,26 @@ fn a_small_model() {
 }
 
 #[test]
+fn special_tokens_are_kept() {
+    let long = "x".repeat(300);
+    let tokens = ["<unk>", "<s>", "a", "<|é|>", &long, "", "<s>b"];
+    let texts: Vec<u8> = tokens.iter().flat_map(|token| text(token)).collect();
+    let types: Vec<u8> = [2i32, 3, 1, 4, 3, 3, 1].iter().flat_map(|kind| kind.to_le_bytes()).collect();
+    let with = |types: &[u8], count| {
+        let build = Build::new().with("tokenizer.ggml.tokens", 9, &array(8, 7, &texts));
+        Header::parse(&build.with("tokenizer.ggml.token_type", 9, &array(5, count, types)).bytes(), None)
+    };
+    let header = with(&types, 7).expect("good");
+    assert_eq!(
+        header.special_tokens,
+        std::collections::BTreeMap::from([("<s>".to_owned(), 1), ("<|é|>".to_owned(), 3)])
+    );
+    assert_eq!(header.vocabulary_size(), Some(7));
+    assert_eq!(with(&types[..8], 2).expect("good").special_tokens.len(), 1, "fewer types than tokens");
+    assert!(with(&types, u64::MAX / 8).is_err());
+}
+
+#[test]
 fn powerinfer_files_have_another_magic_and_older_numbers() {
     let mut build = sample().tensor("blk.0.gpu_idx", &[5], 18, 1472);
     build.magic = *b"PWRI";
