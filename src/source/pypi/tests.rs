@@ -228,6 +228,38 @@ fn model() -> PypiSpec {
     PypiSpec { files: vec!["tiny_model/*.gguf".to_owned()], ..spec("tiny.model", "0.1") }
 }
 
+fn pin_of(package: &Package) -> FilePin {
+    FilePin {
+        path: package.name.parse().unwrap(),
+        size: package.bytes.len() as u64,
+        sha256: Digest::of(&package.bytes),
+    }
+}
+
+/// What [`model`] resolves to.
+fn model_pin() -> Pin {
+    let file = |path: &str, bytes: &[u8]| FilePin {
+        path: path.parse().unwrap(),
+        size: bytes.len() as u64,
+        sha256: Digest::of(bytes),
+    };
+    let files = vec![file("tiny_model/b.gguf", b"GGUF"), file("tiny_model/é.Q4_1.gguf", &noise(50_000))];
+    Pin { downloads: vec![pin_of(&model_wheel())], files, ..Pin::default() }
+}
+
+/// What fetching [`engine`] needs.
+fn engine_pin() -> Pin {
+    Pin { downloads: vec![pin_of(&engine_sdist())], ..Pin::default() }
+}
+
+/// What the tool's version resolves to.
+fn tool_pin() -> Pin {
+    let known = |package: &Package| package.name.starts_with("Tiny") && !package.name.contains("win32");
+    let mut downloads: Vec<FilePin> = tool_wheels().iter().filter(|package| known(package)).map(pin_of).collect();
+    downloads.sort();
+    Pin { downloads, ..Pin::default() }
+}
+
 fn names(pins: &[FilePin]) -> Vec<&str> {
     pins.iter().map(|pin| pin.path.as_str()).collect()
 }
@@ -275,8 +307,7 @@ fn an_engine_is_the_sdist_unpacked_and_never_run() {
 fn a_models_files_are_pinned_and_brought_at_their_paths() {
     let bench = Bench::good();
     let pin = bench.resolve(&model(), Kind::Model).unwrap();
-    assert_eq!(names(&pin.files), ["tiny_model/b.gguf", "tiny_model/é.Q4_1.gguf"]);
-    assert_eq!((pin.files[0].size, pin.files[0].sha256), (4, Digest::of(b"GGUF")));
+    assert_eq!(pin, model_pin());
     let staging = bench.fetch(&model(), Kind::Model, &pin).unwrap();
     for file in &pin.files {
         assert_eq!(digest::of_file(&file.path.under(&staging)).unwrap(), (file.sha256, file.size));
@@ -301,7 +332,7 @@ fn an_index_of_html_pages_gives_the_same_pin() {
     });
     let tool = spec("tiny-tool", "1.2");
     let pin = html.resolve(&tool, Kind::Tool).unwrap();
-    assert_eq!(pin, Bench::good().resolve(&tool, Kind::Tool).unwrap());
+    assert_eq!(pin, tool_pin());
     html.fetch(&tool, Kind::Tool, &pin).unwrap();
 }
 
@@ -314,7 +345,7 @@ fn an_index_without_digests_is_measured() {
         _ => answer(packages, seen),
     });
     let pin = bench.resolve(&model(), Kind::Model).unwrap();
-    assert_eq!(pin, Bench::good().resolve(&model(), Kind::Model).unwrap());
+    assert_eq!(pin, model_pin());
     bench.fetch(&model(), Kind::Model, &pin).unwrap();
     assert_eq!(bench.requests("/files").len(), 1);
 }
@@ -372,7 +403,7 @@ fn what_was_withdrawn_is_told_and_left_out() {
 
 #[test]
 fn wrong_bytes_and_wrong_sizes_are_refused() {
-    let pin = Bench::good().resolve(&model(), Kind::Model).unwrap();
+    let pin = model_pin();
     let size = model_wheel().bytes.len();
     type Bad = fn(Reply) -> Reply;
     let bads: [(Bad, &str); 4] = [
@@ -415,7 +446,7 @@ fn a_broken_transfer_goes_on_where_it_stopped() {
         let first = seen.path.starts_with("/files") && seen.header("range").is_none();
         if first { reply.drop_after(20_000) } else { reply }
     });
-    let pin = Bench::good().resolve(&engine(), Kind::Engine).unwrap();
+    let pin = engine_pin();
     bench.fetch(&engine(), Kind::Engine, &pin).unwrap();
     let ranges: Vec<Option<String>> =
         bench.requests("/files").iter().map(|seen| seen.header("range").map(str::to_owned)).collect();
@@ -424,7 +455,7 @@ fn a_broken_transfer_goes_on_where_it_stopped() {
 
 #[test]
 fn a_part_left_behind_is_continued_when_right_and_replaced_when_wrong() {
-    let pin = Bench::good().resolve(&engine(), Kind::Engine).unwrap();
+    let pin = engine_pin();
     let bytes = engine_sdist().bytes;
     for (part, ranges) in
         [(bytes[..1000].to_vec(), 1), (noise(1000), 1), (vec![0; bytes.len() + 5], 0), (bytes.to_vec(), 0)]
@@ -493,7 +524,7 @@ fn offline_sends_nothing_and_uses_what_is_there() {
     bench.world.offline = true;
     assert!(matches!(bench.resolve(&model(), Kind::Model), Err(SourceError::Offline { .. })));
     bench.fetch(&model(), Kind::Model, &pin).unwrap();
-    let tool = Bench::good().resolve(&spec("tiny-tool", "1.2"), Kind::Tool).unwrap();
+    let tool = tool_pin();
     assert!(matches!(bench.fetch(&spec("tiny-tool", "1.2"), Kind::Tool, &tool), Err(SourceError::Offline { .. })));
     assert_eq!(bench.server.seen().len(), asked);
 }
@@ -527,7 +558,7 @@ fn a_machine_without_pip_is_told_what_to_do() {
 #[test]
 fn a_pin_that_does_not_fit_is_refused() {
     let bench = Bench::good();
-    let mut pin = bench.resolve(&model(), Kind::Model).unwrap();
+    let mut pin = model_pin();
     pin.files[0].path = "tiny_model/other.gguf".parse().unwrap();
     assert!(matches!(bench.fetch(&model(), Kind::Model, &pin), Err(SourceError::Disagreement { .. })));
     pin.downloads.clear();
