@@ -85,6 +85,19 @@ impl Listing {
     /// # Errors
     /// On unreadable files, names that other platforms cannot hold, special files, and trees over the limits.
     pub fn scan(root: &Path, executables: &dyn Fn(&RelPath) -> bool, cancel: &Cancel) -> Result<Self, TreeError> {
+        Self::scan_where(root, &|_| true, executables, cancel)
+    }
+
+    /// [`Listing::scan`] of what `keep` wants; a folder that it does not want is not looked into.
+    ///
+    /// # Errors
+    /// As [`Listing::scan`].
+    pub fn scan_where(
+        root: &Path,
+        keep: &dyn Fn(&RelPath) -> bool,
+        executables: &dyn Fn(&RelPath) -> bool,
+        cancel: &Cancel,
+    ) -> Result<Self, TreeError> {
         let mut listing = Self::default();
         let mut folders = vec![(root.to_owned(), String::new(), 0)];
         while let Some((folder, prefix, depth)) = folders.pop() {
@@ -96,12 +109,15 @@ impl Listing {
                 let name = path.file_name().and_then(|name| name.to_str());
                 let name = name.ok_or_else(|| TreeError::NotUnicode(folder.display().to_string()))?;
                 let full = if prefix.is_empty() { name.to_owned() } else { format!("{prefix}/{name}") };
+                let relative: RelPath = full.parse()?;
+                if !keep(&relative) {
+                    continue;
+                }
                 let meta = fs::symlink_metadata(&path)?;
                 if meta.is_dir() {
                     folders.push((path, full, depth + 1));
                     continue;
                 }
-                let relative: RelPath = full.parse()?;
                 let entry = scan_entry(&path, &relative, &meta, executables)?;
                 listing.0.insert(relative, entry);
                 if listing.0.len() > MAX_FILES {

@@ -22,7 +22,7 @@ use crate::base::diagnostic::nearest;
 use crate::base::digest::{CHUNK_BYTES, Digest, Hasher};
 use crate::base::fs::{self, FsError};
 use crate::base::name::RelPath;
-use crate::base::tree::MAX_FILES;
+use crate::base::tree::{Entry, Listing, MAX_FILES, Mode};
 use crate::report::{Task, Unit};
 
 use super::SourceError;
@@ -283,6 +283,31 @@ impl<'a> Archive<'a> {
         Ok(wanted.into_iter().filter_map(|(path, source)| Some((path, *found.get(&source)?))).collect())
     }
 
+    /// What unpacking would give, as the listing whose digest pins a tree, without writing anything.
+    ///
+    /// # Errors
+    /// When the archive has changed since it was opened.
+    pub fn listing(&self) -> Result<Listing, SourceError> {
+        let hashed = self.hash(&|_| true)?;
+        let entry = |path: &RelPath, content: &Content| {
+            let executable = match content {
+                Content::Symlink(target) => {
+                    let (digest, size_bytes) = (Digest::of(target.as_bytes()), target.len() as u64);
+                    return Some(Entry { mode: Mode::Symlink, size_bytes, digest });
+                }
+                Content::File { executable } => *executable,
+                Content::HardLink(other) => {
+                    self.members.get(other).is_some_and(|file| file.content == Content::File { executable: true })
+                }
+            };
+            let (digest, size_bytes) = *hashed.get(path)?;
+            Some(Entry { mode: if executable { Mode::Executable } else { Mode::File }, size_bytes, digest })
+        };
+        let entries =
+            self.members.iter().filter_map(|(path, member)| Some((path.clone(), entry(path, &member.content)?)));
+        Ok(Listing(entries.collect()))
+    }
+
     /// Writes one file to `to`, which must not exist, and gives its digest and size in bytes.
     ///
     /// # Errors
@@ -477,15 +502,21 @@ fn copy(
     }
 }
 
-/// A link's target, when it stays inside. Parent steps may stand in front only, so that no link on the way can turn
-/// them into a way out.
+/// A link's target, when it stays inside.
 fn checked_target(link: &RelPath, bytes: &[u8]) -> Result<String, Stop> {
-    let refused = |why: &str| {
-        Err(Stop::Refused(format!("the link `{link}` leads to `{}`: {why}", String::from_utf8_lossy(bytes))))
-    };
-    let Ok(text) = std::str::from_utf8(bytes) else { return refused("its target is not UTF-8") };
-    if text.is_empty() || bytes.len() as u64 > MAX_NAME {
-        return refused("its target is empty or too long");
+    let text = String::from_utf8_lossy(bytes);
+    match leads_out(link, bytes) {
+        None => Ok(text.into_owned()),
+        Some(why) => Err(Stop::Refused(format!("the link `{link}` leads to `{text}`: {why}"))),
+    }
+}
+
+/// Why a link's target is not one inside the root. Parent steps may stand in front only, so that no link on the way can
+/// turn them into a way out.
+pub fn leads_out(link: &RelPath, target: &[u8]) -> Option<&'static str> {
+    let Ok(text) = std::str::from_utf8(target) else { return Some("its target is not UTF-8") };
+    if text.is_empty() || target.len() as u64 > MAX_NAME {
+        return Some("its target is empty or too long");
     }
     let mut rest = text.strip_suffix('/').unwrap_or(text);
     let mut steps = 0;
@@ -495,12 +526,10 @@ fn checked_target(link: &RelPath, bytes: &[u8]) -> Result<String, Stop> {
     }
     let rest = rest.strip_prefix("./").unwrap_or(rest);
     if steps > link.as_str().matches('/').count() {
-        return refused("that is outside");
+        return Some("that is outside");
     }
-    if !(rest.is_empty() || rest == ".") && rest.parse::<RelPath>().is_err() {
-        return refused("that is not a path inside");
-    }
-    Ok(text.to_owned())
+    let inside = rest.is_empty() || rest == "." || rest.parse::<RelPath>().is_ok();
+    (!inside).then_some("that is not a path inside")
 }
 
 /// Which entries are meant, and under which path.
@@ -553,10 +582,9 @@ fn chosen(
             }
             // Once more, now that the folder that counts is known.
             Content::Symlink(target) => {
-                checked_target(path, target.as_bytes()).map_err(|stop| match stop {
-                    Stop::Refused(why) => why,
-                    _ => format!("the link `{path}` is of no use"),
-                })?;
+                if let Some(why) = leads_out(path, target.as_bytes()) {
+                    return Err(format!("the link `{path}` leads to `{target}`: {why}"));
+                }
             }
             Content::File { .. } => {}
         }

@@ -11,6 +11,7 @@ pub mod hf;
 pub mod hub_cache;
 pub mod path;
 pub mod pypi;
+pub mod url;
 
 use std::path::{Path, PathBuf};
 
@@ -162,9 +163,7 @@ pub fn of(spec: &SourceSpec) -> Box<dyn Source + '_> {
         SourceSpec::Git(spec) => Box::new(git::GitSource(spec)),
         SourceSpec::Pypi(spec) => Box::new(spec.clone()),
         SourceSpec::Hf(spec) => Box::new(spec.clone()),
+        SourceSpec::Url(spec) => Box::new(spec.clone()),
         SourceSpec::Path(spec) => Box::new(spec.clone()),
-        SourceSpec::Url(_) => {
-            unimplemented!("filled in by each source kind")
-        }
     }
 }

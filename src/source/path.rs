@@ -1,257 +1,230 @@
-//! A folder (or, for models, a file) on this machine. What is pinned is its content when it was locked: a later change is
-//! noticed when the bytes are next needed, and taken over with `aitools lock --upgrade NAME`.
+//! A folder or file on this machine.
 //!
-//! Left out everywhere: entries named `.git`. Symbolic links of an engine's folder are kept as links and must stay inside
-//! it; those of a model's are followed.
+//! An engine's folder is its files as they are now, without `.git`, and without what git ignores there and does not
+//! track (build folders, mostly). The rules of git are those of the repository around the folder, unless that ignores the
+//! folder itself, as a project does with sources checked out within it. A model is one file, or files of a folder, links to files
+//! followed: caches of weights are full of such links.
+//!
+//! Fetching copies, by reflink where the file system can; never a hard link, since these files are being worked on.
+//!
+//! Absent: watching for changes. What changed since it was locked is a mismatch until `aitools lock --upgrade NAME`.
 
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 
+use git2::Repository;
+
+use crate::base::diagnostic::nearest;
 use crate::base::digest;
-use crate::base::fs;
+use crate::base::fs::{self, FsError};
 use crate::base::name::RelPath;
-use crate::base::tree::{Listing, MAX_DEPTH, MAX_FILES, TreeError};
+use crate::base::tree::{Listing, MAX_DEPTH, MAX_FILES, Mode};
 use crate::format::lockfile::{FilePin, Kind, Pin};
 use crate::format::manifest::PathSpec;
+use crate::report::Unit;
 
+use super::archive::leads_out;
 use super::globs::Globs;
 use super::{Fetch, Source, SourceError, World};
 
 impl Source for PathSpec {
     fn resolve(&self, world: &World, kind: Kind) -> Result<Pin, SourceError> {
         let root = self.root(world)?;
-        if kind == Kind::Model {
-            return Ok(Pin { files: self.weights(world, &root)?, ..Pin::default() });
+        let mut pin = Pin::default();
+        match kind {
+            Kind::Model => pin.files = self.pin_files(world, &root)?,
+            Kind::Engine | Kind::Tool => pin.tree = Some(self.listing(world, &root)?.digest()),
         }
-        fs::create_dir_all(&world.scratch)?;
-        let copy = fs::temporary_dir(&world.scratch)?;
-        copy_folder(world, &root, copy.path())?;
-        let listing =
-            Listing::scan(copy.path(), &|_| false, world.task.cancel()).map_err(|error| self.refused(error))?;
-        Ok(Pin { tree: Some(listing.digest()), ..Pin::default() })
+        Ok(pin)
     }
 
     fn fetch(&self, world: &World, ask: &Fetch<'_>) -> Result<(), SourceError> {
         let root = self.root(world)?;
-        if ask.kind != Kind::Model {
-            return copy_folder(world, &root, ask.staging);
-        }
-        for file in ask.wanted.iter().filter_map(|index| ask.pin.files.get(*index)) {
-            world.task.check()?;
-            let from = if root.is_dir() { file.path.under(&root) } else { root.clone() };
-            if !from.is_file() {
-                return Err(missing(&from, "the lockfile names it, but it is gone"));
+        if ask.kind == Kind::Model {
+            let is_file = fs::metadata(&root)?.is_file();
+            for file in ask.wanted.iter().filter_map(|index| ask.pin.files.get(*index)) {
+                world.task.check()?;
+                let from = if is_file { root.clone() } else { file.path.under(&root) };
+                if !from.is_file() {
+                    return Err(self.missing(&from, "it is gone since it was locked", None));
+                }
+                copy(&from, &file.path.under(ask.staging))?;
             }
-            let to = file.path.under(ask.staging);
-            fs::create_dir_all(fs::parent(&to))?;
-            fs::copy(&from, &to)?;
+            return Ok(());
+        }
+        for (path, entry) in &self.listing(world, &root)?.0 {
+            world.task.check()?;
+            let (from, to) = (path.under(&root), path.under(ask.staging));
+            if entry.mode == Mode::Symlink {
+                fs::create_dir_all(fs::parent(&to))?;
+                let target = fs::read_link(&from)?;
+                fs::symlink(&target, &to).map_err(|error| FsError::new("create link", &to, error))?;
+            } else {
+                copy(&from, &to)?;
+            }
         }
         Ok(())
     }
 }
 
 impl PathSpec {
+    fn missing(&self, path: &Path, why: &str, hint: Option<String>) -> SourceError {
+        SourceError::Missing { what: format!("`{}`", path.display()), why: why.to_owned(), hint }
+    }
+
+    /// Where the request points, if there is something.
     fn root(&self, world: &World) -> Result<PathBuf, SourceError> {
         let root = world.project.join(&self.path);
-        if fs::exists(&root) { Ok(root) } else { Err(missing(&root, "there is no such file or folder")) }
-    }
-
-    fn refused(&self, error: TreeError) -> SourceError {
-        match error {
-            TreeError::Fs(error) => error.into(),
-            TreeError::Cancelled(error) => error.into(),
-            other => SourceError::Hostile { what: format!("folder `{}`", self.path), why: other.to_string() },
+        if fs::metadata(&root).is_ok() {
+            return Ok(root);
         }
+        if fs::exists(&root) {
+            return Err(self.missing(&root, "it is a link to nothing", None));
+        }
+        let beside = fs::read_dir(fs::parent(&root)).unwrap_or_default();
+        let names = beside.iter().filter_map(|path| path.file_name()?.to_str());
+        let wanted = root.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        let hint = match nearest(wanted, names) {
+            Some(near) => format!("did you mean `{near}`?"),
+            None => "a relative `path` is seen from the project's folder".to_owned(),
+        };
+        Err(self.missing(&root, "there is no such file or folder", Some(hint)))
     }
 
-    /// The files that are weights, hashed.
-    fn weights(&self, world: &World, root: &Path) -> Result<Vec<FilePin>, SourceError> {
-        let paths = match root.is_dir() {
-            true => {
-                let all = files_below(world, root)?;
-                let names: Vec<&RelPath> = all.iter().collect();
-                let globs = Globs::new(&self.files)?;
-                let what = format!("folder `{}`", self.path);
-                globs.select(&what, &names)?.into_iter().cloned().collect()
+    /// An engine's files.
+    fn listing(&self, world: &World, root: &Path) -> Result<Listing, SourceError> {
+        if !fs::metadata(root)?.is_dir() {
+            return Err(self.missing(root, "it is a file, and an engine's source is a folder", None));
+        }
+        let ignoring = Ignoring::around(root)?;
+        let keep = |path: &RelPath| path.file_name() != ".git" && !ignoring.ignores(path);
+        let executables = |path: &RelPath| ignoring.executable(path);
+        let listing = Listing::scan_where(root, &keep, &executables, world.task.cancel())?;
+        for (path, _) in listing.0.iter().filter(|(_, entry)| entry.mode == Mode::Symlink) {
+            let target = fs::read_link(&path.under(root))?;
+            let text = target.to_string_lossy().replace('\\', "/");
+            if let Some(why) = leads_out(path, text.as_bytes()) {
+                let what = format!("`{}`", path.under(root).display());
+                return Err(SourceError::Hostile { what, why: format!("it is a link to `{text}`: {why}") });
             }
-            false => vec![name_of(root)?],
+        }
+        if listing.0.is_empty() {
+            return Err(self.missing(root, "it has no files", None));
+        }
+        Ok(listing)
+    }
+
+    /// A model's files, hashed.
+    fn pin_files(&self, world: &World, root: &Path) -> Result<Vec<FilePin>, SourceError> {
+        let globs = Globs::new(&self.files)?;
+        let all = if fs::metadata(root)?.is_file() {
+            let name = root.file_name().and_then(|name| name.to_str()).and_then(|name| name.parse().ok());
+            let name: RelPath = name.ok_or_else(|| self.missing(root, "its name is of no use elsewhere", None))?;
+            vec![(name, root.to_owned())]
+        } else {
+            files_below(world, root)?
         };
-        let pin = |path: RelPath| {
+        let names: Vec<&RelPath> = all.iter().map(|(name, _)| name).collect();
+        let chosen = globs.select(&format!("`{}`", root.display()), &names)?;
+        let mut pins = Vec::new();
+        for (name, path) in all.iter().filter(|(name, _)| chosen.contains(&name)) {
+            let total = fs::metadata(path)?.len();
+            let progress = world.task.start("hashing", name.as_str(), Some(total), Unit::Bytes);
+            let file = fs::open(path)?;
+            let hashed = digest::of_reader(file, |more| {
+                progress.add(more);
+                progress.check().map_err(std::io::Error::other)
+            });
             world.task.check()?;
-            let (sha256, size) = digest::of_file(&if root.is_dir() { path.under(root) } else { root.to_owned() })?;
-            Ok(FilePin { path, size, sha256 })
-        };
-        paths.into_iter().map(pin).collect()
-    }
-}
-
-fn missing(path: &Path, why: &str) -> SourceError {
-    let hint = Some("correct `path` in the manifest, or put it there".to_owned());
-    SourceError::Missing { what: format!("`{}`", path.display()), why: why.to_owned(), hint }
-}
-
-fn hostile(path: &Path, why: impl ToString) -> SourceError {
-    SourceError::Hostile { what: format!("`{}`", path.display()), why: why.to_string() }
-}
-
-fn name_of(path: &Path) -> Result<RelPath, SourceError> {
-    let name =
-        path.file_name().and_then(|name| name.to_str()).ok_or_else(|| hostile(path, "its name is not Unicode"))?;
-    name.parse().map_err(|error| hostile(path, error))
-}
-
-/// Every file below a folder, links followed, `.git` left out.
-fn files_below(world: &World, root: &Path) -> Result<Vec<RelPath>, SourceError> {
-    let mut files = Vec::new();
-    let mut folders = vec![(root.to_owned(), 0)];
-    while let Some((folder, depth)) = folders.pop() {
-        world.task.check()?;
-        for path in entries(&folder)? {
-            let meta = fs::metadata(&path)?;
-            if meta.is_dir() && depth < MAX_DEPTH {
-                folders.push((path, depth + 1));
-            } else if meta.is_file() {
-                files.push(below(&path, root)?);
-            }
-            if files.len() > MAX_FILES {
-                return Err(hostile(root, "it holds too many files"));
-            }
+            let (sha256, size) = hashed.map_err(|error| FsError::new("read", path, error))?;
+            progress.finish("");
+            pins.push(FilePin { path: name.clone(), size, sha256 });
         }
+        Ok(pins)
     }
-    files.sort();
-    Ok(files)
 }
 
-fn entries(folder: &Path) -> Result<Vec<PathBuf>, SourceError> {
-    let mut entries = fs::read_dir(folder)?;
-    entries.retain(|path| path.file_name().is_none_or(|name| name != ".git"));
-    Ok(entries)
+/// Copies a file, its folder made: by reflink where the file system can.
+fn copy(from: &Path, to: &Path) -> Result<(), FsError> {
+    fs::create_dir_all(fs::parent(to))?;
+    fs::copy(from, to)
 }
 
-fn below(path: &Path, root: &Path) -> Result<RelPath, SourceError> {
-    let parts = path.strip_prefix(root).unwrap_or(path).components();
-    let parts: Option<Vec<&str>> = parts.map(|part| part.as_os_str().to_str()).collect();
-    let text = parts.ok_or_else(|| hostile(path, "its name is not Unicode"))?.join("/");
-    text.parse().map_err(|error| hostile(path, error))
-}
-
-/// Copies a folder for building: links as links, `.git` left out.
-fn copy_folder(world: &World, from: &Path, to: &Path) -> Result<(), SourceError> {
-    if !from.is_dir() {
-        return Err(missing(from, "an engine's source is a folder"));
-    }
-    let mut folders = vec![(from.to_owned(), 0)];
-    let mut count = 0;
-    while let Some((folder, depth)) = folders.pop() {
+/// Every file below a folder, by name: links to files followed, links to folders and to nothing not, names that other platforms
+/// cannot hold left out with a warning.
+fn files_below(world: &World, root: &Path) -> Result<Vec<(RelPath, PathBuf)>, SourceError> {
+    let mut found = Vec::new();
+    let mut folders = vec![(root.to_owned(), String::new(), 0)];
+    while let Some((folder, prefix, depth)) = folders.pop() {
         world.task.check()?;
-        for path in entries(&folder)? {
-            count += 1;
-            if depth > MAX_DEPTH || count > MAX_FILES {
-                return Err(hostile(from, "it holds too many files or folders"));
+        for path in fs::read_dir(&folder)? {
+            let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+            if name == ".git" {
+                continue;
             }
-            let relative = below(&path, from)?;
-            let target = relative.under(to);
-            let meta = fs::symlink_metadata(&path)?;
-            if meta.is_dir() {
-                fs::create_dir_all(&target)?;
-                folders.push((path, depth + 1));
-            } else if meta.is_symlink() {
-                let link = fs::read_link(&path)?;
-                if !stays_inside(&relative, &link) {
-                    return Err(hostile(&path, format!("it is a link out of the folder, to `{}`", link.display())));
+            let full = if prefix.is_empty() { name } else { format!("{prefix}/{name}") };
+            if fs::symlink_metadata(&path)?.is_dir() {
+                folders.push((path, full, depth + 1));
+            } else if path.is_file() {
+                match full.parse() {
+                    Ok(name) => found.push((name, path)),
+                    Err(error) => world.task.warn(format!("left out: {error}")),
                 }
-                fs::symlink(&link, &target).map_err(|error| fs::FsError::new("create link", &target, error))?;
-            } else if meta.is_file() {
-                fs::copy(&path, &target)?;
-            } else {
-                return Err(hostile(&path, "it is neither a file, a folder nor a link"));
+            }
+            if found.len() > MAX_FILES || depth > MAX_DEPTH {
+                let why = format!("it has more than {MAX_FILES} files or {MAX_DEPTH} levels");
+                return Err(SourceError::Hostile { what: format!("`{}`", root.display()), why });
             }
         }
     }
-    Ok(())
+    Ok(found)
 }
 
-/// Whether a link at `at` with that target ends below the root.
-fn stays_inside(at: &RelPath, target: &Path) -> bool {
-    let mut depth = at.as_str().matches('/').count();
-    target.components().all(|part| match part {
-        Component::Normal(_) => {
-            depth += 1;
-            true
-        }
-        Component::CurDir => true,
-        Component::ParentDir => {
-            let inside = depth > 0;
-            depth = depth.saturating_sub(1);
-            inside
-        }
-        Component::RootDir | Component::Prefix(_) => false,
-    })
+/// The rules of the git repository around a folder.
+struct Ignoring {
+    /// The repository, its index, and where the folder is in it; none when there are no rules.
+    rules: Option<(Repository, git2::Index, PathBuf)>,
+}
+
+impl Ignoring {
+    fn around(root: &Path) -> Result<Self, SourceError> {
+        let unreadable = |error: git2::Error| SourceError::Missing {
+            what: format!("the git repository around `{}`", root.display()),
+            why: error.message().to_owned(),
+            hint: (error.code() == git2::ErrorCode::Owner)
+                .then(|| "it belongs to somebody else; git's setting `safe.directory` allows it".to_owned()),
+        };
+        let repository = match Repository::discover(root) {
+            Ok(repository) => repository,
+            Err(error) if error.code() == git2::ErrorCode::NotFound => return Ok(Self { rules: None }),
+            Err(error) => return Err(unreadable(error)),
+        };
+        let Some(work) = repository.workdir().map(Path::to_owned) else { return Ok(Self { rules: None }) };
+        let whole = fs::canonical(root)?;
+        let Ok(within) = whole.strip_prefix(fs::canonical(&work)?).map(Path::to_owned) else {
+            return Ok(Self { rules: None });
+        };
+        let itself = !within.as_os_str().is_empty() && repository.is_path_ignored(&within).map_err(unreadable)?;
+        let index = repository.index().map_err(unreadable)?;
+        Ok(Self { rules: (!itself).then_some((repository, index, within)) })
+    }
+
+    fn ignores(&self, path: &RelPath) -> bool {
+        let Some((repository, index, within)) = &self.rules else { return false };
+        let path = within.join(path.to_path());
+        repository.is_path_ignored(&path).unwrap_or(false) && !is_tracked(index, &path)
+    }
+
+    /// For systems whose files do not say whether they may be run: what git says.
+    fn executable(&self, path: &RelPath) -> bool {
+        let entry = self.rules.as_ref().and_then(|(_, index, within)| index.get_path(&within.join(path.to_path()), 0));
+        entry.is_some_and(|entry| entry.mode & 0o111 != 0)
+    }
+}
+
+/// Whether a file, or anything in a folder, is in git's index.
+fn is_tracked(index: &git2::Index, path: &Path) -> bool {
+    index.get_path(path, 0).is_some() || index.find_prefix(path.join("")).is_ok()
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::report::Task;
-
-    fn world(project: &Path) -> World {
-        World {
-            task: Task::silent(),
-            project: project.to_owned(),
-            scratch: project.join("scratch é"),
-            offline: true,
-            mirrors: Vec::new(),
-            env: std::collections::BTreeMap::new(),
-        }
-    }
-
-    fn spec(path: &str, files: &[&str]) -> PathSpec {
-        PathSpec { path: path.to_owned(), files: files.iter().map(|glob| (*glob).to_owned()).collect() }
-    }
-
-    #[test]
-    fn an_engine_folder_is_the_same_tree_when_fetched() {
-        let root = tempfile::tempdir().unwrap();
-        let world = world(root.path());
-        fs::write_atomic(&root.path().join("src é/a b/x.c"), b"1").unwrap();
-        fs::write_atomic(&root.path().join("src é/.git/HEAD"), b"ref").unwrap();
-        let pin = spec("src é", &[]).resolve(&world, Kind::Engine).unwrap();
-        let staging = root.path().join("staging");
-        fs::create_dir_all(&staging).unwrap();
-        let ask = Fetch { kind: Kind::Engine, pin: &pin, wanted: &[], staging: &staging, name: "e" };
-        spec("src é", &[]).fetch(&world, &ask).unwrap();
-        let listing = Listing::scan(&staging, &|_| false, world.task.cancel()).unwrap();
-        assert_eq!((Some(listing.digest()), listing.0.len()), (pin.tree, 1));
-    }
-
-    #[test]
-    fn weights_are_one_file_or_what_globs_choose() {
-        let root = tempfile::tempdir().unwrap();
-        let world = world(root.path());
-        for name in ["w/é.gguf", "w/activation/1.pt", "w/readme.md"] {
-            fs::write_atomic(&root.path().join(name), name.as_bytes()).unwrap();
-        }
-        let paths = |spec: PathSpec| -> Vec<String> {
-            let pin = spec.resolve(&world, Kind::Model).unwrap();
-            pin.files.iter().map(|file| file.path.to_string()).collect()
-        };
-        assert_eq!(paths(spec("w/é.gguf", &[])), ["é.gguf"]);
-        assert_eq!(paths(spec("w", &["*.gguf", "activation/**"])), ["activation/1.pt", "é.gguf"]);
-        assert!(matches!(spec("w", &["*.ggml"]).resolve(&world, Kind::Model), Err(SourceError::Missing { .. })));
-        assert!(matches!(spec("nowhere", &[]).resolve(&world, Kind::Model), Err(SourceError::Missing { .. })));
-    }
-
-    #[cfg(unix)]
-    #[test]
-    fn links_out_of_the_folder_are_refused() {
-        let root = tempfile::tempdir().unwrap();
-        let world = world(root.path());
-        fs::write_atomic(&root.path().join("src/d/x.c"), b"1").unwrap();
-        for (target, fine) in [("../d/x.c", true), ("x.c", true), ("../../secret", false), ("/etc/passwd", false)] {
-            let link = root.path().join("src/d/link");
-            fs::remove_file(&link).unwrap();
-            fs::symlink(Path::new(target), &link).unwrap();
-            let resolved = spec("src", &[]).resolve(&world, Kind::Engine);
-            assert_eq!(resolved.is_ok(), fine, "{target}: {resolved:?}");
-        }
-    }
-}
+mod tests;

@@ -112,6 +112,9 @@ fn all_formats_give_the_same_tree() {
             crate::base::tree::Listing::scan(&root.path().join("into"), &executable, &Default::default()).unwrap();
         assert_eq!(listing.0.len(), 3);
         digests.insert(listing.digest());
+        let (file, task) = (root.path().join("ä b.bin"), Task::silent());
+        let archive = Archive::open(&file, "x", &select, Limits::default(), &task).unwrap();
+        assert_eq!(archive.listing().unwrap(), listing);
         #[cfg(unix)]
         {
             use std::os::unix::fs::PermissionsExt as _;
