@@ -132,10 +132,11 @@ pub fn lookup<'a>(env: &'a Env, name: &str) -> Option<&'a OsString> {
 /// The folders of the tools first, then the caller's own search path.
 fn search_path(ask: &BuildRequest) -> OsString {
     let compilers = &ask.compilers;
-    let tools = [Some(&ask.cmake), ask.ninja.as_ref(), Some(&compilers.cc), compilers.cuda.as_ref()];
+    let accelerators = [compilers.cuda.as_ref(), compilers.hip.as_ref()];
+    let tools = [Some(&ask.cmake), ask.ninja.as_ref(), Some(&compilers.cc)].into_iter().chain(accelerators);
     let mut folders: Vec<PathBuf> = Vec::new();
     let given = lookup(&ask.env, "PATH").map(std::env::split_paths).into_iter().flatten();
-    for folder in tools.into_iter().flatten().filter_map(|tool| tool.path.parent().map(Path::to_owned)).chain(given) {
+    for folder in tools.flatten().filter_map(|tool| tool.path.parent().map(Path::to_owned)).chain(given) {
         if folder.is_absolute() && !folders.contains(&folder) {
             folders.push(folder);
         }
