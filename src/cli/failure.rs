@@ -5,11 +5,13 @@ use serde::Serialize;
 
 use crate::base::diagnostic::Diagnostic;
 use crate::base::fs::FsError;
+use crate::base::name::Name;
 use crate::base::process::ProcessError;
 use crate::build::BuildError;
 use crate::build::toolchain::ToolError;
 use crate::ops::Failure;
 use crate::ops::failure::{Damaged, Staleness, Why};
+use crate::ops::run::RunError;
 use crate::source::SourceError;
 use crate::store::StoreError;
 
@@ -133,7 +135,9 @@ impl Told {
             Failure::Build { error, .. } => build(error, message),
             Failure::Toolchain { error, .. } => toolchain(error, message),
             Failure::Recipe { .. } => Self::new("engine.recipe", exit::USAGE, message),
-            Failure::Run { error, .. } => Self::new("engine", exit::ENGINE, message).details(error.tail().to_vec()),
+            Failure::Run { policy, error } => {
+                Self::new("engine", exit::ENGINE, message).details(error.tail().to_vec()).hint(run_hint(policy, error))
+            }
             Failure::Damaged { damages } => Self::new("integrity", exit::INTEGRITY, message)
                 .details(damages.iter().map(damage_line).collect())
                 .hint("run `aitools verify --repair`".to_owned()),
@@ -182,6 +186,13 @@ fn stale_hint(entries: &[Staleness]) -> String {
     let conflict = entries.iter().any(|entry| entry.why == Why::Conflict);
     let command = if conflict { "aitools lock --resolve-conflicts" } else { "aitools lock" };
     format!("run `{command}` and commit the result")
+}
+
+fn run_hint(policy: &Name, error: &RunError) -> String {
+    match error {
+        RunError::Timeout { .. } => "raise `runtime.timeout` in the policy, or ask for fewer tokens".to_owned(),
+        _ => format!("the engine's whole output is in `.aitools/{policy}.log`"),
+    }
 }
 
 fn damage_line(damage: &Damaged) -> String {
