@@ -108,6 +108,9 @@ impl Told {
 
     /// The words for a failure.
     pub fn of(failure: &Failure) -> Self {
+        if failure.is_interruption() {
+            return Self::new("interrupted", exit::INTERRUPTED, "interrupted");
+        }
         let message = failure.to_string();
         match failure {
             Failure::Cancelled(_) => Self::new("interrupted", exit::INTERRUPTED, message),

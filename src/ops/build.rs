@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use crate::base::fs;
 use crate::base::name::Name;
-use crate::build::{self, BuildError, BuildRequest, Built};
+use crate::build::{self, BuildRequest, Built};
 use crate::format::lockfile::{FilePin, Kind};
 use crate::format::receipt::{self, Receipt};
 use crate::report::Unit;
@@ -112,10 +112,7 @@ fn compile(host: &Host, engine: &EngineDemand<'_>, tree: &Path, work: &Path, pre
     fs::copy_tree(tree, &source)?;
     let logs = host.store.logs();
     fs::create_dir_all(&logs)?;
-    let of = |error| match error {
-        BuildError::Cancelled(error) => Failure::Cancelled(error),
-        error => Failure::Build { engine: wish.name.clone(), error },
-    };
+    let of = |error| Failure::Build { engine: wish.name.clone(), error };
     let cmake = located(host, engine, &engine.cmake, "cmake")?;
     let ninja = engine.ninja.as_ref().map(|ninja| located(host, engine, ninja, "ninja")).transpose()?;
     let request = BuildRequest {

@@ -6,6 +6,8 @@ use crate::base::cancel::Cancelled;
 use crate::base::diagnostic::Diagnostics;
 use crate::base::fs::FsError;
 use crate::base::name::Name;
+use crate::base::process::ProcessError;
+use crate::base::tree::TreeError;
 use crate::build::BuildError;
 use crate::build::toolchain::ToolError;
 use crate::engine::EngineError;
@@ -102,20 +104,34 @@ fn count_of(count: usize, words: &str) -> String {
 }
 
 impl Failure {
-    /// A run's error; an interruption stays one.
+    /// Whether this is the user's wish to stop, however deep it was noticed.
+    pub fn is_interruption(&self) -> bool {
+        let store =
+            |error: &StoreError| matches!(error, StoreError::Cancelled(_) | StoreError::Tree(TreeError::Cancelled(_)));
+        let process = |error: &ProcessError| matches!(error, ProcessError::Cancelled(_));
+        match self {
+            Self::Cancelled(_) => true,
+            Self::Store(error) | Self::Integrity { error, .. } => store(error),
+            Self::Source { error, .. } => matches!(error, SourceError::Cancelled(_)),
+            Self::Build { error: BuildError::Cancelled(_), .. } => true,
+            Self::Build { error: BuildError::Process(error), .. } => process(error),
+            Self::Toolchain { error: ToolError::Process(error), .. } => process(error),
+            Self::Run { error: RunError::Backend(BackendError::Cancelled(_)), .. } => true,
+            Self::Run { error: RunError::Backend(BackendError::Process(error)), .. } => process(error),
+            _ => false,
+        }
+    }
+
+    /// A run's error.
     pub fn run(policy: &Name, error: RunError) -> Self {
         match error {
-            RunError::Backend(BackendError::Cancelled(error)) => error.into(),
             RunError::Fs(error) => error.into(),
             error => Self::Run { policy: policy.clone(), error },
         }
     }
 
-    /// A source's error about one entry; an interruption stays one.
+    /// A source's error about one entry.
     pub fn source(kind: Kind, name: &Name, error: SourceError, lock_line: Option<String>) -> Self {
-        match error {
-            SourceError::Cancelled(error) => error.into(),
-            error => Self::Source { kind, name: name.clone(), error, lock_line },
-        }
+        Self::Source { kind, name: name.clone(), error, lock_line }
     }
 }

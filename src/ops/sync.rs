@@ -103,7 +103,7 @@ fn carry_out(host: &Host, project: &Project, demand: &Demand<'_>, plan: &Plan) -
         (built.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), fetched)
     });
     match (built, fetched) {
-        (Err(Failure::Cancelled(_)), Err(error)) => Err(error),
+        (Err(consequence), Err(cause)) if consequence.is_interruption() => Err(cause),
         (built, fetched) => built.and(fetched),
     }
 }
@@ -259,10 +259,7 @@ pub fn hold(host: &Host, what: &str, pin: Option<&FilePin>, shown: &str) -> Resu
 
 /// A mismatch with where the lockfile says so.
 pub fn integrity(project: &Project, kind: Kind, name: &Name, error: crate::store::StoreError) -> Failure {
-    match error {
-        crate::store::StoreError::Cancelled(error) => error.into(),
-        error => Failure::Integrity { kind, name: name.clone(), error, lock_line: project.lock_line(name) },
-    }
+    Failure::Integrity { kind, name: name.clone(), error, lock_line: project.lock_line(name) }
 }
 
 /// The downloads of a pin as one pin with the package alone: what a tool's fetch needs.
