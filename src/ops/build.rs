@@ -7,9 +7,10 @@ use crate::base::fs;
 use crate::base::name::Name;
 use crate::build::{self, BuildRequest, Built};
 use crate::format::lockfile::{FilePin, Kind};
+use crate::format::manifest::SourceSpec;
 use crate::format::receipt::{self, Receipt};
 use crate::report::Unit;
-use crate::source::Fetch;
+use crate::source::{Fetch, SourceError, git};
 
 use super::demand::{Demand, EngineDemand, located};
 use super::sync::{fetch, hold, integrity, only};
@@ -30,7 +31,7 @@ pub fn fetch_tool(host: &Host, project: &Project, demand: &Demand<'_>, name: &Na
     let staging = host.store.stage()?;
     let pin = only(package);
     let ask = Fetch { kind: Kind::Tool, pin: &pin, wanted: &[], staging: staging.path(), name: name.as_str() };
-    let request = crate::format::manifest::SourceSpec::Pypi(spec.clone());
+    let request = SourceSpec::Pypi(spec.clone());
     fetch(host, project, &request, &ask, name)?;
     host.store.admit_tool(&staging, &package.sha256, host.task.cancel())?;
     Ok(())
@@ -55,6 +56,25 @@ pub fn fetch_source(host: &Host, project: &Project, engine: &EngineDemand<'_>) -
     admitted.map_err(|error| integrity(project, Kind::Engine, name, error))?;
     progress.finish("right");
     Ok(())
+}
+
+/// Gives the project's own submodule of an engine, when it has one, the commit that was built. It is for people to read: the
+/// build does not need it, so its trouble is a warning.
+///
+/// # Errors
+/// When the user asked to stop.
+pub fn populate_submodule(host: &Host, project: &Project, engine: &EngineDemand<'_>) -> Result<(), Failure> {
+    let SourceSpec::Git(spec) = &engine.entry.request else { return Ok(()) };
+    let Some(submodule) = &spec.submodule else { return Ok(()) };
+    let dest = submodule.under(&project.root);
+    match git::populate_submodule(&host.world(project), spec, &engine.entry.pin, &dest) {
+        Ok(_) => Ok(()),
+        Err(SourceError::Cancelled(error)) => Err(error.into()),
+        Err(error) => {
+            host.task.warn(format!("`{submodule}` is not checked out: {error}"));
+            Ok(())
+        }
+    }
 }
 
 /// A lock's name for a tree.

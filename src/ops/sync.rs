@@ -142,7 +142,8 @@ fn engine_step(host: &Host, project: &Project, demand: &Demand<'_>, step: &Step)
         }
         Step::LinkBuild { engine, fingerprint, .. } => {
             let target = host.store.artifact_path(fingerprint);
-            Ok(fs::link_dir(&target, &super::survey::build_link(project, engine))?)
+            fs::link_dir(&target, &super::survey::build_link(project, engine))?;
+            find(engine).map_or(Ok(()), |engine| build::populate_submodule(host, project, engine))
         }
         _ => Ok(()),
     }
