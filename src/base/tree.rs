@@ -34,6 +34,9 @@ impl Mode {
     }
 }
 
+/// The modes of what is not a plain file: what a file system may not be able to tell.
+pub type Modes = BTreeMap<RelPath, Mode>;
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
     pub mode: Mode,
@@ -79,13 +82,14 @@ impl Listing {
         })
     }
 
-    /// Hashes everything below `root`. Where files have no permission to be run (Windows), `executables` says which
-    /// count as executable; elsewhere it is not consulted.
+    /// Hashes everything below `root`. Where files have no permission to be run and links are written as files (Windows),
+    /// `modes` says which are which; elsewhere it is not consulted.
     ///
     /// # Errors
     /// On unreadable files, names that other platforms cannot hold, special files, and trees over the limits.
-    pub fn scan(root: &Path, executables: &dyn Fn(&RelPath) -> bool, cancel: &Cancel) -> Result<Self, TreeError> {
-        Self::scan_where(root, &|_| true, executables, cancel)
+    pub fn scan(root: &Path, modes: &Modes, cancel: &Cancel) -> Result<Self, TreeError> {
+        let told = |path: &RelPath| modes.get(path).copied().unwrap_or(Mode::File);
+        Self::scan_where(root, &|_| true, &told, cancel)
     }
 
     /// [`Listing::scan`] of what `keep` wants; a folder that it does not want is not looked into.
@@ -95,7 +99,7 @@ impl Listing {
     pub fn scan_where(
         root: &Path,
         keep: &dyn Fn(&RelPath) -> bool,
-        executables: &dyn Fn(&RelPath) -> bool,
+        told: &dyn Fn(&RelPath) -> Mode,
         cancel: &Cancel,
     ) -> Result<Self, TreeError> {
         let mut listing = Self::default();
@@ -118,7 +122,7 @@ impl Listing {
                     folders.push((path, full, depth + 1));
                     continue;
                 }
-                let entry = scan_entry(&path, &relative, &meta, executables)?;
+                let entry = scan_entry(&path, &relative, &meta, told)?;
                 listing.0.insert(relative, entry);
                 if listing.0.len() > MAX_FILES {
                     return Err(TreeError::TooLarge);
@@ -126,6 +130,12 @@ impl Listing {
             }
         }
         Ok(listing)
+    }
+
+    /// The entries that are not plain files.
+    pub fn modes(&self) -> Modes {
+        let special = self.0.iter().filter(|(_, entry)| entry.mode != Mode::File);
+        special.map(|(path, entry)| (path.clone(), entry.mode)).collect()
     }
 
     /// What differs from `actual`, as lines for people: `missing x`, `added y`, `changed z`; at most `limit`.
@@ -144,7 +154,7 @@ fn scan_entry(
     path: &Path,
     relative: &RelPath,
     meta: &std::fs::Metadata,
-    executables: &dyn Fn(&RelPath) -> bool,
+    told: &dyn Fn(&RelPath) -> Mode,
 ) -> Result<Entry, TreeError> {
     if meta.is_symlink() {
         let target = fs::read_link(path)?;
@@ -156,9 +166,13 @@ fn scan_entry(
     if !meta.is_file() {
         return Err(TreeError::Special(path.display().to_string()));
     }
-    let executable = if cfg!(unix) { fs::is_executable(meta) } else { executables(relative) };
+    let mode = match fs::is_executable(meta) {
+        _ if cfg!(not(unix)) => told(relative),
+        true => Mode::Executable,
+        false => Mode::File,
+    };
     let (digest, size_bytes) = digest::of_file(path)?;
-    Ok(Entry { mode: if executable { Mode::Executable } else { Mode::File }, size_bytes, digest })
+    Ok(Entry { mode, size_bytes, digest })
 }
 
 #[cfg(test)]
@@ -168,7 +182,7 @@ mod tests {
     #[test]
     fn the_digest_covers_path_mode_and_bytes() -> Result<(), Box<dyn std::error::Error>> {
         let root = tempfile::tempdir()?;
-        let scan = || Listing::scan(root.path(), &|_| false, &Cancel::default());
+        let scan = || Listing::scan(root.path(), &Modes::default(), &Cancel::default());
         fs::write_atomic(&root.path().join("b/é x"), b"1")?;
         fs::write_atomic(&root.path().join("a"), b"2")?;
         let first = scan()?;

@@ -2,6 +2,7 @@
 
 use crate::base::fs;
 use crate::base::name::Name;
+use crate::base::tree::Modes;
 use crate::format::lockfile::{FilePin, Kind, Lockfile, Pin};
 use crate::plan::{self, Plan, Step};
 use crate::report::Unit;
@@ -243,7 +244,7 @@ pub fn fetch(
     request: &crate::format::manifest::SourceSpec,
     ask: &Fetch<'_>,
     name: &Name,
-) -> Result<(), Failure> {
+) -> Result<Modes, Failure> {
     let fetched = source::of(request).fetch(&host.world(project), ask);
     fetched.map_err(|error| Failure::source(ask.kind, name, error, project.lock_line(name)))
 }

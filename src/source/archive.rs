@@ -22,7 +22,7 @@ use crate::base::diagnostic::nearest;
 use crate::base::digest::{CHUNK_BYTES, Digest, Hasher};
 use crate::base::fs::{self, FsError};
 use crate::base::name::RelPath;
-use crate::base::tree::{Entry, Listing, MAX_FILES, Mode};
+use crate::base::tree::{Entry, Listing, MAX_FILES, Mode, Modes};
 use crate::report::{Task, Unit};
 
 use super::SourceError;
@@ -95,6 +95,13 @@ pub struct Unpacked {
     pub files: usize,
     /// For platforms whose files have no such permission.
     pub executables: BTreeSet<RelPath>,
+}
+
+impl Unpacked {
+    /// The same, for a listing.
+    pub fn modes(&self) -> Modes {
+        self.executables.iter().map(|path| (path.clone(), Mode::Executable)).collect()
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -28,7 +28,7 @@ use self::protocol::is_commit;
 use self::snapshot::{ReadError, Snapshot, parse_modules};
 use crate::base::fs;
 use crate::base::name::RelPath;
-use crate::base::tree::{Listing, Mode};
+use crate::base::tree::{Listing, Mode, Modes};
 use crate::format::lockfile::{FilePin, Kind, Pin, SubmodulePin};
 use crate::format::manifest::GitSpec;
 use crate::source::{Fetch, Source, SourceError, World};
@@ -71,7 +71,7 @@ impl Source for GitSource<'_> {
         Ok(pin)
     }
 
-    fn fetch(&self, world: &World, ask: &Fetch<'_>) -> Result<(), SourceError> {
+    fn fetch(&self, world: &World, ask: &Fetch<'_>) -> Result<Modes, SourceError> {
         let commit = ask.pin.commit.as_deref().ok_or_else(|| no_commit(&self.0.git))?;
         project::check(world, self.0, commit, true)?;
         let session = Session::new(world)?;
@@ -90,7 +90,10 @@ impl Source for GitSource<'_> {
                 actual: listing.digest().to_string(),
                 likely: Some("the lockfile was edited by hand, or made by another version of this program".to_owned()),
             }),
-            _ => chosen.into_iter().try_for_each(|file| check_file(file, &listing)),
+            _ => {
+                chosen.into_iter().try_for_each(|file| check_file(file, &listing))?;
+                Ok(listing.modes())
+            }
         }
     }
 }

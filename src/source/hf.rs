@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use crate::base::digest::Digest;
 use crate::base::fs;
 use crate::base::name::RelPath;
+use crate::base::tree::Modes;
 use crate::format::lockfile::{FilePin, Kind, Pin};
 use crate::format::manifest::HfSpec;
 use crate::report::Task;
@@ -46,7 +47,7 @@ impl Source for HfSpec {
         Ok(Pin { commit: Some(revision.commit), files, ..Pin::default() })
     }
 
-    fn fetch(&self, world: &World, ask: &Fetch<'_>) -> Result<(), SourceError> {
+    fn fetch(&self, world: &World, ask: &Fetch<'_>) -> Result<Modes, SourceError> {
         self.require_model(ask.kind)?;
         let hub = Hub::new(world, &self.hf)?;
         let commit = ask.pin.commit.as_deref().filter(|commit| hub::is_commit(commit));
@@ -59,7 +60,7 @@ impl Source for HfSpec {
                 None => missing.push(pin),
             }
         }
-        let Some(first) = missing.first() else { return Ok(()) };
+        let Some(first) = missing.first() else { return Ok(Modes::default()) };
         hub.require_online(&format!("`{}` of {}", first.path, hub.what()))?;
         let bringing = Bringing { parts: cache.parts(), hub, cache, commit, task: &world.task };
         let needed = missing.iter().map(|pin| bringing.missing_bytes(pin)).sum();
@@ -68,7 +69,8 @@ impl Source for HfSpec {
             let file = bringing.bring(pin)?;
             fs::place(&file, &pin.path.under(ask.staging))?;
         }
-        Ok(bringing.cache.note_revision(self.rev.as_deref().unwrap_or(MAIN), commit)?)
+        bringing.cache.note_revision(self.rev.as_deref().unwrap_or(MAIN), commit)?;
+        Ok(Modes::default())
     }
 }
 

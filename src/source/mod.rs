@@ -20,7 +20,7 @@ use crate::base::digest::Digest;
 use crate::base::fs::FsError;
 use crate::base::http::{Http, HttpError, Settings};
 use crate::base::lock::LockError;
-use crate::base::tree::TreeError;
+use crate::base::tree::{Modes, TreeError};
 use crate::format::lockfile::{Kind, Pin};
 use crate::format::manifest::SourceSpec;
 use crate::report::Task;
@@ -67,11 +67,12 @@ pub trait Source {
 
     /// Brings what `pin` names into the empty folder `staging`: for an engine, the tree itself; for a model, the pinned
     /// files at their pinned paths, those of `wanted` only; for a tool, the package of this platform unpacked.
-    /// Never follows a moved tag or branch: only what is pinned.
+    /// Never follows a moved tag or branch: only what is pinned. Says which files are not plain ones, for file systems
+    /// that cannot tell.
     ///
     /// # Errors
     /// [`SourceError`]; the staging folder is then of no use.
-    fn fetch(&self, world: &World, ask: &Fetch<'_>) -> Result<(), SourceError>;
+    fn fetch(&self, world: &World, ask: &Fetch<'_>) -> Result<Modes, SourceError>;
 }
 
 /// What to bring, and where to.

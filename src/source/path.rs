@@ -17,7 +17,7 @@ use crate::base::diagnostic::nearest;
 use crate::base::digest;
 use crate::base::fs::{self, FsError};
 use crate::base::name::RelPath;
-use crate::base::tree::{Listing, MAX_DEPTH, MAX_FILES, Mode};
+use crate::base::tree::{Listing, MAX_DEPTH, MAX_FILES, Mode, Modes};
 use crate::format::lockfile::{FilePin, Kind, Pin};
 use crate::format::manifest::PathSpec;
 use crate::report::Unit;
@@ -37,7 +37,7 @@ impl Source for PathSpec {
         Ok(pin)
     }
 
-    fn fetch(&self, world: &World, ask: &Fetch<'_>) -> Result<(), SourceError> {
+    fn fetch(&self, world: &World, ask: &Fetch<'_>) -> Result<Modes, SourceError> {
         let root = self.root(world)?;
         if ask.kind == Kind::Model {
             let is_file = fs::metadata(&root)?.is_file();
@@ -49,9 +49,10 @@ impl Source for PathSpec {
                 }
                 copy(&from, &file.path.under(ask.staging))?;
             }
-            return Ok(());
+            return Ok(Modes::default());
         }
-        for (path, entry) in &self.listing(world, &root)?.0 {
+        let listing = self.listing(world, &root)?;
+        for (path, entry) in &listing.0 {
             world.task.check()?;
             let (from, to) = (path.under(&root), path.under(ask.staging));
             if entry.mode == Mode::Symlink {
@@ -62,7 +63,7 @@ impl Source for PathSpec {
                 copy(&from, &to)?;
             }
         }
-        Ok(())
+        Ok(listing.modes())
     }
 }
 
@@ -97,8 +98,8 @@ impl PathSpec {
         }
         let ignoring = Ignoring::around(root)?;
         let keep = |path: &RelPath| path.file_name() != ".git" && !ignoring.ignores(path);
-        let executables = |path: &RelPath| ignoring.executable(path);
-        let listing = Listing::scan_where(root, &keep, &executables, world.task.cancel())?;
+        let told = |path: &RelPath| if ignoring.executable(path) { Mode::Executable } else { Mode::File };
+        let listing = Listing::scan_where(root, &keep, &told, world.task.cancel())?;
         for (path, _) in listing.0.iter().filter(|(_, entry)| entry.mode == Mode::Symlink) {
             let target = fs::read_link(&path.under(root))?;
             let text = target.to_string_lossy().replace('\\', "/");

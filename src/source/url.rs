@@ -13,6 +13,7 @@ use crate::base::digest::{self, Digest};
 use crate::base::fs;
 use crate::base::http::shown;
 use crate::base::name::RelPath;
+use crate::base::tree::Modes;
 use crate::format::lockfile::{FilePin, Kind, Pin};
 use crate::format::manifest::UrlSpec;
 
@@ -41,7 +42,7 @@ impl Source for UrlSpec {
         Ok(pin)
     }
 
-    fn fetch(&self, world: &World, ask: &Fetch<'_>) -> Result<(), SourceError> {
+    fn fetch(&self, world: &World, ask: &Fetch<'_>) -> Result<Modes, SourceError> {
         let [package] = ask.pin.downloads.as_slice() else {
             return Err(self.bad_pin("it should have one entry in `downloads`"));
         };
@@ -51,13 +52,17 @@ impl Source for UrlSpec {
         if ask.kind == Kind::Model && self.files.is_empty() {
             let to = package.path.under(ask.staging);
             fs::create_dir_all(fs::parent(&to))?;
-            return if wanted.contains(&package.path) { Ok(fs::move_file(&file, &to)?) } else { Ok(()) };
+            if wanted.contains(&package.path) {
+                fs::move_file(&file, &to)?;
+            }
+            return Ok(Modes::default());
         }
         let archive = self.open(world, package, &file)?;
         if let Some(path) = wanted.iter().find(|path| !archive.members().contains_key(**path)) {
             return Err(self.bad_pin(&format!("the archive has no `{path}`")));
         }
-        archive.unpack(ask.staging, &|path| ask.kind != Kind::Model || wanted.contains(path)).map(drop)
+        let unpacked = archive.unpack(ask.staging, &|path| ask.kind != Kind::Model || wanted.contains(path))?;
+        Ok(unpacked.modes())
     }
 }
 

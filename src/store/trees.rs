@@ -6,7 +6,7 @@ use crate::base::cancel::Cancel;
 use crate::base::digest::Digest;
 use crate::base::fs;
 use crate::base::name::RelPath;
-use crate::base::tree::{Listing, Mode};
+use crate::base::tree::{Listing, Mode, Modes};
 
 use super::{Staging, Store, StoreError};
 
@@ -30,8 +30,8 @@ impl Store {
             return Ok(None);
         }
         let text = fs::read_bounded(&list, MAX_LISTING_BYTES)?;
-        let executables = executables_of(&String::from_utf8_lossy(&text));
-        let listing = Listing::scan(&path, &|file| executables.contains(file), cancel)?;
+        let modes = modes_of(&String::from_utf8_lossy(&text));
+        let listing = Listing::scan(&path, &modes, cancel)?;
         Ok((listing.digest() == *digest).then_some(path))
     }
 
@@ -42,11 +42,12 @@ impl Store {
     pub fn admit_tree(
         &self,
         staging: &Staging,
+        modes: &Modes,
         expected: &Digest,
         what: &str,
         cancel: &Cancel,
     ) -> Result<PathBuf, StoreError> {
-        let listing = Listing::scan(staging.path(), &|_| false, cancel)?;
+        let listing = Listing::scan(staging.path(), modes, cancel)?;
         let computed = listing.digest();
         if computed != *expected {
             return Err(StoreError::Mismatch {
@@ -81,8 +82,7 @@ impl Store {
             return Ok(None);
         }
         if full {
-            let executables = executables_of(&text);
-            let listing = Listing::scan(&path, &|file| executables.contains(file), cancel)?;
+            let listing = Listing::scan(&path, &modes_of(&text), cancel)?;
             return Ok((listing.to_text() == text).then_some(path));
         }
         Ok(Some(path))
@@ -93,8 +93,14 @@ impl Store {
     ///
     /// # Errors
     /// When the folder cannot be read or moved.
-    pub fn admit_tool(&self, staging: &Staging, package: &Digest, cancel: &Cancel) -> Result<PathBuf, StoreError> {
-        let listing = Listing::scan(staging.path(), &|_| false, cancel)?;
+    pub fn admit_tool(
+        &self,
+        staging: &Staging,
+        modes: &Modes,
+        package: &Digest,
+        cancel: &Cancel,
+    ) -> Result<PathBuf, StoreError> {
+        let listing = Listing::scan(staging.path(), modes, cancel)?;
         let path = self.tool_path(package);
         self.replace_dir(staging.path(), &path)?;
         let sealed = self.key.seal(&format!("{TOOL} {package}"), listing.to_text().as_bytes());
@@ -118,13 +124,15 @@ impl Store {
     }
 }
 
-/// The paths that a listing's text calls executable, for systems whose files do not say so.
-fn executables_of(text: &str) -> std::collections::BTreeSet<RelPath> {
-    let executable = |line: &str| {
+/// The modes in a listing's text, for file systems that cannot tell.
+fn modes_of(text: &str) -> Modes {
+    let special = |line: &str| {
         let mut parts = line.splitn(4, ' ');
-        (parts.next() == Some(Mode::Executable.as_str())).then(|| parts.nth(2).and_then(|path| path.parse().ok()))?
+        let written = parts.next()?;
+        let mode = [Mode::Executable, Mode::Symlink].into_iter().find(|mode| mode.as_str() == written)?;
+        Some((parts.nth(2)?.parse::<RelPath>().ok()?, mode))
     };
-    text.lines().filter_map(executable).collect()
+    text.lines().filter_map(special).collect()
 }
 
 #[cfg(test)]
@@ -142,15 +150,15 @@ mod tests {
             fs::write_atomic(&staging.path().join("src/é.c"), b"int x;").unwrap();
             staging
         };
-        let digest = Listing::scan(fill().path(), &|_| false, &cancel).unwrap().digest();
+        let digest = Listing::scan(fill().path(), &Modes::default(), &cancel).unwrap().digest();
         assert!(store.confirm_tree(&digest, &cancel).unwrap().is_none());
-        let path = store.admit_tree(&fill(), &digest, "source of `e`", &cancel).unwrap();
+        let path = store.admit_tree(&fill(), &Modes::default(), &digest, "source of `e`", &cancel).unwrap();
         assert_eq!(store.confirm_tree(&digest, &cancel).unwrap(), Some(path.clone()));
         fs::write_atomic(&path.join("src/é.c"), b"int y;").unwrap();
         assert!(store.confirm_tree(&digest, &cancel).unwrap().is_none());
-        store.admit_tree(&fill(), &digest, "source of `e`", &cancel).unwrap();
+        store.admit_tree(&fill(), &Modes::default(), &digest, "source of `e`", &cancel).unwrap();
         assert!(store.confirm_tree(&digest, &cancel).unwrap().is_some());
-        let other = store.admit_tree(&fill(), &Digest::of(b"x"), "source of `e`", &cancel);
+        let other = store.admit_tree(&fill(), &Modes::default(), &Digest::of(b"x"), "source of `e`", &cancel);
         assert!(matches!(other, Err(StoreError::Mismatch { .. })));
     }
 
@@ -162,7 +170,7 @@ mod tests {
         let store = Store::open(root.path(), there).unwrap();
         let staging = store.stage().unwrap();
         fs::write_atomic(&staging.path().join("bin/ninja"), b"#!").unwrap();
-        let path = store.admit_tool(&staging, &package, &cancel).unwrap();
+        let path = store.admit_tool(&staging, &Modes::default(), &package, &cancel).unwrap();
         assert!(store.tool(&package, true, &cancel).unwrap().is_some());
         assert!(Store::open(root.path(), here).unwrap().tool(&package, false, &cancel).unwrap().is_none());
         fs::write_atomic(&path.join("bin/ninja"), b"#?").unwrap();

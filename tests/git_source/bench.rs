@@ -115,14 +115,14 @@ impl Bench {
     pub fn fetch(&self, spec: &GitSpec, pin: &Pin) -> Result<PathBuf, SourceError> {
         let staging = tempfile::Builder::new().prefix("stage ").tempdir_in(self.root.path()).unwrap().keep();
         let ask = Fetch { kind: Kind::Engine, pin, wanted: &[], staging: &staging, name: "engine" };
-        GitSource(spec).fetch(&self.world, &ask).map(|()| staging)
+        GitSource(spec).fetch(&self.world, &ask).map(|_| staging)
     }
 
     /// Resolves and fetches, and compares what was written with the pin.
     pub fn both(&self, spec: &GitSpec) -> Result<(Pin, PathBuf), SourceError> {
         let pin = self.resolve(spec)?;
         let staging = self.fetch(spec, &pin)?;
-        let listing = Listing::scan(&staging, &|_| false, &Cancel::default()).unwrap();
+        let listing = Listing::scan(&staging, &Default::default(), &Cancel::default()).unwrap();
         assert_eq!(Some(listing.digest()), pin.tree, "{}", listing.to_text());
         Ok((pin, staging))
     }

@@ -107,9 +107,9 @@ fn all_formats_give_the_same_tree() {
         let (root, unpacked) = unpack(&bytes, &select, Limits::default()).unwrap();
         assert_eq!((unpacked.files, unpacked.size_bytes), (3, 5));
         assert_eq!(read(&root, "run é"), b"12345");
-        let executable = |path: &RelPath| unpacked.executables.contains(path);
         let listing =
-            crate::base::tree::Listing::scan(&root.path().join("into"), &executable, &Default::default()).unwrap();
+            crate::base::tree::Listing::scan(&root.path().join("into"), &unpacked.modes(), &Default::default())
+                .unwrap();
         assert_eq!(listing.0.len(), 3);
         digests.insert(listing.digest());
         let (file, task) = (root.path().join("ä b.bin"), Task::silent());

@@ -15,7 +15,7 @@ use super::snapshot::{Module, parse_modules};
 use crate::base::digest::Digest;
 use crate::base::fs;
 use crate::base::name::RelPath;
-use crate::base::tree::{Listing, TreeError};
+use crate::base::tree::{Listing, Modes, TreeError};
 use crate::format::lockfile::Pin;
 use crate::format::manifest::GitSpec;
 use crate::source::{SourceError, World};
@@ -206,7 +206,7 @@ fn state(world: &World, dest: &Path) -> Result<State, SourceError> {
 
 /// The digest of what is in an export, without its marker; `None` when there is something no export has.
 fn scan(world: &World, folder: &Path) -> Result<Option<Digest>, SourceError> {
-    let mut listing = match Listing::scan(folder, &|_| false, world.task.cancel()) {
+    let mut listing = match Listing::scan(folder, &Modes::default(), world.task.cancel()) {
         Ok(listing) => listing,
         Err(TreeError::Cancelled(cancelled)) => return Err(cancelled.into()),
         Err(TreeError::Fs(error)) => return Err(error.into()),

@@ -91,7 +91,7 @@ impl Bench {
         let ask = Fetch { kind: Kind::Model, pin, wanted: &wanted, staging: &staging, name: "x" };
         let fetched = spec.fetch(&self.world, &ask);
         self.leaks_nothing(&format!("{fetched:?}"));
-        fetched.map(|()| {
+        fetched.map(|_| {
             for file in &pin.files {
                 let got = digest::of_file(&file.path.under(&staging)).unwrap();
                 assert_eq!(got, (file.sha256, file.size), "{}", file.path);
