@@ -48,9 +48,6 @@ mod default {
     pub const BATCH: (u32, u32) = (2048, 512);
 }
 
-/// Prompts kept in memory beside those in the slots, in MiB: what a conversation costs that comes back after another one.
-const PROMPT_CACHE_MIB: &str = "1024";
-
 impl Engine for LlamaCpp {
     fn id(&self) -> &'static str {
         ID
@@ -306,8 +303,8 @@ fn chat_template<'a>(policy: &'a Policy, header: &'a Header) -> Option<&'a str> 
     }
 }
 
-/// `llama-server` and its options: `tools/server/README.md` of its tree. What is not said here cannot matter (or has no
-/// default that follows the machine).
+/// `llama-server` and its options: `tools/server/README.md` of its tree. What every tree of the last years has is said on the
+/// command line; the rest by the options' own variables, which trees that do not know them pass over.
 fn launch(ask: &LaunchRequest<'_>) -> Launch {
     let runtime = &ask.policy.runtime;
     let threads = runtime.threads.unwrap_or(ask.cores).max(1);
@@ -328,34 +325,43 @@ fn launch(ask: &LaunchRequest<'_>) -> Launch {
     for (name, number) in numbers {
         args.extend([name.into(), number.to_string().into()]);
     }
-    let rest = "--no-kv-unified --cache-ram MIB --no-context-shift --jinja --warmup --metrics --no-slots --no-ui \
-                --offline --log-colors off --cors-origins localhost --no-cors-credentials";
-    args.extend(rest.split_whitespace().map(|arg| if arg == "MIB" { PROMPT_CACHE_MIB } else { arg }.into()));
-    args.extend(on_the_accelerator(ask.variant, runtime.gpu_layers).into_iter().map(OsString::from));
+    args.extend(["--jinja", "--metrics", "--no-slots"].map(OsString::from));
+    let fit = match (ask.variant, runtime.gpu_layers) {
+        (Variant::Cpu, _) => None,
+        (_, Some(layers)) => Some((layers.to_string(), "off")),
+        // As many as fit; nothing else is left open for it to change.
+        (_, None) => Some(("auto".to_owned(), "on")),
+    };
+    if let Some((layers, _)) = &fit {
+        args.extend(["--gpu-layers".into(), layers.into()]);
+    }
     let mut files = BTreeMap::new();
     if let Some(template) = ask.policy.generation.chat_template.as_deref().filter(|template| *template != "none") {
         let path = ask.scratch.join("chat-template.jinja");
         args.extend(["--chat-template-file".into(), path.clone().into()]);
         files.insert(path, template.to_owned());
     }
-    Launch {
-        program: ask.artifact.join("bin").join(executable(SERVER)),
-        args,
-        env: BTreeMap::from([("LLAMA_API_KEY".into(), ask.key.into())]),
-        cwd: ask.scratch.to_owned(),
-        files,
-    }
+    let mut env: BTreeMap<OsString, OsString> =
+        OPTIONS.iter().map(|(name, value)| (name.into(), value.into())).collect();
+    env.insert("LLAMA_ARG_FIT".into(), fit.map_or("off", |(_, fit)| fit).into());
+    env.insert("LLAMA_API_KEY".into(), ask.key.into());
+    let program = ask.artifact.join("bin").join(executable(SERVER));
+    Launch { program, args, env, cwd: ask.scratch.to_owned(), files }
 }
 
-/// As many layers as the policy says; without a word of it, as many as fit (`--fit` touches only what is left open).
-fn on_the_accelerator(variant: Variant, layers: Option<u32>) -> Vec<String> {
-    let args = |layers: &str, fit: &str| ["--gpu-layers", layers, "--fit", fit].map(str::to_owned).to_vec();
-    match (variant, layers) {
-        (Variant::Cpu, _) => ["--fit", "off"].map(str::to_owned).to_vec(),
-        (_, Some(layers)) => args(&layers.to_string(), "off"),
-        (_, None) => args("auto", "on"),
-    }
-}
+/// Options that are the same for every policy.
+const OPTIONS: &[(&str, &str)] = &[
+    ("LLAMA_ARG_OFFLINE", "on"),
+    ("LLAMA_ARG_UI", "off"),
+    ("LLAMA_ARG_CORS_ORIGINS", "localhost"),
+    ("LLAMA_ARG_CORS_CREDENTIALS", "off"),
+    // Each slot has its own share of the cache, and an answer that fills it ends there.
+    ("LLAMA_ARG_KV_UNIFIED", "off"),
+    ("LLAMA_ARG_CONTEXT_SHIFT", "off"),
+    // MiB of prompts kept beside those in the slots: a conversation may come back after another one (8192 by default).
+    ("LLAMA_ARG_CACHE_RAM", "1024"),
+    ("LLAMA_ARG_LOG_COLORS", "off"),
+];
 
 /// Path and body of a request: through the chat template, or as plain text when there is none.
 fn request(ask: &GenerateRequest<'_>) -> (&'static str, Json) {
@@ -613,19 +619,21 @@ mod tests {
                 Variant::Cpu,
                 "--model /w/é.gguf --host 127.0.0.1 --port 4321 --threads 6 --threads-batch 6 --ctx-size 2048 --parallel 1 --batch-size 2048 --ubatch-size 512 ",
             ),
-            ("", Variant::Cpu, "--fit off "),
             ("runtime: {threads: 3}", Variant::Cpu, "--threads 3 --threads-batch 3 "),
             ("runtime: {context_size: 1024, parallel: 4}", Variant::Cpu, "--ctx-size 4096 --parallel 4 "),
             ("runtime: {batch_size: 64}", Variant::Cpu, "--batch-size 64 --ubatch-size 64 "),
-            ("runtime: {gpu_layers: 12}", Variant::Cuda, "--gpu-layers 12 --fit off "),
-            ("runtime: {gpu_layers: 0}", Variant::Cuda, "--gpu-layers 0 --fit off "),
-            ("", Variant::Metal, "--gpu-layers auto --fit on "),
+            ("runtime: {gpu_layers: 12}", Variant::Cuda, "--gpu-layers 12 "),
+            ("runtime: {gpu_layers: 0}", Variant::Cuda, "--gpu-layers 0 "),
+            ("", Variant::Metal, "--gpu-layers auto "),
         ];
         for (text, variant, expected) in table {
             let (_, line) = launched(text, variant);
             assert!(line.contains(expected), "{text}: `{expected}` is not in `{line}`");
         }
         assert!(!launched("runtime: {gpu_layers: 9}", Variant::Cpu).1.contains("gpu-layers"));
+        let fit = |text, variant| launched(text, variant).0.env[&OsString::from("LLAMA_ARG_FIT")].clone();
+        assert_eq!([fit("", Variant::Cuda), fit("runtime: {gpu_layers: 1}", Variant::Cuda)], ["on", "off"]);
+        assert_eq!(fit("", Variant::Cpu), "off");
     }
 
     #[test]
