@@ -34,8 +34,9 @@ impl Source for HfSpec {
         let globs = Globs::new(&self.files)?;
         let hub = Hub::new(world, &self.hf)?;
         let revision = hub.revision(self.rev.as_deref().unwrap_or(MAIN))?;
-        if !revision.unusable.is_empty() {
-            world.task.warn(format!("{} has names that are left out: {:.200?}", hub.what(), revision.unusable));
+        if let Some(name) = revision.unusable.first() {
+            let (what, count) = (hub.what(), revision.unusable.len());
+            world.task.warn(format!("{what}: {count} names that no file here can have are left out, such as {name:?}"));
         }
         let there: Vec<&RelPath> = revision.files.keys().collect();
         let chosen = globs.select(&hub.what(), &there)?.into_iter().cloned().collect();
@@ -79,7 +80,7 @@ impl HfSpec {
         match kind {
             Kind::Model => Ok(()),
             _ => Err(SourceError::Disagreement {
-                what: format!("`{}` on the Hugging Face Hub cannot be the source of {}", self.hf, kind.as_str()),
+                what: format!("`{}` on the Hugging Face Hub cannot be the source of an engine", self.hf),
                 details: vec!["repositories there hold models".to_owned()],
                 hint: None,
             }),

@@ -20,6 +20,7 @@ use hf_hub::{Cache, Repo, RepoType};
 use crate::base::digest;
 use crate::base::fs::{self, FsError};
 use crate::base::lock;
+use crate::base::name::RelPath;
 use crate::format::lockfile::FilePin;
 use crate::report::{Task, Unit};
 
@@ -129,10 +130,10 @@ impl HubCache {
     /// # Errors
     /// When it cannot be written.
     pub fn note_revision(&self, revision: &str, commit: &str) -> Result<(), FsError> {
-        let parts =
-            revision.split('/').all(|part| !part.is_empty() && !part.starts_with('.') && !part.contains(['\\', ':']));
-        let path = self.repo.join("refs").join(revision);
-        if parts && revision != commit && !fs::exists(&path) {
+        // Branches may be called what no file can be called: those stay unrecorded.
+        let Ok(name) = revision.parse::<RelPath>() else { return Ok(()) };
+        let path = name.under(&self.repo.join("refs"));
+        if revision != commit && !fs::exists(&path) {
             fs::write_atomic(&path, commit.as_bytes())?;
         }
         Ok(())

@@ -534,6 +534,21 @@ fn a_mirror_of_the_manifest_is_used_and_gets_no_token() {
 }
 
 #[test]
+fn a_mirror_that_serves_everything_itself_is_a_hub() {
+    let big = noise(90_000, 8);
+    let (bytes, etag): (Arc<[u8]>, String) = (big.clone().into(), Digest::of(&big).hex());
+    let bench = Bench::spoilt(move |_, seen, reply| match seen.path.contains("/resolve/") {
+        true => Reply::bytes(Arc::clone(&bytes)).with("ETag", &etag),
+        false => reply,
+    });
+    bench.push(&[("a.gguf", &big)]);
+    bench.hub.without_blobs();
+    let pin = bench.resolve(&spec(&[])).unwrap();
+    bench.fetch(&pin).unwrap();
+    assert!(bench.asked(Site::Store).is_empty());
+}
+
+#[test]
 fn the_environment_means_what_it_means_to_the_python_client() {
     let root = tempfile::tempdir().unwrap();
     let token_file = root.path().join("home/token");
