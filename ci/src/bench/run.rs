@@ -50,25 +50,30 @@ struct Seen {
 /// Runs our command once and notes how it starts the engine.
 fn observe(ground: &Ground<'_>, mut command: Command) -> Result<Seen> {
     let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
-    let begun = Instant::now();
-    let mut seen = None;
+    let (begun, mut seen) = (Instant::now(), None);
     while child.try_wait()?.is_none() {
         if begun.elapsed() > PATIENCE {
             child.kill()?;
         }
-        seen = seen.or_else(|| servers(ground.sh).into_iter().next());
+        seen = seen.or_else(|| server_of(ground.sh, child.id()));
         std::thread::sleep(Duration::from_millis(5));
     }
     let words = seen.ok_or("no `llama-server` was seen while `aitools run` ran (this benchmark reads /proc)")?;
     Ok(Seen { words, folder: ground.folder("by-hand")? })
 }
 
-/// The command lines of all running `llama-server`s.
-fn servers(sh: &Shell) -> Vec<Vec<String>> {
-    let processes = sh.read_dir("/proc").unwrap_or_default();
-    let lines = processes.iter().filter_map(|process| sh.read_file(process.join("cmdline")).ok());
-    let words = lines.map(|line| line.trim_end_matches('\0').split('\0').map(str::to_owned).collect::<Vec<_>>());
-    words.filter(|words| words[0].ends_with("/llama-server")).collect()
+/// The command line of the `llama-server` that a process has started.
+fn server_of(sh: &Shell, parent: u32) -> Option<Vec<String>> {
+    let processes = sh.read_dir("/proc").ok()?;
+    let children = processes.iter().filter(|process| {
+        // proc(5): the fields after the name in parentheses are the state and the parent.
+        let stat = sh.read_file(process.join("stat")).unwrap_or_default();
+        let fields = stat.rsplit(") ").next().unwrap_or_default();
+        fields.split(' ').nth(1) == Some(&parent.to_string())
+    });
+    let lines = children.filter_map(|process| sh.read_file(process.join("cmdline")).ok());
+    let mut words = lines.map(|line| line.trim_end_matches('\0').split('\0').map(str::to_owned).collect::<Vec<_>>());
+    words.find(|words| words[0].ends_with("/llama-server"))
 }
 
 /// Starts the server on a free port, asks as soon as it is ready, and ends it after the answer.
