@@ -20,6 +20,7 @@ use aitools::base::{fs, process};
 use aitools::build::BuildRecipe;
 use aitools::engine::answer::Sink;
 use aitools::engine::backend::{Backend, BackendError, Supervision};
+use aitools::engine::http::Patience;
 use aitools::engine::llama_cpp::LlamaCpp;
 use aitools::engine::{
     CheckRequest, Endpoint, Engine, EngineError, Finding, Finish, GenerateRequest, Generated, Launch, LaunchRequest,
@@ -381,8 +382,8 @@ impl Engine for Beaten {
         }
         LlamaCpp.launch(ask)
     }
-    fn ready(&self, endpoint: &Endpoint) -> Result<bool, EngineError> {
-        LlamaCpp.ready(endpoint)
+    fn ready(&self, endpoint: &Endpoint, patience: Patience<'_>) -> Result<bool, EngineError> {
+        LlamaCpp.ready(endpoint, patience)
     }
     fn generate(
         &self,

@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use super::http::Patience;
 use super::{Endpoint, EngineError, Launch, Ready};
 use crate::base::cancel::{Cancel, Cancelled};
 use crate::base::digest;
@@ -162,8 +163,9 @@ impl Backend {
         supervision: &Supervision<'_>,
         began: Instant,
     ) -> Result<bool, BackendError> {
+        let patience = Patience { cancel: supervision.cancel, deadline: supervision.deadline };
         loop {
-            let ready = match asked.engine.ready(&self.endpoint) {
+            let ready = match asked.engine.ready(&self.endpoint, patience) {
                 Err(EngineError::Foreign(_)) => return Ok(false),
                 other => other?,
             };

@@ -24,6 +24,12 @@ pub struct Patience<'a> {
 }
 
 impl Patience<'_> {
+    /// The same, but no longer than `wait` from now.
+    #[must_use]
+    pub fn at_most(self, wait: Duration) -> Self {
+        Self { deadline: self.deadline.min(Instant::now() + wait), ..self }
+    }
+
     fn check(&self) -> Result<(), HttpError> {
         self.cancel.check()?;
         if Instant::now() >= self.deadline { Err(HttpError::Timeout) } else { Ok(()) }

@@ -7,7 +7,7 @@ mod check;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::{Value as Json, json};
 
@@ -18,7 +18,6 @@ use super::{
     CheckRequest, Endpoint, Engine, EngineError, Finding, Finish, GenerateRequest, Generated, Launch, LaunchRequest,
     Piece, RecipeRequest,
 };
-use crate::base::cancel::Cancel;
 use crate::base::platform::{Platform, Variant, executable};
 use crate::build::{BuildRecipe, OutputRule};
 use crate::format::gguf::Header;
@@ -108,10 +107,9 @@ impl Engine for LlamaCpp {
 
     /// Before the model is loaded every request gets 503; after that, one without the key gets 401 (both answered by
     /// the server's middleware, state first). A server that knows our key and refuses others is ours.
-    fn ready(&self, endpoint: &Endpoint) -> Result<bool, EngineError> {
-        let cancel = Cancel::default();
+    fn ready(&self, endpoint: &Endpoint, patience: Patience<'_>) -> Result<bool, EngineError> {
         let status = |key| -> Result<u16, HttpError> {
-            let patience = Patience { cancel: &cancel, deadline: Instant::now() + Duration::from_secs(2) };
+            let patience = patience.at_most(Duration::from_secs(2));
             let request = Request { path: "/v1/models", key, json: None };
             Ok(http::send(endpoint.port, request, patience)?.status)
         };
@@ -122,6 +120,7 @@ impl Engine for LlamaCpp {
                 Err(error) => Err(error.into()),
             },
             Ok(503) | Err(HttpError::Connect { .. } | HttpError::Timeout) => Ok(false),
+            Err(HttpError::Cancelled(cancelled)) => Err(cancelled.into()),
             Ok(_) | Err(_) => Err(EngineError::Foreign(endpoint.port)),
         }
     }
@@ -507,8 +506,10 @@ impl Stream {
 #[cfg(test)]
 mod tests {
     use std::path::Path;
+    use std::time::Instant;
 
     use super::*;
+    use crate::base::cancel::Cancel;
     use crate::format::gguf::{Magic, Tensor, Value};
     use crate::format::lockfile::Pin;
     use crate::format::manifest::EngineSpec;

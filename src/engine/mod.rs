@@ -21,7 +21,7 @@ use std::time::Instant;
 use serde::Serialize;
 
 use self::answer::Sink;
-use self::http::HttpError;
+use self::http::{HttpError, Patience};
 use crate::base::cancel::{Cancel, Cancelled};
 use crate::base::digest::Digest;
 use crate::base::name::Name;
@@ -74,12 +74,12 @@ pub trait Engine: std::fmt::Debug + Sync {
         Ok(())
     }
 
-    /// Whether the started engine answers for its model yet. Called every few milliseconds, so it must be quick.
+    /// Whether the started engine answers for its model yet. Called again every few milliseconds until it does.
     ///
     /// # Errors
-    /// [`EngineError::Foreign`] when what listens there is not the engine that was given this key; others when it
+    /// [`EngineError::Cancelled`]; [`EngineError::Foreign`] when what listens there is not the engine that was given this key; others when it
     /// answers that it never will.
-    fn ready(&self, endpoint: &Endpoint) -> Result<bool, EngineError>;
+    fn ready(&self, endpoint: &Endpoint, patience: Patience<'_>) -> Result<bool, EngineError>;
 
     /// One answer, handed to `sink` piece by piece as it comes. `sink` returns false to stop; so does `ask.cancel`.
     /// Either way the pieces so far are the answer, and its end is [`Finish::Cancelled`].

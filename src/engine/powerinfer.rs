@@ -35,6 +35,7 @@ mod imitation;
 mod tiny;
 
 use super::answer::Sink;
+use super::http::Patience;
 use super::{
     CheckRequest, Endpoint, Engine, EngineError, Finding, GenerateRequest, Generated, Launch, LaunchRequest,
     RecipeRequest,
@@ -79,8 +80,8 @@ impl Engine for PowerInfer {
         launch::prepare(ask)
     }
 
-    fn ready(&self, endpoint: &Endpoint) -> Result<bool, EngineError> {
-        wire::ready(endpoint)
+    fn ready(&self, endpoint: &Endpoint, patience: Patience<'_>) -> Result<bool, EngineError> {
+        wire::ready(endpoint, patience)
     }
 
     fn generate(

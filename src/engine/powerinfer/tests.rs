@@ -178,17 +178,23 @@ fn a_number_that_would_end_the_server_is_never_sent() {
 
 #[test]
 fn ready_is_a_real_word_of_our_own_server() {
+    let cancel = Cancel::default();
+    let patience = Patience { cancel: &cancel, deadline: Instant::now() + Duration::from_secs(10) };
     let ready = |fault| {
         let (_server, endpoint) = serve(&["a", "b", "c", "d"], fault);
-        PowerInfer.ready(&endpoint)
+        PowerInfer.ready(&endpoint, patience)
     };
     assert!(matches!(ready(Fault::None), Ok(true)));
     assert!(matches!(ready(Fault::Mute), Ok(false)));
     assert!(matches!(ready(Fault::Foreign), Err(EngineError::Foreign(_))));
-    assert!(matches!(PowerInfer.ready(&Endpoint { port: 1, key: KEY.to_owned() }), Ok(false)));
+    assert!(matches!(ready(Fault::Dies), Ok(false)));
+    assert!(matches!(PowerInfer.ready(&Endpoint { port: 1, key: KEY.to_owned() }, patience), Ok(false)));
     let (_server, mut endpoint) = serve(&["a"], Fault::None);
     endpoint.key = "another".to_owned();
-    assert!(matches!(PowerInfer.ready(&endpoint), Err(EngineError::Foreign(_))), "another model's server");
+    let another = PowerInfer.ready(&endpoint, patience);
+    assert!(matches!(another, Err(EngineError::Foreign(_))), "another model's server: {another:?}");
+    cancel.cancel();
+    assert!(matches!(PowerInfer.ready(&endpoint, patience), Err(EngineError::Cancelled(_))));
 }
 
 fn launch_of(model: &Tiny, text: &str, variant: Variant, root: &Path) -> (Launch, Result<(), EngineError>) {

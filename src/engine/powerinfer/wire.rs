@@ -19,7 +19,6 @@ use serde_json::{Value as Json, json};
 
 use super::chat::{self, Part};
 use super::{launch, model};
-use crate::base::cancel::Cancel;
 use crate::engine::answer::{Answer, Sink};
 use crate::engine::http::{self, HttpError, Patience, Request, Response};
 use crate::engine::stream::Events;
@@ -41,8 +40,6 @@ mod default {
 
 /// The fewest tokens it makes, unless the text ends before.
 const FEWEST: u64 = 4;
-/// How long the first word of a started engine may take. A real one: what answers `/model.json` may still fail at it.
-const FIRST_WORD: Duration = Duration::from_secs(20);
 const QUICK: Duration = Duration::from_secs(2);
 /// How soon a busy server is asked again: first, and at most.
 const PAUSE: Duration = Duration::from_millis(5);
@@ -92,39 +89,40 @@ pub(super) fn sampling(policy: &Policy) -> Result<Json, EngineError> {
     }))
 }
 
-/// Whether the server answers, with our model, for real: one word of it.
+/// Whether the server answers, with our model, for real: what answers `/model.json` may still fail at its first word.
 ///
 /// # Errors
-/// [`EngineError::Foreign`] when something else listens there.
-pub(super) fn ready(endpoint: &Endpoint) -> Result<bool, EngineError> {
-    let cancel = Cancel::default();
-    let patience = |wait| Patience { cancel: &cancel, deadline: Instant::now() + wait };
+/// [`EngineError::Foreign`] when something else listens there; [`EngineError::Cancelled`].
+pub(super) fn ready(endpoint: &Endpoint, patience: Patience<'_>) -> Result<bool, EngineError> {
     let foreign = || EngineError::Foreign(endpoint.port);
     let request = Request { path: "/model.json", key: None, json: None };
     // The server listens only once its model is loaded.
-    let text = match http::send(endpoint.port, request, patience(QUICK)) {
-        Err(HttpError::Connect { .. } | HttpError::Timeout) => return Ok(false),
-        Ok(response) if response.status == 200 => response.text(BODY_LIMIT_BYTES).map_err(|_| foreign())?,
-        Ok(_) | Err(_) => return Err(foreign()),
+    let settings = match http::send(endpoint.port, request, patience.at_most(QUICK)) {
+        Ok(response) if response.status == 200 => response.text(BODY_LIMIT_BYTES),
+        Ok(_) => return Err(foreign()),
+        Err(error) => Err(error),
     };
-    let settings: Json = serde_json::from_str(&text).map_err(|_| foreign())?;
+    let settings: Json = match settings {
+        Ok(text) => serde_json::from_str(&text).map_err(|_| foreign())?,
+        Err(HttpError::Cancelled(cancelled)) => return Err(cancelled.into()),
+        Err(HttpError::Malformed(_) | HttpError::TooLarge(_)) => return Err(foreign()),
+        // Not there yet, or no longer: whoever started it knows.
+        Err(_) => return Ok(false),
+    };
     if settings["model"] != launch::alias(&endpoint.key).as_str() {
         return Err(foreign());
     }
-    let mut body = json!({ "prompt": "a", "n_predict": 0, "temperature": 0.0, "stream": true });
-    body["stop"] = json!([]);
-    let body = body.to_string();
+    let body = json!({ "prompt": "a", "n_predict": 0, "temperature": 0.0, "stream": true, "stop": [] }).to_string();
     let request = Request { path: "/completion", key: None, json: Some(&body) };
     let mut stream = Stream::new(FEWEST, Vec::new());
-    let received = match http::send(endpoint.port, request, patience(FIRST_WORD)) {
+    let received = match http::send(endpoint.port, request, patience) {
         Ok(response) if response.status == 200 => stream.receive(response, &mut |_| true),
-        Ok(response) => return Err(refusal(response)),
+        Ok(response) => Err(refusal(response)),
         Err(error) => Err(error.into()),
     };
     match received {
         Ok(()) => Ok(stream.end.is_some()),
-        // The program may be on its way out; whoever started it knows.
-        Err(EngineError::Timeout | EngineError::Unanswered(_)) => Ok(stream.events > 0),
+        Err(EngineError::Timeout | EngineError::Unanswered(_)) => Ok(false),
         Err(error) => Err(error),
     }
 }
