@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use serde::{Deserialize, Serialize};
 
 use crate::base::fs::{self, FsError};
-use crate::base::lock::{self, Lock, LockError};
+use crate::base::lock::{self, Lock};
 use crate::report::Task;
 
 use super::SourceError;
@@ -110,11 +110,7 @@ impl Part {
     /// Waits until no other process works on this part.
     pub fn hold(folder: &Path, key: &str, what: &str, task: &Task) -> Result<Self, SourceError> {
         let waiting = || task.waiting(format!("another process, which is fetching `{what}`"));
-        let lock = lock::acquire(&folder.join(format!("{key}.lock")), task.cancel(), waiting);
-        let lock = lock.map_err(|error| match error {
-            LockError::Fs(error) => SourceError::Fs(error),
-            LockError::Cancelled(cancelled) => SourceError::Cancelled(cancelled),
-        })?;
+        let lock = lock::acquire(&folder.join(format!("{key}.lock")), task.cancel(), waiting)?;
         // Where locks do nothing, every process has a part of its own, and no resume.
         let mut own = [0; 8];
         let _ = getrandom::fill(&mut own);
@@ -135,6 +131,7 @@ impl Part {
 
     /// Writes the journal now.
     pub fn save(&self, journal: &Journal) {
+        let _alone = self.over.lock().unwrap_or_else(PoisonError::into_inner);
         write_journal(&self.journal, journal);
     }
 
@@ -156,15 +153,10 @@ impl Part {
 
     /// Gives the whole part its name.
     pub fn finish(&self, to: &Path) -> Result<(), FsError> {
-        self.close();
+        self.stop_saving();
         fs::create_dir_all(fs::parent(to))?;
         fs::move_file(&self.path, to)?;
         fs::remove_file(&self.journal)
-    }
-
-    /// Ends journalling; what was journalled stays for the next run.
-    pub fn close(&self) {
-        *self.over.lock().unwrap_or_else(PoisonError::into_inner) = true;
     }
 
     /// Removes what came so far.
@@ -173,9 +165,21 @@ impl Part {
         fs::remove_file(&self.path)
     }
 
+    /// What is being saved behind comes to nothing from here on.
+    fn stop_saving(&self) {
+        *self.over.lock().unwrap_or_else(PoisonError::into_inner) = true;
+    }
+
     pub fn open(&self) -> Result<File, FsError> {
         fs::create_dir_all(fs::parent(&self.path))?;
         fs::open_or_create(&self.path)
+    }
+}
+
+/// Another process may hold it next.
+impl Drop for Part {
+    fn drop(&mut self) {
+        self.stop_saving();
     }
 }
 

@@ -19,6 +19,8 @@ use super::{Download, Downloaded, MAX_STREAMS, SourceError, no_space};
 
 /// What one request asks for; less in tests, which then need not move so much.
 const RANGE_BYTES: u64 = if cfg!(test) { 1 << 20 } else { 16 << 20 };
+/// Tries that bring less count as failed.
+const PROGRESS_BYTES: u64 = 64 << 10;
 const BUFFER_BYTES: usize = 256 << 10;
 /// Written when this much has come, or this long after the last write.
 const WRITE_BYTES: usize = 64 << 10;
@@ -140,7 +142,6 @@ impl<'a> Transfer<'a> {
             }
             Some(End::Wrong(wrong)) => Ok(Outcome::Wrong(wrong)),
             Some(End::Error(error)) => {
-                self.part.close();
                 self.journal().inspect(|journal| self.part.save(journal));
                 Err(error)
             }
@@ -312,7 +313,7 @@ impl<'a> Transfer<'a> {
                     (why, None)
                 }
             };
-            if gap.start > before {
+            if gap.start - before >= PROGRESS_BYTES {
                 backoff.progressed();
             }
             self.wait(&mut backoff, why, asked)?;
@@ -344,11 +345,10 @@ impl<'a> Transfer<'a> {
     }
 
     fn believable(&self, size: u64) -> Result<u64, End> {
-        if size > MAX_FILE_BYTES {
-            Err(self.refused(format!("it claims to be {size} bytes long"), None).into_end())
-        } else {
-            Ok(size)
+        if size <= MAX_FILE_BYTES {
+            return Ok(size);
         }
+        Err(End::Error(self.refused(format!("it claims to be {size} bytes long"), None)))
     }
 
     /// The worker that brings the file from front to back, with whatever the server can do.
@@ -390,7 +390,7 @@ impl<'a> Transfer<'a> {
                     (why, None)
                 }
             };
-            if self.lock().done.prefix() > before {
+            if self.lock().done.prefix() - before >= PROGRESS_BYTES {
                 backoff.progressed();
             }
             self.wait(&mut backoff, why, asked)?;
@@ -527,12 +527,6 @@ impl<'a> Transfer<'a> {
 }
 
 const EARLY: &str = "the server ended the answer early";
-
-impl SourceError {
-    fn into_end(self) -> End {
-        End::Error(self)
-    }
-}
 
 fn told(size_bytes: u64, took: Duration) -> String {
     let mb = size_bytes as f64 / 1e6;
