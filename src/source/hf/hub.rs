@@ -137,10 +137,13 @@ struct Entry {
     lfs: Option<Lfs>,
 }
 
+/// Hubs say the digest under one of two names, some under both.
 #[derive(Deserialize)]
 struct Lfs {
-    #[serde(alias = "oid")]
-    sha256: String,
+    #[serde(default)]
+    sha256: Option<String>,
+    #[serde(default)]
+    oid: Option<String>,
     size: u64,
 }
 
@@ -224,8 +227,8 @@ impl<'a> Hub<'a> {
             let git_blob = entry.blob.filter(|id| is_commit(id));
             return Ok(Listed { size: entry.size.unwrap_or(u64::MAX), sha256: None, git_blob });
         };
-        let sha256 =
-            Digest::from_hex(&lfs.sha256).map_err(|error| self.odd(format!("`{}`: {error}", entry.rfilename)))?;
+        let said = lfs.sha256.or(lfs.oid).unwrap_or_default();
+        let sha256 = Digest::from_hex(&said).map_err(|error| self.odd(format!("`{}`: {error}", entry.rfilename)))?;
         Ok(Listed { size: lfs.size, sha256: Some(sha256), git_blob: None })
     }
 
