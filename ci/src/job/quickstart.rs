@@ -29,5 +29,16 @@ fn run(sh: &Shell) -> Result<()> {
     cmd!(sh, "{aitools} -m quickstart sync --locked --offline").run()?;
     println!("a sync with nothing to do took {:.0} ms", begun.elapsed().as_secs_f64() * 1000.0);
     cmd!(sh, "{aitools} -m quickstart verify").run()?;
+    real_engine(sh)
+}
+
+/// The adapter's own tests, with the engine and the weights that are there now.
+fn real_engine(sh: &Shell) -> Result<()> {
+    let root = crate::step::root();
+    let server = root.join("build/llama-cpp/bin").join(format!("llama-server{}", std::env::consts::EXE_SUFFIX));
+    let weights = root.join("models/llama-cpp").join(POLICY).join("model.gguf");
+    let _server = sh.push_env("AITOOLS_TEST_LLAMA_SERVER", server);
+    let _weights = sh.push_env("AITOOLS_TEST_WEIGHTS", weights);
+    cmd!(sh, "cargo test --locked --test engine_real").run()?;
     Ok(())
 }
