@@ -53,7 +53,7 @@ try:
 except OSError as error:
     say("could not bind: %s\n" % error); sys.exit(1)
 server.listen(16)
-say("listening; ours: %s\n" % ("CARGO" in os.environ))
+say("listening; ours: %s\n" % ("HOME" in os.environ))
 def answer(connection, status, body):
     connection.sendall(("HTTP/1.1 %s\r\nContent-Length: %d\r\n\r\n%s" % (status, len(body), body)).encode())
 def chunk(connection, data):
@@ -96,6 +96,8 @@ def serve(connection):
     lines = head.decode().split("\r\n")
     headers = dict(line.lower().split(": ", 1) for line in lines[1:])
     while len(body) < int(headers.get("content-length", 0)): body += connection.recv(65536)
+    if mode == "crashes":
+        say("no room for the context\n"); os.kill(os.getpid(), signal.SIGKILL)
     if mode == "never": return answer(connection, "503 Service Unavailable", "{}")
     if mode == "open": return answer(connection, "200 OK", "{}")
     if headers.get("authorization") != "bearer " + key: return answer(connection, "401 Unauthorized", "{}")
@@ -217,8 +219,8 @@ fn a_good_day() {
     assert_eq!((&record["seed"], &record["finish"]), (&7.into(), &"stop".into()));
     assert!(!record.to_string().contains("the prompt") && !record.to_string().contains("Par"), "{record}");
     assert!(fs::read_dir(&scene.path("scratch")).unwrap().is_empty(), "scratch is left behind");
-    // Cargo gives tests that variable; nobody gave it to the engine.
-    assert!(std::env::var_os("CARGO").is_some());
+    // We have that variable; nobody gave it to the engine.
+    assert!(std::env::var_os("HOME").is_some());
     let log = fs::read_bounded(&scene.path("logs/engine.log"), 1 << 20).unwrap();
     assert_eq!(log, b"listening; ours: False\n");
 }
@@ -238,6 +240,13 @@ fn an_engine_that_exits_at_once_is_quoted() {
     assert_eq!(error.to_string(), "`llama-server` ended before it was ready (exit status: 3)");
     assert_eq!(error.tail(), ["loading", "error: the model is no model"]);
     assert_eq!(scene.records()[0]["error"], error.to_string());
+}
+
+#[test]
+fn an_engine_that_crashes_while_it_loads_is_not_taken_for_a_stranger() {
+    let error = Scene::new("crashes", "").start(SOON).unwrap_err();
+    assert_eq!(error.to_string(), "`llama-server` ended before it was ready (signal: 9 (SIGKILL))");
+    assert_eq!(error.tail().last().unwrap(), "no room for the context");
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, Read, Write as _};
-use std::net::{Ipv4Addr, TcpListener};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, mpsc};
@@ -166,12 +166,14 @@ impl Backend {
         let patience = Patience { cancel: supervision.cancel, deadline: supervision.deadline };
         loop {
             let ready = match asked.engine.ready(&self.endpoint, patience) {
-                Err(EngineError::Foreign(_)) => return Ok(false),
+                Err(EngineError::Foreign(port)) if is_listened_on(port) => return Ok(false),
+                // Nobody listens any more: that was our own on its way out.
+                Err(EngineError::Foreign(_)) => false,
                 other => other?,
             };
             // Looked at after the answer: what ended cannot have given it.
             if let Some(status) = self.running.try_wait()? {
-                if !is_free(self.endpoint.port) {
+                if is_listened_on(self.endpoint.port) {
                     return Ok(false);
                 }
                 return Err(BackendError::Ended { program: self.name(), status, tail: self.final_lines() });
@@ -258,8 +260,9 @@ fn free_port() -> io::Result<u16> {
     Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
 }
 
-fn is_free(port: u16) -> bool {
-    TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok()
+/// Whether anybody listens there. (Binding would not tell: the connections of a program that is gone may linger.)
+fn is_listened_on(port: u16) -> bool {
+    TcpStream::connect_timeout(&(Ipv4Addr::LOCALHOST, port).into(), Duration::from_secs(1)).is_ok()
 }
 
 fn random_key() -> Result<String, BackendError> {

@@ -108,20 +108,24 @@ impl Engine for LlamaCpp {
     /// Before the model is loaded every request gets 503; after that, one without the key gets 401 (both answered by
     /// the server's middleware, state first). A server that knows our key and refuses others is ours.
     fn ready(&self, endpoint: &Endpoint, patience: Patience<'_>) -> Result<bool, EngineError> {
-        let status = |key| -> Result<u16, HttpError> {
-            let patience = patience.at_most(Duration::from_secs(2));
+        let status = |key| -> Result<Option<u16>, EngineError> {
             let request = Request { path: "/v1/models", key, json: None };
-            Ok(http::send(endpoint.port, request, patience)?.status)
+            match http::send(endpoint.port, request, patience.at_most(Duration::from_secs(2))) {
+                Ok(response) => Ok(Some(response.status)),
+                Err(HttpError::Cancelled(cancelled)) => Err(cancelled.into()),
+                Err(HttpError::Malformed(_) | HttpError::TooLarge(_)) => Err(EngineError::Foreign(endpoint.port)),
+                // Not there yet, busy, or on its way out: the supervisor sees which.
+                Err(_) => Ok(None),
+            }
         };
-        match status(Some(&endpoint.key)) {
-            Ok(200) => match status(None) {
-                Ok(401) => Ok(true),
-                Ok(_) => Err(EngineError::Foreign(endpoint.port)),
-                Err(error) => Err(error.into()),
+        match status(Some(&endpoint.key))? {
+            None | Some(503) => Ok(false),
+            Some(200) => match status(None)? {
+                None => Ok(false),
+                Some(401) => Ok(true),
+                Some(_) => Err(EngineError::Foreign(endpoint.port)),
             },
-            Ok(503) | Err(HttpError::Connect { .. } | HttpError::Timeout) => Ok(false),
-            Err(HttpError::Cancelled(cancelled)) => Err(cancelled.into()),
-            Ok(_) | Err(_) => Err(EngineError::Foreign(endpoint.port)),
+            Some(_) => Err(EngineError::Foreign(endpoint.port)),
         }
     }
 
