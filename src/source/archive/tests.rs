@@ -321,3 +321,22 @@ fn a_cancel_ends_it() {
     let opened = Archive::open(&file, "x", &Select::default(), Limits::default(), &task);
     assert!(matches!(opened, Err(SourceError::Cancelled(_))));
 }
+
+#[test]
+fn damage_anywhere_is_an_error_or_no_matter() {
+    let tar =
+        tar_of(&[(EntryType::Regular, "a", ""), (EntryType::Symlink, "s/l", "../a"), (EntryType::Link, "h", "a")]);
+    let zip = zip_of(&[("a", 0o644, b"12345"), ("l", 0o120_777, b"a")]);
+    let root = tempfile::tempdir().unwrap();
+    let (file, task) = (root.path().join("f"), Task::silent());
+    let small = Limits { total_bytes: 1 << 20, files: 10 };
+    for bytes in [&tar, &gz(&tar), &zip] {
+        for at in (0..bytes.len()).step_by(1 + bytes.len() / 600) {
+            let mut damaged = bytes.clone();
+            damaged[at] ^= 0x81;
+            std::io::Write::write_all(&mut fs::create(&file).unwrap(), &damaged).unwrap();
+            let opened = Archive::open(&file, "x", &Select::default(), small, &task);
+            let _ = opened.and_then(|archive| archive.listing());
+        }
+    }
+}

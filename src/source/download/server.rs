@@ -144,7 +144,9 @@ impl Transfer<'_> {
 
     /// A server that was never reached gets fewer tries.
     pub fn reachable(&self, backoff: &Backoff, why: &str) -> Result<(), End> {
-        let reached = self.lock().location.is_some() || self.lock().piloted;
+        let state = self.lock();
+        let reached = state.location.is_some() || state.piloted;
+        drop(state);
         if !reached && backoff.failures() + 1 >= UNREACHED_TRIES {
             let url = shown(self.url);
             let error = HttpError::Unreachable { why: why.replacen(&format!("{url}: "), "", 1), url };
