@@ -104,9 +104,9 @@ fn missing(header: &Header, architecture: &str, sparse: bool) -> Vec<String> {
     };
     let predictors: &[&str] = if sparse { &["ffn_down_t", "fc1", "fc2"] } else { &[] };
     let of_layer = |layer| parts.iter().chain(predictors).map(move |part| format!("blk.{layer}.{part}.weight"));
-    let names: std::collections::BTreeSet<&str> = header.tensors.iter().map(|tensor| tensor.name.as_str()).collect();
+    let there = model::by_name(header);
     let wanted = whole.iter().map(|name| format!("{name}.weight")).chain((0..layers).flat_map(of_layer));
-    wanted.filter(|name| !names.contains(name.as_str())).collect()
+    wanted.filter(|name| !there.contains_key(name.as_str())).collect()
 }
 
 fn of_tensors(ask: &CheckRequest<'_>, header: &Header) -> Vec<Finding> {
@@ -134,8 +134,9 @@ fn of_tensors(ask: &CheckRequest<'_>, header: &Header) -> Vec<Finding> {
 fn of_neurons(header: &Header) -> Vec<Finding> {
     let mut found = Vec::new();
     let layers = header.block_count().unwrap_or(0).min(header.tensors.len() as u64);
+    let tensors = model::by_name(header);
     let shape = |layer: u64, part: &str| -> Option<[u64; 2]> {
-        let shape = &model::tensor(header, &format!("blk.{layer}.{part}.weight"))?.shape;
+        let shape = &tensors.get(format!("blk.{layer}.{part}.weight").as_str())?.shape;
         shape.as_slice().try_into().ok()
     };
     for layer in 0..layers {

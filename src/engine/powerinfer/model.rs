@@ -1,5 +1,7 @@
 //! What a header says, in PowerInfer's terms: sparse or dense, the sizes of layers and neurons, what fits where. Pure.
 
+use std::collections::BTreeMap;
+
 use crate::base::platform::Variant;
 use crate::format::gguf::{Header, Magic, Tensor, Value};
 use crate::format::policy::Policy;
@@ -22,8 +24,9 @@ pub(super) fn on_gpu(variant: Variant) -> bool {
     variant != Variant::Cpu
 }
 
-pub(super) fn tensor<'a>(header: &'a Header, name: &str) -> Option<&'a Tensor> {
-    header.tensors.iter().find(|tensor| tensor.name == name)
+/// Every tensor by name: a hostile header has a quarter of a million.
+pub(super) fn by_name(header: &Header) -> BTreeMap<&str, &Tensor> {
+    header.tensors.iter().map(|tensor| (tensor.name.as_str(), tensor)).collect()
 }
 
 /// Tokens of context for one request.
@@ -69,14 +72,15 @@ pub(super) struct Layer {
 
 /// The layers of a sparse model, as far as the header has them all.
 pub(super) fn layers(header: &Header) -> Option<Vec<Layer>> {
-    let count = usize::try_from(header.block_count()?).ok()?;
-    let layer = |index: usize| {
-        let neurons = *tensor(header, &format!("blk.{index}.ffn_up.weight"))?.shape.get(1)?;
-        let parts = NEURON_TENSORS.iter().filter_map(|part| tensor(header, &format!("blk.{index}.{part}.weight")));
-        let size_bytes: u64 = parts.map(|tensor| tensor.size_bytes).sum();
-        Some(Layer { neurons: usize::try_from(neurons).ok()?, neuron_bytes: size_bytes.checked_div(neurons)? })
+    let tensors = by_name(header);
+    let layer = |index: u64| {
+        let named = |part: &str| tensors.get(format!("blk.{index}.{part}.weight").as_str());
+        let neurons = *named("ffn_up")?.shape.get(1)?;
+        let sizes = NEURON_TENSORS.iter().filter_map(|part| named(part)).map(|tensor| tensor.size_bytes);
+        let neuron_bytes = sizes.fold(0, u64::saturating_add).checked_div(neurons)?;
+        Some(Layer { neurons: usize::try_from(neurons).ok()?, neuron_bytes })
     };
-    (0..count).map(layer).collect()
+    (0..header.block_count()?).map(layer).collect()
 }
 
 /// What is left of a GPU memory budget for neurons. Everything else goes to the GPU first: attention, predictors, norms and

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::PowerInfer;
-use super::tests::{DENSE, header, policy};
+use super::tests::{DENSE, SPARSE, header, policy};
 use super::tiny::{self, Tiny};
 use crate::base::cancel::Cancel;
 use crate::base::digest::Digest;
@@ -15,9 +15,13 @@ use crate::base::platform::{Variant, executable};
 use crate::engine::backend::{Backend, Supervision};
 use crate::engine::{Engine as _, EngineError, Finish, GenerateRequest, Generated, Piece, Ready};
 
-#[expect(clippy::disallowed_methods, reason = "a test that only runs where somebody names a program")]
 fn program() -> Option<PathBuf> {
-    std::env::var_os("AITOOLS_TEST_POWERINFER_WIRE_SERVER").map(PathBuf::from)
+    named("AITOOLS_TEST_POWERINFER_WIRE_SERVER")
+}
+
+#[expect(clippy::disallowed_methods, reason = "a test that only runs where somebody names a program")]
+fn named(variable: &str) -> Option<PathBuf> {
+    std::env::var_os(variable).map(PathBuf::from)
 }
 
 struct Served {
@@ -104,6 +108,15 @@ fn a_real_server_says_what_the_model_says() {
     let answer = served.ask("max_tokens: 8", "hi").unwrap();
     assert_eq!(answer.text, text(&expected), "{expected:?}");
     assert_eq!((answer.prompt_tokens, answer.completion_tokens, answer.finish), (3, 8, Finish::Length), "{answer:?}");
+}
+
+/// `AITOOLS_TEST_POWERINFER_SERVER` names PowerInfer's own server, built for the processor.
+#[test]
+fn powerinfer_says_what_the_sparse_model_says() {
+    let Some(program) = named("AITOOLS_TEST_POWERINFER_SERVER") else { return };
+    let served = serve(&SPARSE, &program);
+    let expected = tiny::greedy(&SPARSE, &prompt(), 8);
+    assert_eq!(served.ask("max_tokens: 8", "hi").unwrap().text, text(&expected), "{expected:?}");
 }
 
 #[test]
