@@ -77,7 +77,7 @@ impl Accelerators {
 /// # Errors
 /// When a variable such as `CUDACXX` names nothing, a compiler does not answer, or the user asked to stop.
 pub fn detect(finder: &Finder<'_>) -> Result<Accelerators, ToolError> {
-    let (gpus, trouble) = match list_gpus() {
+    let (gpus, trouble) = match gpus() {
         Ok(gpus) => (gpus, None),
         Err(trouble) => (Vec::new(), Some(trouble)),
     };
@@ -114,8 +114,11 @@ fn architectures_of(said: &str) -> Vec<u32> {
     all
 }
 
-/// No library is no trouble: an empty list. Source: NVML's reference, by the `nvml-wrapper` crate.
-fn list_gpus() -> Result<Vec<Gpu>, String> {
+/// NVIDIA's graphics processors. No library is no trouble: an empty list. Source: NVML's reference, by the `nvml-wrapper` crate.
+///
+/// # Errors
+/// Why the library is there but does not answer.
+pub fn gpus() -> Result<Vec<Gpu>, String> {
     let names: &[&str] = if cfg!(windows) { &["nvml.dll"] } else { &["libnvidia-ml.so.1", "libnvidia-ml.so"] };
     let mut nvml = None;
     for name in names {

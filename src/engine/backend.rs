@@ -15,7 +15,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::http::Patience;
-use super::{Endpoint, EngineError, Launch, Ready};
+use super::{Endpoint, EngineError, Judge, Launch, Ready};
 use crate::base::cancel::{Cancel, Cancelled};
 use crate::base::digest;
 use crate::base::fs::{self, FsError};
@@ -150,6 +150,7 @@ impl Backend {
             let mut backend = Self { running, endpoint, output, load: Duration::ZERO };
             if backend.wait_until_ready(ready, supervision, began)? {
                 backend.load = began.elapsed();
+                backend.listen_to(ready.judge(&backend.endpoint, supervision.scratch), supervision.cancel)?;
                 return Ok(backend);
             }
         }
@@ -185,6 +186,22 @@ impl Backend {
             if Instant::now() >= supervision.deadline {
                 let tail = self.output.tail();
                 return Err(BackendError::NotReady { program: self.name(), waited_s: began.elapsed().as_secs(), tail });
+            }
+            std::thread::sleep(POLL);
+        }
+    }
+
+    /// Whether the engine itself says that it started as it was asked to. What is not said within a moment is not said.
+    fn listen_to(&self, judge: Option<Judge>, cancel: &Cancel) -> Result<(), BackendError> {
+        let Some(judge) = judge else { return Ok(()) };
+        let deadline = Instant::now() + DRAIN;
+        loop {
+            if let Some(judged) = self.output.tail().iter().find_map(|line| judge(line)) {
+                return judged.map_err(BackendError::from);
+            }
+            cancel.check()?;
+            if Instant::now() >= deadline {
+                return Ok(());
             }
             std::thread::sleep(POLL);
         }

@@ -24,9 +24,10 @@ use self::answer::Sink;
 use self::http::{HttpError, Patience};
 use crate::base::cancel::{Cancel, Cancelled};
 use crate::base::digest::Digest;
-use crate::base::name::Name;
+use crate::base::name::{Name, RelPath};
 use crate::base::platform::{Platform, Variant};
 use crate::build::BuildRecipe;
+use crate::build::accelerator::Gpu;
 use crate::format::gguf::Header;
 use crate::format::lockfile::Pin;
 use crate::format::manifest::EngineSpec;
@@ -93,9 +94,18 @@ pub trait Engine: std::fmt::Debug + Sync {
         sink: &mut Sink<'_>,
     ) -> Result<Generated, EngineError>;
 
+    /// What the engine prints about a start that only looks as if it went well: a judge of its lines, when there is anything
+    /// to judge. The judge gives None for a line that is about something else.
+    fn judge(&self, _: &LaunchRequest<'_>) -> Option<Judge> {
+        None
+    }
+
     /// What the built program says of itself, for `status` and receipts: run with no model.
     fn version_args(&self) -> &'static [&'static str];
 }
+
+/// Whether the start was as asked for, by one line of an engine's output.
+pub type Judge = fn(&str) -> Option<Result<(), EngineError>>;
 
 #[derive(Debug)]
 pub struct RecipeRequest<'a> {
@@ -117,6 +127,10 @@ pub struct CheckRequest<'a> {
     pub cores: u32,
     /// The machine's memory in bytes, when it is known.
     pub memory_bytes: Option<u64>,
+    /// The model's files that are no weights, as its source names them.
+    pub beside: &'a [RelPath],
+    /// NVIDIA's graphics processors here, when the variant needs one and the driver answers.
+    pub gpus: Option<&'a [Gpu]>,
 }
 
 /// One thing that is wrong (or doubtful) about a model under a policy.
@@ -175,7 +189,18 @@ impl Ready {
     /// # Errors
     /// When the policy asks for what the engine cannot do, or [`Engine::prepare`] fails.
     pub fn launch(&self, endpoint: &Endpoint, scratch: &Path) -> Result<Launch, EngineError> {
-        let ask = LaunchRequest {
+        let ask = self.ask(endpoint, scratch);
+        self.engine.prepare(&ask)?;
+        self.engine.launch(&ask)
+    }
+
+    /// [`Engine::judge`] of this start.
+    pub fn judge(&self, endpoint: &Endpoint, scratch: &Path) -> Option<Judge> {
+        self.engine.judge(&self.ask(endpoint, scratch))
+    }
+
+    fn ask<'a>(&'a self, endpoint: &'a Endpoint, scratch: &'a Path) -> LaunchRequest<'a> {
+        LaunchRequest {
             policy: &self.policy,
             variant: self.variant,
             artifact: &self.artifact,
@@ -185,9 +210,7 @@ impl Ready {
             key: &endpoint.key,
             scratch,
             cores: self.cores,
-        };
-        self.engine.prepare(&ask)?;
-        self.engine.launch(&ask)
+        }
     }
 }
 

@@ -37,7 +37,7 @@ mod tiny;
 use super::answer::Sink;
 use super::http::Patience;
 use super::{
-    CheckRequest, Endpoint, Engine, EngineError, Finding, GenerateRequest, Generated, Launch, LaunchRequest,
+    CheckRequest, Endpoint, Engine, EngineError, Finding, GenerateRequest, Generated, Judge, Launch, LaunchRequest,
     RecipeRequest,
 };
 use crate::base::platform::{Platform, Variant};
@@ -78,6 +78,10 @@ impl Engine for PowerInfer {
 
     fn prepare(&self, ask: &LaunchRequest<'_>) -> Result<(), EngineError> {
         launch::prepare(ask)
+    }
+
+    fn judge(&self, ask: &LaunchRequest<'_>) -> Option<Judge> {
+        launch::expects_neurons(ask).then_some(launch::offloaded as Judge)
     }
 
     fn ready(&self, endpoint: &Endpoint, patience: Patience<'_>) -> Result<bool, EngineError> {

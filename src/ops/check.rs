@@ -4,7 +4,8 @@ use std::path::Path;
 
 use crate::base::diagnostic::{Diagnostic, Diagnostics};
 use crate::base::fs;
-use crate::base::platform;
+use crate::base::platform::{self, Variant};
+use crate::build::accelerator;
 use crate::build::toolchain::Finder;
 use crate::engine::{CheckRequest, Finding};
 use crate::format::gguf::Header;
@@ -147,6 +148,10 @@ fn look_into(
             Err(problem) => return Ok(vec![problem]),
         }
     }
+    let is_part = |index: &usize| model.layout.parts.contains(index);
+    let beside = (0..model.wish.files.len()).filter(|index| !is_part(index));
+    let beside: Vec<_> = beside.map(|index| model.wish.files[index].path.clone()).collect();
+    let gpus = (engine.wish.variant == Variant::Cuda).then(accelerator::gpus).and_then(Result::ok);
     let findings = engine.adapter.check(&CheckRequest {
         policy: &file.policy.value,
         variant: engine.wish.variant,
@@ -154,6 +159,8 @@ fn look_into(
         sizes: &sizes,
         cores: platform::physical_cores(),
         memory_bytes: platform::memory_bytes(),
+        beside: &beside,
+        gpus: gpus.as_deref(),
     });
     Ok(findings.iter().map(|finding| diagnostic(file, finding)).collect())
 }

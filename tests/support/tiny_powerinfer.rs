@@ -9,13 +9,21 @@
 
 use std::io::Write as _;
 
-pub const WIDTH: usize = 64;
-/// More than 1000: PowerInfer computes smaller layers in another way.
-pub const NEURONS: usize = 1280;
-pub const RANK: usize = 32;
-pub const HEADS: usize = 2;
-pub const LAYERS: usize = 2;
-pub const CONTEXT: u32 = 512;
+/// The sizes of a model.
+#[derive(Clone, Copy)]
+pub struct Shape {
+    pub layers: usize,
+    pub width: usize,
+    /// More than 1000: PowerInfer computes smaller layers in another way.
+    pub neurons: usize,
+    /// Of the predictors.
+    pub rank: usize,
+    pub heads: usize,
+    pub context: u32,
+}
+
+/// 2.6 MB.
+pub const TINY: Shape = Shape { layers: 2, width: 64, neurons: 1280, rank: 32, heads: 2, context: 512 };
 pub const BOS: u32 = 1;
 pub const EOS: u32 = 2;
 const EPSILON: f32 = 1e-5;
@@ -52,6 +60,7 @@ impl Weight {
 
 #[derive(Clone)]
 pub struct Tiny {
+    pub shape: Shape,
     pub sparse: bool,
     pub metadata: Vec<(String, Meta)>,
     pub weights: Vec<Weight>,
@@ -72,42 +81,43 @@ pub fn vocabulary() -> Vec<(String, i32)> {
 
 impl Tiny {
     pub fn sparse() -> Self {
-        Self::new(true)
+        Self::new(&TINY, true)
     }
 
     /// The same weights but for the feed-forward blocks, which have no predictors and another layout.
     pub fn dense() -> Self {
-        Self::new(false)
+        Self::new(&TINY, false)
     }
 
-    fn new(sparse: bool) -> Self {
+    pub fn new(shape: &Shape, sparse: bool) -> Self {
+        let Shape { layers, width, neurons, rank, .. } = *shape;
         let mut random = Random(0x5eed);
         let tokens = vocabulary();
         let mut weights = vec![
-            random.matrix("token_embd.weight", WIDTH, tokens.len(), 1.0),
-            ones("output_norm.weight"),
-            random.matrix("output.weight", WIDTH, tokens.len(), 0.3),
+            random.matrix("token_embd.weight", width, tokens.len(), 1.0),
+            ones("output_norm.weight", width),
+            random.matrix("output.weight", width, tokens.len(), 0.3),
         ];
         // Single bytes are never the likeliest: its server holds them back until a character is whole.
-        for (row, (_, kind)) in weights[2].numbers.chunks_exact_mut(WIDTH).zip(&tokens) {
+        for (row, (_, kind)) in weights[2].numbers.chunks_exact_mut(width).zip(&tokens) {
             if *kind == 6 {
                 row.fill(0.0);
             }
         }
         let spread = |length: usize| (length as f32).powf(-0.5);
-        for layer in 0..LAYERS {
+        for layer in 0..layers {
             let name = |part: &str| format!("blk.{layer}.{part}.weight");
-            weights.extend(["attn_norm", "ffn_norm"].map(|part| ones(&name(part))));
+            weights.extend(["attn_norm", "ffn_norm"].map(|part| ones(&name(part), width)));
             for part in ["attn_q", "attn_k", "attn_v", "attn_output"] {
-                weights.push(random.matrix(&name(part), WIDTH, WIDTH, spread(WIDTH)));
+                weights.push(random.matrix(&name(part), width, width, spread(width)));
             }
             for part in ["ffn_gate", "ffn_up"] {
-                weights.push(random.matrix(&name(part), WIDTH, NEURONS, spread(WIDTH)));
+                weights.push(random.matrix(&name(part), width, neurons, spread(width)));
             }
-            let down = random.matrix(&name("ffn_down_t"), WIDTH, NEURONS, spread(NEURONS));
+            let down = random.matrix(&name("ffn_down_t"), width, neurons, spread(neurons));
             let predictor = [
-                random.matrix(&name("fc1"), WIDTH, RANK, spread(WIDTH)),
-                random.matrix(&name("fc2"), RANK, NEURONS, spread(RANK)),
+                random.matrix(&name("fc1"), width, rank, spread(width)),
+                random.matrix(&name("fc2"), rank, neurons, spread(rank)),
             ];
             if sparse {
                 weights.push(down);
@@ -116,7 +126,7 @@ impl Tiny {
                 weights.push(transposed(&down, &name("ffn_down")));
             }
         }
-        Self { sparse, metadata: metadata(&tokens, sparse), weights }
+        Self { shape: *shape, sparse, metadata: metadata(shape, &tokens, sparse), weights }
     }
 
     pub fn weight(&self, name: &str) -> &Weight {
@@ -175,19 +185,19 @@ impl Tiny {
     }
 }
 
-fn metadata(tokens: &[(String, i32)], sparse: bool) -> Vec<(String, Meta)> {
+fn metadata(shape: &Shape, tokens: &[(String, i32)], sparse: bool) -> Vec<(String, Meta)> {
     let text = |text: &str| Meta::Text(text.to_owned());
     let mut all = vec![
         ("general.architecture", text("llama")),
         ("general.name", text("tiny")),
         ("general.file_type", Meta::Uint(1)),
-        ("llama.context_length", Meta::Uint(CONTEXT)),
-        ("llama.embedding_length", Meta::Uint(WIDTH as u32)),
-        ("llama.block_count", Meta::Uint(LAYERS as u32)),
-        ("llama.feed_forward_length", Meta::Uint(NEURONS as u32)),
-        ("llama.rope.dimension_count", Meta::Uint((WIDTH / HEADS) as u32)),
-        ("llama.attention.head_count", Meta::Uint(HEADS as u32)),
-        ("llama.attention.head_count_kv", Meta::Uint(HEADS as u32)),
+        ("llama.context_length", Meta::Uint(shape.context)),
+        ("llama.embedding_length", Meta::Uint(shape.width as u32)),
+        ("llama.block_count", Meta::Uint(shape.layers as u32)),
+        ("llama.feed_forward_length", Meta::Uint(shape.neurons as u32)),
+        ("llama.rope.dimension_count", Meta::Uint((shape.width / shape.heads) as u32)),
+        ("llama.attention.head_count", Meta::Uint(shape.heads as u32)),
+        ("llama.attention.head_count_kv", Meta::Uint(shape.heads as u32)),
         ("llama.attention.layer_norm_rms_epsilon", Meta::Float(EPSILON)),
         ("tokenizer.ggml.model", text("llama")),
         ("tokenizer.ggml.tokens", Meta::Texts(tokens.iter().map(|token| token.0.clone()).collect())),
@@ -223,8 +233,8 @@ impl Meta {
     }
 }
 
-fn ones(name: &str) -> Weight {
-    Weight { name: name.to_owned(), shape: vec![WIDTH], numbers: vec![1.0; WIDTH] }
+fn ones(name: &str, width: usize) -> Weight {
+    Weight { name: name.to_owned(), shape: vec![width], numbers: vec![1.0; width] }
 }
 
 fn transposed(weight: &Weight, name: &str) -> Weight {
@@ -276,9 +286,9 @@ fn from_half(bits: u16) -> f32 {
 }
 
 /// How often each neuron of a layer fired, for some world.
-pub fn activation(layer: usize) -> Vec<f32> {
+pub fn activation(shape: &Shape, layer: usize) -> Vec<f32> {
     let mut random = Random(layer as u64);
-    (0..NEURONS).map(|_| (random.next() % 1000) as f32).collect()
+    (0..shape.neurons).map(|_| (random.next() % 1000) as f32).collect()
 }
 
 /// A file of `torch.save` with one tensor of one dimension: `class` as PyTorch calls its storage, `bytes` its numbers.
@@ -345,8 +355,7 @@ fn add(to: &mut [f32], more: &[f32]) {
 }
 
 /// Rotary position embedding of neighbouring pairs.
-fn rotated(vector: &[f32], position: usize) -> Vec<f32> {
-    let size = WIDTH / HEADS;
+fn rotated(vector: &[f32], size: usize, position: usize) -> Vec<f32> {
     let mut turned = vector.to_vec();
     for (pair, of) in turned.chunks_exact_mut(2).enumerate() {
         let angle = position as f32 * 10000f32.powf(-((pair * 2 % size) as f32) / size as f32);
@@ -357,19 +366,20 @@ fn rotated(vector: &[f32], position: usize) -> Vec<f32> {
 
 /// The scores of every token at the last position.
 fn forward(model: &Tiny, tokens: &[u32]) -> Vec<f32> {
+    let Shape { layers, width, heads, .. } = model.shape;
     let embedding = model.weight("token_embd.weight");
-    let row = |token: &u32| embedding.numbers[*token as usize * WIDTH..][..WIDTH].to_vec();
+    let row = |token: &u32| embedding.numbers[*token as usize * width..][..width].to_vec();
     let mut states: Vec<Vec<f32>> = tokens.iter().map(row).collect();
-    for layer in 0..LAYERS {
+    for layer in 0..layers {
         let weight = |part: &str| model.weight(&format!("blk.{layer}.{part}.weight"));
         let inputs: Vec<Vec<f32>> = states.iter().map(|state| normed(state)).collect();
         let of = |part: &str| -> Vec<Vec<f32>> { inputs.iter().map(|input| times(weight(part), input)).collect() };
         let turned = |all: Vec<Vec<f32>>| -> Vec<Vec<f32>> {
-            all.iter().enumerate().map(|(position, vector)| rotated(vector, position)).collect()
+            all.iter().enumerate().map(|(position, vector)| rotated(vector, width / heads, position)).collect()
         };
         let (queries, keys, values) = (turned(of("attn_q")), turned(of("attn_k")), of("attn_v"));
         for (position, state) in states.iter_mut().enumerate() {
-            let seen = attention(&queries[position], &keys[..=position], &values);
+            let seen = attention(heads, &queries[position], &keys[..=position], &values);
             add(state, &times(weight("attn_output"), &seen));
             let fed = feed_forward(model, layer, state);
             add(state, &fed);
@@ -378,10 +388,10 @@ fn forward(model: &Tiny, tokens: &[u32]) -> Vec<f32> {
     times(model.weight("output.weight"), &normed(states.last().unwrap()))
 }
 
-fn attention(query: &[f32], keys: &[Vec<f32>], values: &[Vec<f32>]) -> Vec<f32> {
-    let size = WIDTH / HEADS;
-    let mut seen = vec![0.0; WIDTH];
-    for head in 0..HEADS {
+fn attention(heads: usize, query: &[f32], keys: &[Vec<f32>], values: &[Vec<f32>]) -> Vec<f32> {
+    let size = query.len() / heads;
+    let mut seen = vec![0.0; query.len()];
+    for head in 0..heads {
         let part = head * size..(head + 1) * size;
         let dot = |key: &Vec<f32>| query[part.clone()].iter().zip(&key[part.clone()]).map(|(a, b)| a * b).sum::<f32>();
         let scores: Vec<f32> = keys.iter().map(|key| dot(key) / (size as f32).sqrt()).collect();
@@ -406,8 +416,8 @@ fn feed_forward(model: &Tiny, layer: usize, state: &[f32]) -> Vec<f32> {
     }
     let first: Vec<f32> = times(weight("fc1"), state).iter().map(|number| number.max(0.0)).collect();
     let predicted = times(weight("fc2"), &first);
-    let mut sum = vec![0.0; WIDTH];
-    for (neuron, row) in weight("ffn_down_t").numbers.chunks_exact(WIDTH).enumerate() {
+    let mut sum = vec![0.0; state.len()];
+    for (neuron, row) in weight("ffn_down_t").numbers.chunks_exact(state.len()).enumerate() {
         let fires = predicted[neuron] >= 0.0;
         let inner = if fires { gate[neuron].max(0.0) * up[neuron] } else { 0.0 };
         sum.iter_mut().zip(row).for_each(|(sum, number)| *sum += inner * number);

@@ -207,6 +207,8 @@ mod tests {
             sizes: &sizes,
             cores: 2,
             memory_bytes: Some(8 << 30),
+            beside: &[],
+            gpus: None,
         };
         all(&ask).into_iter().map(|finding| (finding.error, finding.key, finding.message)).collect()
     }
@@ -287,6 +289,8 @@ mod tests {
             sizes: &sizes,
             cores: 2,
             memory_bytes: None,
+            beside: &[],
+            gpus: None,
         };
         all(&ask).into_iter().map(|finding| finding.message).collect()
     }

@@ -1,7 +1,7 @@
 //! What can be known to be wrong, or doubtful, before the engine is started. PowerInfer itself looks at little: a file cut
 //! short, a type it cannot compute or the activation of another model give nonsense and an exit code of 0.
 
-use super::{chat, model, wire};
+use super::{chat, launch, model, wire};
 use crate::base::platform::Variant;
 use crate::engine::{CheckRequest, EngineError, Finding};
 use crate::format::gguf::{Header, Tensor};
@@ -31,6 +31,7 @@ pub(super) fn all(ask: &CheckRequest<'_>) -> Vec<Finding> {
     };
     let mut found = of_model(ask, header);
     found.extend(of_accelerator(ask, header));
+    found.extend(of_gpus(ask, header));
     found.extend(of_threads(ask, header));
     found.extend(of_context(ask, header));
     found.extend(of_sampling(ask, header));
@@ -191,6 +192,40 @@ fn of_accelerator(ask: &CheckRequest<'_>, header: &Header) -> Vec<Finding> {
     found
 }
 
+/// What the graphics processors here say to it; nothing when nobody asked them.
+fn of_gpus(ask: &CheckRequest<'_>, header: &Header) -> Option<Finding> {
+    let gpus = ask.gpus?;
+    let Some(largest) = gpus.iter().map(|gpu| gpu.vram_bytes).max() else {
+        let message = "no GPU is here, and a build for one does not load a sparse model without it";
+        let hint = "use the build for the processor: `--variant cpu`, and no `runtime.variant`";
+        return model::is_sparse(header).then(|| error("runtime.variant", message, Some(hint)));
+    };
+    let (key, asked) = if model::is_sparse(header) {
+        ("runtime.vram_budget_gb", ask.policy.runtime.vram_budget_gb?)
+    } else {
+        ("runtime.gpu_layers", gib(dense_bytes_on_gpu(ask, header)))
+    };
+    let needed = asked + GPU_OVERHEAD_GIB;
+    if !needed.is_finite() || needed <= gib(largest) {
+        return None;
+    }
+    let message =
+        format!("about {needed:.1} GiB of GPU memory are needed, and the largest GPU has {:.1} GiB", gib(largest));
+    Some(error(key, message, Some("lower it")))
+}
+
+/// A dense model's weights on the GPU, by the share of its layers, and its cache.
+fn dense_bytes_on_gpu(ask: &CheckRequest<'_>, header: &Header) -> u64 {
+    let layers = header.block_count().unwrap_or(0).max(1);
+    let share = ask.policy.runtime.gpu_layers.map_or(layers, |asked| u64::from(asked).min(layers));
+    let all = ask.sizes.iter().fold(model::cache_bytes(ask.policy, header), |sum, size| sum.saturating_add(*size));
+    (u128::from(all) * u128::from(share) / u128::from(layers)) as u64
+}
+
+fn gib(bytes: u64) -> f64 {
+    bytes as f64 / f64::from(1 << 30)
+}
+
 fn of_budget(ask: &CheckRequest<'_>, header: &Header, budget: Option<f64>) -> Option<Finding> {
     const KEY: &str = "runtime.vram_budget_gb";
     let Some(budget) = budget else {
@@ -202,7 +237,13 @@ fn of_budget(ask: &CheckRequest<'_>, header: &Header, budget: Option<f64>) -> Op
         return Some(error(KEY, format!("{budget} is not a size in GiB"), None));
     }
     if model::neuron_budget(ask.policy, header, budget) > 0 {
-        return None;
+        let has = ask.beside.iter().any(|file| file.as_str().starts_with(&format!("{}/", launch::STATISTICS)));
+        let message = format!(
+            "the model comes without `{}/`: which neurons fire often is not known, so none goes to the GPU, and answers take longer",
+            launch::STATISTICS
+        );
+        let hint = format!("add `\"{}/**\"` to the model's `files`, when its repository has them", launch::STATISTICS);
+        return (!has).then(|| warning(KEY, message, Some(&hint)));
     }
     let message = format!("{budget} GiB hold not even what must be there first: no neuron goes to the GPU");
     Some(warning(KEY, message, Some("raise it, or lower `runtime.context_size` or `runtime.parallel`")))
@@ -313,7 +354,6 @@ fn of_memory(ask: &CheckRequest<'_>, header: &Header) -> Option<Finding> {
         _ if model::is_sparse(header) => ask.policy.runtime.vram_budget_gb.unwrap_or(0.0).clamp(0.0, 100_000.0),
         _ => return None,
     };
-    let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
     if gib(needed) - elsewhere <= gib(machine) {
         return None;
     }
@@ -325,19 +365,26 @@ fn of_memory(ask: &CheckRequest<'_>, header: &Header) -> Option<Finding> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::build::accelerator::Gpu;
     use crate::engine::powerinfer::tests::{DENSE, SPARSE, header, policy};
     use crate::engine::powerinfer::tiny::Tiny;
     use crate::format::gguf::Value;
+    use crate::format::policy::Policy;
 
     type Found = Vec<(bool, &'static str, String)>;
+
+    fn ask<'a>(policy: &'a Policy, variant: Variant, headers: &'a [Header], sizes: &'a [u64]) -> CheckRequest<'a> {
+        let (cores, memory_bytes) = (4, Some(1 << 30));
+        CheckRequest { policy, variant, headers, sizes, cores, memory_bytes, beside: &[], gpus: None }
+    }
 
     fn found(model: &Tiny, text: &str, variant: Variant, change: impl FnOnce(&mut Header)) -> Found {
         let mut header = header(model);
         change(&mut header);
         let policy = policy(text);
         let sizes = [model.size_bytes()];
-        let (cores, memory_bytes) = (4, Some(1 << 30));
-        let ask = CheckRequest { policy: &policy, variant, headers: &[header], sizes: &sizes, cores, memory_bytes };
+        let beside = ["activation/activation_0.pt".parse().unwrap()];
+        let ask = CheckRequest { beside: &beside, ..ask(&policy, variant, std::slice::from_ref(&header), &sizes) };
         all(&ask).into_iter().map(|finding| (finding.error, finding.key, finding.message)).collect()
     }
 
@@ -470,20 +517,35 @@ mod tests {
     }
 
     #[test]
+    fn what_lies_beside_a_model_and_what_the_gpus_have() {
+        let of = |model: &Tiny, runtime: &str, gib: Option<f64>| {
+            let (policy, header) = (policy(&format!("runtime: {{{runtime}}}\ngeneration: {{{QUIET}}}")), header(model));
+            let gpu = |gib: f64| Gpu {
+                name: String::new(),
+                vram_bytes: (gib * f64::from(1 << 30)) as u64,
+                free_bytes: 0,
+                compute_capability: (9, 0),
+                driver: String::new(),
+            };
+            let (gpus, sizes) = (gib.map(gpu).into_iter().collect::<Vec<_>>(), [model.size_bytes()]);
+            let headers = [header];
+            let ask = CheckRequest { gpus: Some(&gpus), ..ask(&policy, Variant::Cuda, &headers, &sizes) };
+            keys(&all(&ask).into_iter().map(|found| (found.error, found.key, found.message)).collect())
+        };
+        let key = "runtime.vram_budget_gb";
+        assert_eq!(of(&SPARSE, "vram_budget_gb: 1", Some(2.0)), [(false, key)], "no statistics");
+        assert_eq!(of(&SPARSE, "vram_budget_gb: 1.5", Some(2.0)), [(false, key), (true, key)]);
+        assert_eq!(of(&SPARSE, "vram_budget_gb: 1", None), [(false, key), (true, "runtime.variant")]);
+        assert_eq!(of(&DENSE, "gpu_layers: 9", None), []);
+        assert_eq!(of(&DENSE, "gpu_layers: 9", Some(0.701)), [(true, "runtime.gpu_layers")]);
+        assert_eq!(of(&DENSE, "gpu_layers: 0", Some(0.701)), []);
+    }
+
+    #[test]
     fn split_and_large_models() {
         let header = header(&SPARSE);
         let policy = policy(&format!("generation: {{{QUIET}}}"));
-        let of = |headers: &[Header], sizes: &[u64]| {
-            let ask = CheckRequest {
-                policy: &policy,
-                variant: Variant::Cpu,
-                headers,
-                sizes,
-                cores: 4,
-                memory_bytes: Some(1 << 30),
-            };
-            all(&ask)
-        };
+        let of = |headers: &[Header], sizes: &[u64]| all(&ask(&policy, Variant::Cpu, headers, sizes));
         assert!(of(&[header.clone(), header.clone()], &[1, 1])[0].message.contains("2 parts"));
         assert!(of(&[], &[])[0].error);
         let large = of(&[header], &[2 << 30]);
@@ -500,15 +562,7 @@ mod tests {
             let policy = crate::format::policy::parse(name, &bytes).unwrap().0.value;
             for variant in [Variant::Cpu, Variant::Cuda] {
                 let (headers, sizes) = ([header(&SPARSE)], [SPARSE.size_bytes()]);
-                let ask = CheckRequest {
-                    policy: &policy,
-                    variant,
-                    headers: &headers,
-                    sizes: &sizes,
-                    cores: 8,
-                    memory_bytes: None,
-                };
-                let all = all(&ask);
+                let all = all(&ask(&policy, variant, &headers, &sizes));
                 assert!(all.iter().all(|finding| !finding.error), "{name}: {all:?}");
             }
         }

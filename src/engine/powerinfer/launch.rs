@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::base::digest::Digest;
 use crate::base::fs;
@@ -14,6 +14,8 @@ use super::{SERVER, activation, chat, gpu_index, model, wire};
 
 /// The model's name in the scratch folder. PowerInfer looks for `<this>.generated.gpuidx` beside it.
 const MODEL: &str = "model.gguf";
+/// The folder beside a sparse model with a file for each layer: how often each neuron fired.
+pub(super) const STATISTICS: &str = "activation";
 
 /// A name that tells our server from another one: it has no keys. (Not the key itself: other users can read arguments.)
 pub(super) fn alias(key: &str) -> String {
@@ -75,6 +77,23 @@ fn index_budget(ask: &LaunchRequest<'_>) -> u64 {
     budget.map_or(0, |budget| model::neuron_budget(ask.policy, ask.header, budget))
 }
 
+fn statistics_folder(ask: &LaunchRequest<'_>) -> PathBuf {
+    fs::parent(ask.weights).join(STATISTICS)
+}
+
+/// Whether neurons are to go to the GPU.
+pub(super) fn expects_neurons(ask: &LaunchRequest<'_>) -> bool {
+    index_budget(ask) > 0 && fs::exists(&statistics_folder(ask))
+}
+
+/// `llm_load_gpu_split` tells how much went there; when it refuses an index, that is nothing, and it goes on.
+pub(super) fn offloaded(line: &str) -> Option<Result<(), EngineError>> {
+    let (before, _) = line.split_once(" MiB of FFN weights to GPU")?;
+    let mib: f64 = before.rsplit(' ').next()?.parse().ok()?;
+    let why = || "PowerInfer put no neuron on the GPU: raise the budget by a little, or leave it out".to_owned();
+    Some(if mib > 0.0 { Ok(()) } else { Err(EngineError::Policy { key: "runtime.vram_budget_gb", why: why() }) })
+}
+
 /// Makes the link and the index. A model without statistics gets none: its neurons then stay in main memory.
 ///
 /// # Errors
@@ -85,11 +104,10 @@ pub(super) fn prepare(ask: &LaunchRequest<'_>) -> Result<(), EngineError> {
     }
     let link = ask.scratch.join(MODEL);
     place(ask, &link).map_err(|error| unusable(error.to_string()))?;
-    let folder = fs::parent(ask.weights).join("activation");
-    let budget = index_budget(ask);
-    if budget == 0 || !fs::exists(&folder) {
+    if !expects_neurons(ask) {
         return Ok(());
     }
+    let (folder, budget) = (statistics_folder(ask), index_budget(ask));
     let layers = model::layers(ask.header).ok_or_else(|| unusable("the model lacks layers".to_owned()))?;
     let neurons: Vec<usize> = layers.iter().map(|layer| layer.neurons).collect();
     let sizes: Vec<u64> = layers.iter().map(|layer| layer.neuron_bytes).collect();

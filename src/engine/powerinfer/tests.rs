@@ -255,9 +255,10 @@ fn the_index_lies_beside_the_link_and_the_engine_finds_nothing_else() {
     };
     prepare(BOTH, Variant::Cuda).unwrap();
     assert!(!fs::exists(&index), "no statistics, no index");
-    for layer in 0..tiny::LAYERS {
-        let numbers: Vec<u8> = tiny::activation(layer).iter().flat_map(|number| number.to_le_bytes()).collect();
-        let bytes = tiny::torch_file("FloatStorage", tiny::NEURONS, &numbers);
+    for layer in 0..tiny::TINY.layers {
+        let numbers: Vec<u8> =
+            tiny::activation(&tiny::TINY, layer).iter().flat_map(|number| number.to_le_bytes()).collect();
+        let bytes = tiny::torch_file("FloatStorage", tiny::TINY.neurons, &numbers);
         fs::write_atomic(&folder.join(format!("activation/activation_{layer}.pt")), &bytes).unwrap();
     }
     prepare(BOTH, Variant::Cuda).unwrap();
@@ -273,4 +274,12 @@ fn the_index_lies_beside_the_link_and_the_engine_finds_nothing_else() {
     fs::write_atomic(&folder.join("activation/activation_1.pt"), b"\x80\x02cos\nsystem\n").unwrap();
     let error = prepare(BOTH, Variant::Cuda).unwrap_err().to_string();
     assert!(error.contains("activation_1.pt") && error.contains("vram_budget_gb"), "{error}");
+}
+
+#[test]
+fn an_index_that_was_refused_is_noticed() {
+    let judged = |line| launch::offloaded(line).map(|judged| judged.is_ok());
+    assert_eq!(judged("llm_load_gpu_split: offloaded 243.19 MiB of FFN weights to GPU"), Some(true));
+    assert_eq!(judged("llm_load_gpu_split: offloaded 0.00 MiB of FFN weights to GPU"), Some(false));
+    assert_eq!(judged("llm_load_sparse_model_tensors: offloaded layers from VRAM budget(-1 bytes): 17/16"), None);
 }
