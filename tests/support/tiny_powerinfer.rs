@@ -328,6 +328,33 @@ pub fn torch_archive(pickle: &[u8], numbers: &[u8]) -> Vec<u8> {
     archive.finish().unwrap().into_inner()
 }
 
+/// What tokens say, as its server writes it.
+pub fn words(tokens: &[u32]) -> String {
+    let vocabulary = vocabulary();
+    let bytes = tokens.iter().flat_map(|token| match &vocabulary[*token as usize] {
+        (text, 6) => vec![u8::from_str_radix(&text[3..5], 16).unwrap()],
+        (_, 3) => vec![],
+        (text, _) => text.replace('\u{2581}', " ").into_bytes(),
+    });
+    String::from_utf8_lossy(&bytes.collect::<Vec<_>>()).into_owned()
+}
+
+/// The prompt `hi`, as the vocabulary cuts it.
+pub fn hi() -> Vec<u32> {
+    let vocabulary = vocabulary();
+    let of = |text: &str| vocabulary.iter().position(|token| token.0 == text).unwrap() as u32;
+    vec![BOS, of("\u{2581}h"), of("i")]
+}
+
+/// The names and bytes of a model's statistics.
+pub fn activation_files(shape: &Shape) -> Vec<(String, Vec<u8>)> {
+    let file = |layer| {
+        let numbers: Vec<u8> = activation(shape, layer).iter().flat_map(|number| number.to_le_bytes()).collect();
+        (format!("activation_{layer}.pt"), torch_file("FloatStorage", shape.neurons, &numbers))
+    };
+    (0..shape.layers).map(file).collect()
+}
+
 /// The greedy tokens after a prompt, as the engine computes them with one thread.
 pub fn greedy(model: &Tiny, prompt: &[u32], count: usize) -> Vec<u32> {
     let mut tokens = prompt.to_vec();

@@ -13,6 +13,7 @@ use crate::base::digest::Digest;
 use crate::base::fs;
 use crate::base::platform::{Variant, executable};
 use crate::engine::backend::{Backend, Supervision};
+use crate::engine::http::{self, HttpError, Patience, Request};
 use crate::engine::{Engine as _, EngineError, Finish, GenerateRequest, Generated, Piece, Ready};
 
 fn program() -> Option<PathBuf> {
@@ -82,31 +83,13 @@ impl Served {
     }
 }
 
-/// What the server makes of the tokens.
-fn text(tokens: &[u32]) -> String {
-    let vocabulary = tiny::vocabulary();
-    let bytes = tokens.iter().flat_map(|token| match &vocabulary[*token as usize] {
-        (text, 6) => vec![u8::from_str_radix(&text[3..5], 16).unwrap()],
-        (_, 3) => vec![],
-        (text, _) => text.replace('\u{2581}', " ").into_bytes(),
-    });
-    String::from_utf8_lossy(&bytes.collect::<Vec<_>>()).into_owned()
-}
-
-/// ` hi`, as the vocabulary cuts it.
-fn prompt() -> Vec<u32> {
-    let vocabulary = tiny::vocabulary();
-    let of = |text: &str| vocabulary.iter().position(|token| token.0 == text).unwrap() as u32;
-    vec![tiny::BOS, of("\u{2581}h"), of("i")]
-}
-
 #[test]
 fn a_real_server_says_what_the_model_says() {
     let Some(program) = program() else { return };
     let served = serve(&DENSE, &program);
-    let expected = tiny::greedy(&DENSE, &prompt(), 8);
+    let expected = tiny::greedy(&DENSE, &tiny::hi(), 8);
     let answer = served.ask("max_tokens: 8", "hi").unwrap();
-    assert_eq!(answer.text, text(&expected), "{expected:?}");
+    assert_eq!(answer.text, tiny::words(&expected), "{expected:?}");
     assert_eq!((answer.prompt_tokens, answer.completion_tokens, answer.finish), (3, 8, Finish::Length), "{answer:?}");
 }
 
@@ -115,19 +98,19 @@ fn a_real_server_says_what_the_model_says() {
 fn powerinfer_says_what_the_sparse_model_says() {
     let Some(program) = named("AITOOLS_TEST_POWERINFER_SERVER") else { return };
     let served = serve(&SPARSE, &program);
-    let expected = tiny::greedy(&SPARSE, &prompt(), 8);
-    assert_eq!(served.ask("max_tokens: 8", "hi").unwrap().text, text(&expected), "{expected:?}");
+    let expected = tiny::greedy(&SPARSE, &tiny::hi(), 8);
+    assert_eq!(served.ask("max_tokens: 8", "hi").unwrap().text, tiny::words(&expected), "{expected:?}");
 }
 
 #[test]
 fn a_real_server_keeps_to_its_limits() {
     let Some(program) = program() else { return };
     let served = serve(&DENSE, &program);
-    let expected = tiny::greedy(&DENSE, &prompt(), 8);
+    let expected = tiny::greedy(&DENSE, &tiny::hi(), 8);
     for limit in 1..=7 {
         let answer = served.ask(&format!("max_tokens: {limit}"), "hi").unwrap();
         assert_eq!((answer.completion_tokens, answer.finish), (limit as u64, Finish::Length), "{answer:?}");
-        assert_eq!(answer.text, text(&expected[..limit]));
+        assert_eq!(answer.text, tiny::words(&expected[..limit]));
     }
     let long = served.ask("", &"x".repeat(63));
     assert!(matches!(long, Err(EngineError::TooLong { prompt_tokens: 64.., context_size: 64 })), "{long:?}");
@@ -195,4 +178,95 @@ fn a_real_server_gets_special_tokens_from_templates_alone() {
     let forged = served.ask("max_tokens: 4, chat_template: chatml", "<|im_end|>").unwrap();
     // Ten characters are at least five tokens of this vocabulary; one special token would be one.
     assert!(forged.prompt_tokens >= plain.prompt_tokens + 4, "{} and {}", forged.prompt_tokens, plain.prompt_tokens);
+}
+
+/// A request as no adapter of ours sends it, and what comes back of the answer within two seconds.
+fn raw(port: u16, body: &str) -> Result<String, HttpError> {
+    let cancel = Cancel::default();
+    let patience = Patience { cancel: &cancel, deadline: Instant::now() + Duration::from_secs(2) };
+    http::send(port, Request { path: "/completion", key: None, json: Some(body) }, patience)?.text(1 << 20)
+}
+
+/// One request of somebody else ends the server: whoever waits for an answer hears of it at once, and how it ended.
+#[test]
+fn a_real_server_that_a_request_kills_is_not_waited_for() {
+    let Some(program) = named("AITOOLS_TEST_POWERINFER_SERVER") else { return };
+    for field in [r#""n_predict": "x""#, r#""temperature": "x""#, r#""stop": [5]"#, r#""grammar": "root ::= (""#] {
+        let mut served = serve(&SPARSE, &program);
+        let port = served.backend.endpoint().port;
+        let answer = std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| served.ask("max_tokens: 60", "hi"));
+            // While the slot is taken it is refused; after that it kills.
+            let fatal = format!(r#"{{"prompt": "hi", {field}}}"#);
+            let gone = |_: &u32| matches!(raw(port, &fatal), Err(HttpError::Connect { .. }));
+            assert!((0..1000).any(|round| gone(&round)), "{field} is harmless now");
+            waiting.join().unwrap()
+        });
+        assert!(served.backend.ending().is_some(), "{field}");
+        let after = served.ask("max_tokens: 4", "hi");
+        assert!(matches!(after, Err(EngineError::Unanswered(_))), "{field}: {after:?} after {answer:?}");
+    }
+}
+
+/// A full context without context shift: the server still tells its settings and never answers again.
+#[test]
+fn a_real_server_that_hangs_is_not_called_ready() {
+    let Some(program) = named("AITOOLS_TEST_POWERINFER_SERVER") else { return };
+    let served = serve(&SPARSE, &program);
+    let port = served.backend.endpoint().port;
+    let endless = r#"{"prompt": "hi", "n_predict": -1, "ignore_eos": true, "temperature": 1.5, "repeat_penalty": 1.0}"#;
+    let hung = |_: &u32| matches!(raw(port, endless), Err(HttpError::Timeout));
+    assert!((0..10).any(|round| hung(&round)), "it hangs no more");
+    let cancel = Cancel::default();
+    let patience = Patience { cancel: &cancel, deadline: Instant::now() + Duration::from_secs(2) };
+    let ready = PowerInfer.ready(served.backend.endpoint(), patience);
+    assert!(matches!(ready, Ok(false) | Err(EngineError::Timeout)), "{ready:?}");
+    served.backend.stop(Duration::from_secs(2));
+}
+
+/// The one slot is taken by somebody else: ours waits for it, and is right.
+#[test]
+fn a_real_server_that_is_busy_is_asked_again() {
+    let Some(program) = program() else { return };
+    let served = serve(&DENSE, &program);
+    let (port, alone) = (served.backend.endpoint().port, served.ask("max_tokens: 8", "hi").unwrap().text);
+    std::thread::scope(|scope| {
+        let other = r#"{"prompt": "hello", "n_predict": 50, "stream": true, "ignore_eos": true}"#;
+        let others: Vec<_> = (0..3).map(|_| scope.spawn(move || raw(port, other))).collect();
+        for _ in 0..5 {
+            assert_eq!(served.ask("max_tokens: 8", "hi").unwrap().text, alone);
+        }
+        others.into_iter().for_each(|other| drop(other.join().unwrap()));
+    });
+}
+
+#[test]
+fn a_real_server_that_dies_in_the_middle_leaves_half_an_answer_and_an_error() {
+    let Some(program) = program() else { return };
+    let served = serve(&DENSE, &program);
+    let pid = served.backend.pid().to_string();
+    let (deadline, cancel) = (Instant::now() + Duration::from_secs(30), Cancel::default());
+    let policy = policy("runtime: {context_size: 64}\ngeneration: {temperature: 0, max_tokens: 60}");
+    let ask = GenerateRequest {
+        policy: &policy,
+        header: &served.ready.header,
+        prompt: "hi",
+        seed: 1,
+        deadline,
+        cancel: &cancel,
+    };
+    let mut came = 0;
+    let answer = PowerInfer.generate(served.backend.endpoint(), &ask, &mut |_: Piece<'_>| {
+        came += 1;
+        if came == 3 {
+            kill(&pid);
+        }
+        true
+    });
+    assert!(matches!(answer, Err(EngineError::Unanswered(_))) && came >= 3, "{answer:?} after {came} pieces");
+}
+
+#[expect(clippy::disallowed_methods, reason = "a test that only runs where somebody names a program")]
+fn kill(pid: &str) {
+    let _ = std::process::Command::new("kill").args(["-9", pid]).status();
 }

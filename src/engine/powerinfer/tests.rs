@@ -255,11 +255,8 @@ fn the_index_lies_beside_the_link_and_the_engine_finds_nothing_else() {
     };
     prepare(BOTH, Variant::Cuda).unwrap();
     assert!(!fs::exists(&index), "no statistics, no index");
-    for layer in 0..tiny::TINY.layers {
-        let numbers: Vec<u8> =
-            tiny::activation(&tiny::TINY, layer).iter().flat_map(|number| number.to_le_bytes()).collect();
-        let bytes = tiny::torch_file("FloatStorage", tiny::TINY.neurons, &numbers);
-        fs::write_atomic(&folder.join(format!("activation/activation_{layer}.pt")), &bytes).unwrap();
+    for (name, bytes) in tiny::activation_files(&tiny::TINY) {
+        fs::write_atomic(&folder.join("activation").join(name), &bytes).unwrap();
     }
     prepare(BOTH, Variant::Cuda).unwrap();
     assert_eq!(fs::read_bounded(&scratch.join("model.gguf"), 10).unwrap(), b"weights");
