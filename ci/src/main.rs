@@ -5,6 +5,7 @@
 
 mod bench;
 mod job;
+mod sparse;
 mod step;
 #[cfg(test)]
 mod tidy;
@@ -61,7 +62,7 @@ fn names(jobs: &[Job]) -> PossibleValuesParser {
 impl Command {
     fn run(&self, sh: &Shell) -> ExitCode {
         let jobs: Vec<&Job> = match self {
-            Self::All => job::CHECK.iter().chain(job::TEST).chain(job::E2E.first()).collect(),
+            Self::All => job::CHECK.iter().chain(job::TEST).chain(&job::E2E[..job::ALWAYS]).collect(),
             Self::Check => job::CHECK.iter().collect(),
             Self::Test => job::TEST.iter().collect(),
             Self::E2e { name: None } => job::E2E.first().into_iter().collect(),

@@ -1,17 +1,19 @@
 //! Runs jobs one after the other under a heading each, stops at the first that fails, and sums up.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use xshell::Shell;
 
-use crate::job::Job;
+use crate::job::{Job, Skip};
 
 /// The repository.
-pub fn root() -> &'static Path {
-    let crate_dir = Path::new(env!("CARGO_MANIFEST_DIR"));
-    crate_dir.parent().unwrap_or(crate_dir)
+pub fn root() -> PathBuf {
+    // Cargo says where the crate is now; the program may have been built elsewhere.
+    let crate_dir = std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
+    let crate_dir = PathBuf::from(crate_dir);
+    crate_dir.parent().map(Path::to_owned).unwrap_or(crate_dir)
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,6 +45,10 @@ pub fn run(sh: &Shell, jobs: &[&Job]) -> ExitCode {
         let begun = Instant::now();
         let verdict = match (job.run)(sh) {
             Ok(()) => Verdict::Passed,
+            Err(error) if error.is::<Skip>() => {
+                println!("skipped: {error}");
+                Verdict::Skipped
+            }
             Err(error) => {
                 println!("error: {error}");
                 Verdict::Failed
@@ -80,6 +86,14 @@ mod tests {
         let sh = Shell::new().unwrap();
         assert_eq!(run(&sh, &[&GOOD, &BAD, &NEVER]), ExitCode::FAILURE);
         assert_eq!(run(&sh, &[&GOOD]), ExitCode::SUCCESS);
+    }
+
+    #[test]
+    fn a_job_that_cannot_run_here_is_no_failure() {
+        const UNABLE: Job =
+            Job { name: "unable", about: "lacks a machine", run: |_| Err(Skip("no GPU".into()).into()) };
+        let sh = Shell::new().unwrap();
+        assert_eq!(run(&sh, &[&UNABLE, &GOOD]), ExitCode::SUCCESS);
     }
 
     #[test]

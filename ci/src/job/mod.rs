@@ -2,10 +2,13 @@
 
 mod clippy;
 mod fmt;
+mod powerinfer;
+mod powerinfer_cuda;
 pub mod quickstart;
 mod sources;
 mod test;
 mod tidy;
+mod wire;
 
 use xshell::{Shell, cmd};
 
@@ -18,13 +21,28 @@ pub struct Job {
     pub run: fn(&Shell) -> Result<()>,
 }
 
+/// What a job says, as its error, when this machine lacks what it needs.
+#[derive(Debug)]
+pub struct Skip(pub String);
+
+impl std::fmt::Display for Skip {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Skip {}
+
 /// An error is words for a person who reads the log.
 pub type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
 pub const CHECK: &[Job] = &[fmt::JOB, clippy::JOB, tidy::JOB];
 pub const TEST: &[Job] = &[test::JOB];
-/// The first is the one that `cargo ci` runs.
-pub const E2E: &[Job] = &[quickstart::JOB, sources::JOB];
+/// The first [`ALWAYS`] are those that `cargo ci` runs.
+pub const E2E: &[Job] = &[quickstart::JOB, wire::JOB, powerinfer::JOB, powerinfer_cuda::JOB, sources::JOB];
+
+/// How many of [`E2E`] need nothing but what the README lists.
+pub const ALWAYS: usize = 3;
 
 /// Fails, saying how to get it, when a cargo subcommand is not installed.
 fn need_component(sh: &Shell, subcommand: &str, component: &str) -> Result<()> {
