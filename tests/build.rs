@@ -296,6 +296,16 @@ fn an_edit_that_does_not_fit_stops_the_build() {
 }
 
 #[test]
+fn a_build_finds_no_repository() {
+    const LOOKS: &str = "if(EXISTS ${CMAKE_SOURCE_DIR}/.git)\nmessage(FATAL_ERROR found)\nendif()\n";
+    for pointer in [".git", ".git/HEAD"] {
+        let text = HELLO[0].1.replacen("project(", &format!("{LOOKS}project("), 1);
+        let files = [&[("CMakeLists.txt", text.as_str()), (pointer, "gitdir: ../elsewhere")], &HELLO[1..]].concat();
+        bench(&files).built();
+    }
+}
+
+#[test]
 fn names_that_mean_something_to_make_are_refused() {
     let mut bench = bench(HELLO);
     for target in ["-t", "X=1", "a b", ""] {

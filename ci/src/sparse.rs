@@ -147,13 +147,11 @@ impl<'a> Project<'a> {
             .env_remove("AITOOLS_MANIFEST")
     }
 
-    /// What our program said, as JSON.
+    /// The result that our program gives as JSON.
     pub fn json(&self, args: &[&str]) -> Result<serde_json::Value> {
         let said = self.ours(args).arg("--json").read()?;
-        let last = said.lines().last().unwrap_or_default();
-        serde_json::from_str(&said)
-            .or_else(|_| serde_json::from_str(last))
-            .map_err(|error| format!("{error}: {said}").into())
+        let mut said: serde_json::Value = serde_json::from_str(&said).map_err(|error| format!("{error}: {said}"))?;
+        Ok(said["result"].take())
     }
 
     /// A program of the built engine.

@@ -46,6 +46,10 @@ const NOTED: &[&str] = &[
 pub fn run(ask: &BuildRequest, task: &Task) -> Result<Built, BuildError> {
     check_recipe(&ask.recipe)?;
     let ask = prepare(ask)?;
+    // A repository, or (in a submodule's packed sources) a file that points at one elsewhere: no part of the source, but
+    // builds look into it for what to call themselves.
+    let repository = ask.source.join(".git");
+    fs::remove_file(&repository).or_else(|_| fs::remove_dir_all(&repository))?;
     for edit in &ask.recipe.edits {
         apply(edit, &ask)?;
     }

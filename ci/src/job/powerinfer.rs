@@ -30,7 +30,7 @@ fn run(sh: &Shell) -> Result<()> {
     let server = project.program("server");
     let _wire = sh.push_env("AITOOLS_TEST_POWERINFER_WIRE_SERVER", &server);
     let _own = sh.push_env("AITOOLS_TEST_POWERINFER_SERVER", &server);
-    cmd!(sh, "cargo test --locked --lib engine::powerinfer::real -- --ignored").run()?;
+    cmd!(sh, "cargo test --workspace --locked --lib engine::powerinfer::real -- --ignored").run()?;
     Ok(())
 }
 

@@ -39,6 +39,6 @@ fn real_engine(sh: &Shell) -> Result<()> {
     let weights = root.join("models/llama-cpp").join(POLICY).join("model.gguf");
     let _server = sh.push_env("AITOOLS_TEST_LLAMA_SERVER", server);
     let _weights = sh.push_env("AITOOLS_TEST_WEIGHTS", weights);
-    cmd!(sh, "cargo test --locked --test engine_real -- --ignored").run()?;
+    cmd!(sh, "cargo test --workspace --locked --test engine_real -- --ignored").run()?;
     Ok(())
 }

@@ -8,7 +8,7 @@ use super::{Job, Result};
 pub const JOB: Job = Job { name: "sources", about: "real packages come, the Hugging Face client agrees", run };
 
 fn run(sh: &Shell) -> Result<()> {
-    cmd!(sh, "cargo test --locked --lib source::pypi -- --ignored").run()?;
-    cmd!(sh, "cargo test --locked --test hub_referee -- --ignored").run()?;
+    cmd!(sh, "cargo test --workspace --locked --lib source::pypi -- --ignored").run()?;
+    cmd!(sh, "cargo test --workspace --locked --test hub_referee -- --ignored").run()?;
     Ok(())
 }

@@ -17,6 +17,6 @@ fn run(sh: &Shell) -> Result<()> {
     project.ours(&["sync"]).run()?;
     powerinfer::answers(&project, "dense", &dense)?;
     let _server = sh.push_env("AITOOLS_TEST_POWERINFER_WIRE_SERVER", project.program("server"));
-    cmd!(sh, "cargo test --locked --lib engine::powerinfer::real::a_real_server -- --ignored").run()?;
+    cmd!(sh, "cargo test --workspace --locked --lib engine::powerinfer::real::a_real_server -- --ignored").run()?;
     Ok(())
 }

@@ -197,7 +197,7 @@ fn raw(port: u16, body: &str) -> Result<String, HttpError> {
 /// One request of somebody else ends the server: whoever waits for an answer hears of it at once, and how it ended.
 #[test]
 #[ignore = "needs AITOOLS_TEST_POWERINFER_SERVER"]
-fn a_real_server_that_a_request_kills_is_not_waited_for() {
+fn powerinfer_that_a_request_kills_is_not_waited_for() {
     let program = named(OWN);
     for field in [r#""n_predict": "x""#, r#""temperature": "x""#, r#""stop": [5]"#, r#""grammar": "root ::= (""#] {
         let mut served = serve(&SPARSE, &program);
@@ -219,7 +219,7 @@ fn a_real_server_that_a_request_kills_is_not_waited_for() {
 /// A full context without context shift: the server still tells its settings and never answers again.
 #[test]
 #[ignore = "needs AITOOLS_TEST_POWERINFER_SERVER"]
-fn a_real_server_that_hangs_is_not_called_ready() {
+fn powerinfer_that_hangs_is_not_called_ready() {
     let program = named(OWN);
     let served = serve(&SPARSE, &program);
     let port = served.backend.endpoint().port;
