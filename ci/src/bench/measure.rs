@@ -21,6 +21,8 @@ pub struct Sample {
     /// The largest resident set of the process or any waited-for child. Not below this program's own: see `floor_bytes`.
     pub peak_rss_bytes: u64,
     pub first_output_s: Option<f64>,
+    /// Tokens of an answer, where there is one.
+    pub tokens_per_s: Option<f64>,
 }
 
 /// Something that can be run again and again.
@@ -53,8 +55,14 @@ impl<'a> Contender<'a> {
     }
 }
 
-/// Runs a command to its end, its output read and dropped. A command that fails is an error, with the end of its words.
-pub fn measure(mut command: Command) -> Result<Sample> {
+/// Runs a command to its end. A command that fails is an error, with the end of its words.
+pub fn measure(command: Command) -> Result<Sample> {
+    measure_with_words(command).map(|(sample, _, _)| sample)
+}
+
+/// [`measure`], and what came on standard output and standard error: the first MiB of it.
+pub fn measure_with_words(mut command: Command) -> Result<(Sample, String, String)> {
+    const KEPT: usize = 1 << 20;
     let begun = Instant::now();
     let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
     let (mut out, mut err) = (child.stdout.take().ok_or("no stdout")?, child.stderr.take().ok_or("no stderr")?);
@@ -63,22 +71,29 @@ pub fn measure(mut command: Command) -> Result<Sample> {
         let _ = err.read_to_end(&mut bytes);
         bytes
     });
-    let (mut buffer, mut first) = ([0u8; 1 << 16], None);
-    while out.read(&mut buffer)? > 0 {
+    let (mut buffer, mut first, mut words) = ([0u8; 1 << 16], None, Vec::new());
+    loop {
+        let count = out.read(&mut buffer)?;
+        if count == 0 {
+            break;
+        }
         first.get_or_insert_with(|| begun.elapsed().as_secs_f64());
+        words.extend_from_slice(&buffer[..count.min(KEPT.saturating_sub(words.len()))]);
     }
     let used = child.wait4()?;
     let wall_s = begun.elapsed().as_secs_f64();
     let complaints = complaints.join().map_err(|_| "the reader of stderr died")?;
+    let complaints = String::from_utf8_lossy(&complaints).into_owned();
     if !used.status.success() {
-        let words = String::from_utf8_lossy(&complaints);
-        let tail: Vec<&str> = words.lines().rev().take(15).collect();
+        let tail: Vec<&str> = complaints.lines().rev().take(15).collect();
         return Err(
             format!("{command:?}: {}\n{}", used.status, tail.into_iter().rev().collect::<Vec<_>>().join("\n")).into()
         );
     }
     let cpu_s = (used.rusage.utime + used.rusage.stime).as_secs_f64();
-    Ok(Sample { wall_s, cpu_s, peak_rss_bytes: used.rusage.maxrss, first_output_s: first })
+    let peak_rss_bytes = used.rusage.maxrss;
+    let sample = Sample { wall_s, cpu_s, peak_rss_bytes, first_output_s: first, tokens_per_s: None };
+    Ok((sample, String::from_utf8_lossy(&words).into_owned(), complaints))
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
@@ -139,6 +154,7 @@ fn series(name: String, samples: Vec<Sample>, first: &[Sample]) -> Series {
     #[expect(clippy::cast_precision_loss, reason = "sizes below 2^52")]
     add("peak_rss_bytes", samples.iter().map(|sample| sample.peak_rss_bytes as f64).collect());
     add("first_output_s", samples.iter().filter_map(|sample| sample.first_output_s).collect());
+    add("tokens_per_s", samples.iter().filter_map(|sample| sample.tokens_per_s).collect());
     let ratios = first.iter().zip(&samples).map(|(ours, theirs)| ours.wall_s / theirs.wall_s);
     Series { first_over_this: Spread::of(ratios), name, summary, samples }
 }
@@ -166,7 +182,7 @@ mod tests {
                 let order = &order;
                 move || {
                     order.borrow_mut().push_str(name);
-                    Ok(Sample { wall_s, cpu_s: 0.0, peak_rss_bytes: 1, first_output_s: None })
+                    Ok(Sample { wall_s, cpu_s: 0.0, peak_rss_bytes: 1, first_output_s: None, tokens_per_s: None })
                 }
             }),
         };

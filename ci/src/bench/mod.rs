@@ -8,6 +8,7 @@ mod ground;
 mod help;
 mod measure;
 mod noop_sync;
+mod powerinfer;
 mod run;
 mod server;
 
@@ -31,7 +32,7 @@ pub struct Bench {
 }
 
 pub const BENCHES: &[Bench] =
-    &[help::BENCH, noop_sync::BENCH, run::BENCH, download::BENCH, download::MEMORY, build::BENCH];
+    &[help::BENCH, noop_sync::BENCH, run::BENCH, powerinfer::BENCH, download::BENCH, download::MEMORY, build::BENCH];
 
 /// The benchmarks of these names, or all. One that cannot be taken does not stop the others, but fails the run.
 pub fn run(sh: &Shell, names: &[String], rounds: Option<usize>) -> ExitCode {
@@ -67,7 +68,8 @@ fn measure(sh: &Shell, bench: &Bench, rounds: Option<usize>) -> Result<()> {
 }
 
 fn table(series: &[Series]) -> String {
-    let head = ["", "wall ms", "min", "max", "cpu ms", "first byte ms", "peak MiB", "first/this"].map(str::to_owned);
+    let head = ["", "wall ms", "min", "max", "cpu ms", "first byte ms", "tokens/s", "peak MiB", "first/this"]
+        .map(str::to_owned);
     let mut rows = vec![head.to_vec()];
     for series in series {
         let value = |key: &str, pick: fn(&measure::Spread) -> f64, scale: f64| {
@@ -80,6 +82,7 @@ fn table(series: &[Series]) -> String {
             value("wall_s", |spread| spread.max, 1e3),
             value("cpu_s", |spread| spread.median, 1e3),
             value("first_output_s", |spread| spread.median, 1e3),
+            value("tokens_per_s", |spread| spread.median, 1.0),
             value("peak_rss_bytes", |spread| spread.median, 1.0 / f64::from(1 << 20)),
             series.first_over_this.map_or_else(String::new, |ratio| format!("{:.3}", ratio.median)),
         ]);

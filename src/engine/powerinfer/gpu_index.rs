@@ -199,8 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn a_large_model_takes_no_time() {
-        let began = std::time::Instant::now();
+    fn a_large_model_fills_its_budget() {
         let neurons = [11008; 32];
         let activation: Vec<Vec<f64>> = (0..32u64)
             .map(|layer| (0..11008u64).map(|at| ((at * 2_654_435_761 + layer) % 1000) as f64).collect())
@@ -209,7 +208,5 @@ mod tests {
         let bytes = to_bytes(&split, &neurons);
         assert!(split.size_bytes > (4 << 30) - 256 * 24576);
         assert!(bytes.len() < 4 << 20);
-        // Without optimisation, on a busy machine; it is a fiftieth of that with it.
-        assert!(began.elapsed() < std::time::Duration::from_secs(20), "{:?}", began.elapsed());
     }
 }
