@@ -33,12 +33,12 @@ pub struct Engine {
 
 impl Engine {
     /// PowerInfer itself, from a copy that a variable names.
-    pub fn powerinfer() -> Result<Self> {
-        let Ok(copy) = std::env::var(COPY) else {
+    pub fn powerinfer(sh: &Shell) -> Result<Self> {
+        let Ok(copy) = sh.var(COPY) else {
             let how = format!("set it to a clone of {HOME}, and {COPY_COMMIT} when that lacks {COMMIT}");
             return Err(Skip(format!("{COPY} names no copy of PowerInfer's repository: {how}")).into());
         };
-        let commit = std::env::var(COPY_COMMIT).unwrap_or_else(|_| COMMIT.to_owned());
+        let commit = sh.var(COPY_COMMIT).unwrap_or_else(|_| COMMIT.to_owned());
         let source = format!(r#"{{ git = "{HOME}", rev = "{commit}", submodule = "external/powerinfer" }}"#);
         let copy = if copy.contains("://") { copy } else { format!("file://{copy}") };
         Ok(Self { source, copy: Some((copy, commit)) })
@@ -64,7 +64,7 @@ pub struct Project<'a> {
 impl<'a> Project<'a> {
     pub fn new(sh: &'a Shell, name: &str) -> Result<Self> {
         let root = crate::step::root();
-        let aitools = match std::env::var_os(PROGRAM) {
+        let aitools = match sh.var_os(PROGRAM) {
             Some(program) => PathBuf::from(program),
             None => {
                 cmd!(sh, "cargo build --release --locked --bin aitools").run()?;

@@ -11,8 +11,8 @@ use crate::job::{Job, Skip};
 /// The repository.
 pub fn root() -> PathBuf {
     // Cargo says where the crate is now; the program may have been built elsewhere.
-    let crate_dir = std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
-    let crate_dir = PathBuf::from(crate_dir);
+    let now = Shell::new().and_then(|sh| sh.var("CARGO_MANIFEST_DIR"));
+    let crate_dir = PathBuf::from(now.unwrap_or_else(|_| env!("CARGO_MANIFEST_DIR").to_owned()));
     crate_dir.parent().map(Path::to_owned).unwrap_or(crate_dir)
 }
 

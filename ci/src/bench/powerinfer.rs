@@ -26,7 +26,7 @@ fn run(ground: &Ground<'_>, bench: &Bench, rounds: usize) -> Result<Vec<Series>>
          generation: {{temperature: 0, max_tokens: {TOKENS}, chat_template: none}}"
     );
     project.add_model("sparse", &Tiny::new(&SHAPE, true), &policy)?;
-    project.write_manifest(&Engine::powerinfer()?, true, "targets = [\"main\", \"server\"]")?;
+    project.write_manifest(&Engine::powerinfer(ground.sh)?, true, "targets = [\"main\", \"server\"]")?;
     project.ours(&["sync"]).run()?;
     let (main, model) = (project.program("main"), project.folder.join("models/powerinfer/sparse/model.gguf"));
     let scratch = ground.folder("main")?;

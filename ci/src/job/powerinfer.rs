@@ -14,7 +14,7 @@ pub const GREEDY: &str =
     "runtime: {threads: 1, context_size: 128}\ngeneration: {temperature: 0, max_tokens: 8, chat_template: none}";
 
 fn run(sh: &Shell) -> Result<()> {
-    let engine = Engine::powerinfer()?;
+    let engine = Engine::powerinfer(sh)?;
     let mut project = Project::new(sh, "powerinfer")?;
     let (sparse, dense) = (Tiny::sparse(), Tiny::dense());
     project.add_model("sparse", &sparse, GREEDY)?;

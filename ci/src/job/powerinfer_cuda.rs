@@ -19,7 +19,7 @@ const OVERHEAD_MIB: f64 = 0.7 * 1024.0;
 const BUDGETS_GIB: [f64; 4] = [0.0, 1.0, 1.5, 4.0];
 
 fn run(sh: &Shell) -> Result<()> {
-    let engine = Engine::powerinfer()?;
+    let engine = Engine::powerinfer(sh)?;
     let Ok(gpu) = cmd!(sh, "nvidia-smi --query-gpu=name,driver_version,compute_cap --format=csv,noheader").read()
     else {
         return Err(Skip("`nvidia-smi` names no GPU".to_owned()).into());
