@@ -1,7 +1,7 @@
 //! The llama.cpp adapter with a real `llama-server` and real weights. Runs where `AITOOLS_TEST_LLAMA_SERVER` (a program) and
 //! `AITOOLS_TEST_WEIGHTS` (a chat model such as SmolLM2-135M-Instruct) name them: the job `quickstart` does.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-#![expect(clippy::disallowed_methods, reason = "where the engine is comes from the environment")]
+#![expect(clippy::disallowed_methods, clippy::print_stderr, reason = "where the engine is comes from the environment")]
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
