@@ -277,7 +277,6 @@ fn a_real_server_that_dies_in_the_middle_leaves_half_an_answer_and_an_error() {
     assert!(matches!(answer, Err(EngineError::Unanswered(_))) && came >= 3, "{answer:?} after {came} pieces");
 }
 
-#[expect(clippy::disallowed_methods, reason = "a test that only runs where somebody names a program")]
 fn kill(pid: &str) {
     let _ = std::process::Command::new("kill").args(["-9", pid]).status();
 }
