@@ -159,7 +159,7 @@ pub struct Sync {
 
 #[derive(Debug, ClapArgs)]
 pub struct Check {
-    /// Check these policies [default: all]
+    /// Check these policies, by name or by file [default: all that the manifest includes]
     pub policies: Vec<String>,
 }
 

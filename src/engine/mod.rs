@@ -58,6 +58,11 @@ pub trait Engine: std::fmt::Debug + Sync {
     /// Everything that is wrong with running `model` under `policy`, before anything is started. Pure.
     fn check(&self, ask: &CheckRequest<'_>) -> Vec<Finding>;
 
+    /// What can be told of a policy before its model is at hand.
+    fn check_policy(&self, _: &Policy) -> Vec<Finding> {
+        Vec::new()
+    }
+
     /// Memory for weights and caches together, in bytes: an estimate from the header alone.
     fn memory_bytes(&self, policy: &Policy, header: &Header, sizes: &[u64]) -> u64;
 

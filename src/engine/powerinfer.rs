@@ -68,6 +68,10 @@ impl Engine for PowerInfer {
         check::all(ask)
     }
 
+    fn check_policy(&self, policy: &Policy) -> Vec<Finding> {
+        check::of_name(policy).into_iter().collect()
+    }
+
     fn memory_bytes(&self, policy: &Policy, header: &Header, sizes: &[u64]) -> u64 {
         sizes.iter().sum::<u64>().saturating_add(model::cache_bytes(policy, header))
     }

@@ -7,7 +7,7 @@ use crate::base::fs;
 use crate::base::platform::{self, Variant};
 use crate::build::accelerator;
 use crate::build::toolchain::Finder;
-use crate::engine::{CheckRequest, Finding};
+use crate::engine::{self, CheckRequest, Finding};
 use crate::format::gguf::Header;
 use crate::format::lockfile::Lockfile;
 use crate::format::policy;
@@ -42,8 +42,9 @@ fn check_policy(
     file: &PolicyFile,
 ) -> Result<Checked, Failure> {
     let mut checked = Checked { policy: file.name.clone(), weights_checked: false, problems: Vec::new() };
+    checked.problems = by_policy_alone(project, file);
     if let Err(problems) = policy::resolve(&file.policy, &project.manifest.value) {
-        checked.problems = problems.0;
+        checked.problems.splice(..0, problems.0);
         return Ok(checked);
     }
     let Some(lock) = lock else { return Ok(checked) };
@@ -63,6 +64,7 @@ fn check_policy(
         Err(other) => return Err(other),
     };
     if let (Some(engine), Some(model)) = (demand.engines.first(), demand.models.first()) {
+        // Looking into the weights tells the same, and more.
         checked.problems = checksum(file, model);
         if model_is_here(project, model) {
             checked.weights_checked = true;
@@ -70,6 +72,15 @@ fn check_policy(
         }
     }
     Ok(checked)
+}
+
+/// What the adapter of the engine that a policy names says to it.
+fn by_policy_alone(project: &Project, file: &PolicyFile) -> Vec<Diagnostic> {
+    let name = file.policy.value.engine.as_str();
+    let spec = project.manifest.value.engines.iter().find(|(known, _)| known.as_str() == name);
+    let id = spec.and_then(|(_, spec)| spec.adapter.as_deref()).unwrap_or(name);
+    let findings = engine::find(id).map(|adapter| adapter.check_policy(&file.policy.value)).unwrap_or_default();
+    findings.iter().map(|finding| diagnostic(file, finding)).collect()
 }
 
 /// The warnings about these policies and the models they run.

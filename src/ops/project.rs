@@ -127,6 +127,26 @@ impl Project {
         })
     }
 
+    /// The name of the policy that is meant; a file that the manifest does not include joins the project for this run.
+    ///
+    /// # Errors
+    /// When it is a file that cannot be read or is no policy.
+    pub fn include(&mut self, asked: &str, from: &Path) -> Result<String, Failure> {
+        if !asked.ends_with(".yaml") && !asked.ends_with(".yml") {
+            return Ok(asked.to_owned());
+        }
+        let here = from.join(asked);
+        let path = if fs::exists(&here) { here } else { self.root.join(asked) };
+        if let Some(known) = self.policies.iter().find(|file| fs::is_same(&file.path, &path)) {
+            return Ok(known.name.clone());
+        }
+        let (file, _) = load_policy(&path, &self.root)?;
+        let name = file.name.clone();
+        self.policies.retain(|other| other.name != name);
+        self.policies.push(file);
+        Ok(name)
+    }
+
     /// `file:line` of an entry in the lockfile, for messages about wrong bytes.
     pub fn lock_line(&self, name: &Name) -> Option<String> {
         let bytes = fs::read_bounded(&self.lock_path, MAX_LOCK_BYTES).ok()?;

@@ -13,21 +13,23 @@ use crate::ops::{Failure, check};
 /// # Errors
 /// Every problem of every policy at once, or a lockfile that does not answer the manifest.
 pub fn run(ask: &args::Check, session: &Session<'_>, output: &Output) -> Result<u8, Failure> {
-    let project = session.project(output)?;
+    let mut project = session.project(output)?;
+    let asked = ask.policies.iter().map(|asked| project.include(asked, &session.cwd));
+    let policies = asked.collect::<Result<Vec<_>, _>>()?;
     let host = session.host(&project.root, None)?;
-    let checked = check::run(&host, &project, &ask.policies)?;
+    let checked = check::run(&host, &project, &policies)?;
     let problems: Vec<Diagnostic> = checked.iter().flat_map(|policy| policy.problems.clone()).collect();
     let problems = Diagnostics(problems);
     if problems.has_errors() {
         return Err(problems.into());
     }
     output.warnings(&problems.0);
-    lock::require_current(&project)?;
     for policy in &checked {
         let depth =
             if policy.weights_checked { "weights looked into" } else { "weights are not here: run `aitools sync`" };
         output.say(&format!("policy {}: sound ({depth})", policy.policy));
     }
+    lock::require_current(&project)?;
     if checked.is_empty() {
         output.say("the manifest and its lockfile are sound; it includes no policies");
     }

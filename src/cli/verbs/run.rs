@@ -16,7 +16,7 @@ use crate::engine::{Finish, Piece, Ready};
 use crate::ops::project::PolicyFile;
 use crate::ops::run::{self, Ran};
 use crate::ops::sync::{self, Ask};
-use crate::ops::{Failure, Host, Project, project, ready};
+use crate::ops::{Failure, Host, Project, ready};
 
 use super::size;
 
@@ -27,7 +27,8 @@ const MAX_PROMPT_BYTES: u64 = 16 << 20;
 /// What is wrong with policy, model or engine.
 pub fn run(ask: &args::Run, session: &Session<'_>, output: &Output) -> Result<u8, Failure> {
     let mut project = session.project(output)?;
-    let name = policy_name(ask, session, &mut project)?;
+    let asked = ask.config.as_ref().map(|path| path.display().to_string()).or(ask.policy.clone()).unwrap_or_default();
+    let name = project.include(&asked, &session.cwd)?;
     let file = project.policy(&name)?;
     require_named(ask, &project, file)?;
     let prompt = prompt(ask, session)?;
@@ -47,32 +48,6 @@ pub fn run(ask: &args::Run, session: &Session<'_>, output: &Output) -> Result<u8
     let ran = answer(&host, &project, &ready, &prompt, keep_text, output)?;
     tell(&ran, &ready, output);
     Ok(if ran.answer.finish == Finish::Cancelled { exit::INTERRUPTED } else { exit::DONE })
-}
-
-/// The policy's name; a file that the manifest does not include joins the project for this run.
-fn policy_name(ask: &args::Run, session: &Session<'_>, project: &mut Project) -> Result<String, Failure> {
-    let asked = ask.config.as_ref().map(|path| path.display().to_string()).or(ask.policy.clone()).unwrap_or_default();
-    let is_file = ask.config.is_some() || asked.ends_with(".yaml") || asked.ends_with(".yml");
-    if !is_file {
-        return Ok(asked);
-    }
-    let here = session.cwd.join(&asked);
-    let path = if fs::exists(&here) { here } else { project.root.join(&asked) };
-    if let Some(known) = project.policies.iter().find(|file| same_file(&file.path, &path)) {
-        return Ok(known.name.clone());
-    }
-    let (file, _) = project::load_policy(&path, &project.root)?;
-    let name = file.name.clone();
-    project.policies.retain(|other| other.name != name);
-    project.policies.push(file);
-    Ok(name)
-}
-
-fn same_file(a: &Path, b: &Path) -> bool {
-    match (a.canonicalize(), b.canonicalize()) {
-        (Ok(a), Ok(b)) => a == b,
-        _ => false,
-    }
 }
 
 /// `--engine` and `--model` say what the policy must be for.

@@ -2,9 +2,11 @@
 //! short, a type it cannot compute or the activation of another model give nonsense and an exit code of 0.
 
 use super::{chat, launch, model, wire};
+use crate::base::name::{Name, RelPath};
 use crate::base::platform::Variant;
 use crate::engine::{CheckRequest, EngineError, Finding};
 use crate::format::gguf::{Header, Tensor};
+use crate::format::policy::Policy;
 
 /// `llm_load_sparse_model_tensors`.
 const SPARSE: &[&str] = &["llama", "bamboo", "refact", "falcon", "opt"];
@@ -19,6 +21,9 @@ const DOWN_TYPES: &[u32] = &[1, 2];
 const FEWEST_NEURONS: u64 = 1000;
 /// What a process takes on a GPU beside its budget: measured on an H100 with 0.6 to 2.2 GB of weights, 0.55 to 0.68 GiB.
 const GPU_OVERHEAD_GIB: f64 = 0.7;
+const NO_EXPERTS: &str = "the model is a mixture of experts, which PowerInfer's main branch does not load";
+const EXPERTS_HINT: &str = "commit 09d79ec0ac0c1d494cdf535504c6712294c359c1 of its branch `feat-moe` is the one that could: \
+    name it as the source of an engine, and convert the weights yourself, because no GGUF is published";
 /// Requests that its server reads at a time.
 const CONNECTIONS: u32 = 8;
 /// Tokens that end a turn in chat models. PowerInfer stops at the end-of-text token alone.
@@ -38,6 +43,19 @@ pub(super) fn all(ask: &CheckRequest<'_>) -> Vec<Finding> {
     found.extend(of_template(ask, header));
     found.extend(of_memory(ask, header));
     found
+}
+
+/// Mixtures of experts, by what a policy calls its model.
+pub(super) fn of_name(policy: &Policy) -> Option<Finding> {
+    let audit = &policy.audit;
+    let names = [
+        policy.model.as_ref().map(Name::as_str),
+        policy.model_path.as_ref().map(RelPath::as_str),
+        audit.source_repo.as_deref(),
+        audit.model_version.as_deref(),
+    ];
+    let named = |name: &str| ["mixtral", "moe"].iter().any(|word| name.to_lowercase().contains(word));
+    names.into_iter().flatten().any(named).then(|| warning("engine", NO_EXPERTS, Some(EXPERTS_HINT)))
 }
 
 fn finding(error: bool, key: &'static str, message: impl Into<String>, hint: Option<&str>) -> Finding {
@@ -63,12 +81,7 @@ fn of_model(ask: &CheckRequest<'_>, header: &Header) -> Vec<Finding> {
     };
     let mut found = Vec::new();
     if header.architecture_uint("expert_count").unwrap_or(0) > 0 {
-        let hint = "its branch `feat-moe` is the one that could: name it as the engine's source";
-        found.push(error(
-            "",
-            "the model is a mixture of experts, which PowerInfer's main branch does not load",
-            Some(hint),
-        ));
+        found.push(error("", NO_EXPERTS, Some(EXPERTS_HINT)));
     }
     let missing = missing(header, name, sparse);
     if !missing.is_empty() {
@@ -369,7 +382,6 @@ mod tests {
     use crate::engine::powerinfer::tests::{DENSE, SPARSE, header, policy};
     use crate::engine::powerinfer::tiny::Tiny;
     use crate::format::gguf::Value;
-    use crate::format::policy::Policy;
 
     type Found = Vec<(bool, &'static str, String)>;
 
@@ -550,6 +562,13 @@ mod tests {
         assert!(of(&[], &[])[0].error);
         let large = of(&[header], &[2 << 30]);
         assert!(!large[0].error && large[0].message.contains("2.0 GiB"), "{large:?}");
+    }
+
+    #[test]
+    fn a_mixture_of_experts_is_told_by_its_name() {
+        let named = |text: &str| of_name(&policy(text)).map(|found| found.hint.unwrap());
+        assert!(named("audit: {source_repo: 'hf://PowerInfer/TurboSparse-Mixtral'}").unwrap().contains("09d79ec0ac0c"));
+        assert_eq!(named("audit: {source_repo: 'hf://PowerInfer/Bamboo-DPO-v0.1-gguf'}"), None);
     }
 
     /// The policies that this repository comes with say layers and a budget in one.
