@@ -136,6 +136,8 @@ pub struct CheckRequest<'a> {
     pub beside: &'a [RelPath],
     /// NVIDIA's graphics processors here, when the variant needs one and the driver answers.
     pub gpus: Option<&'a [Gpu]>,
+    /// The engine's commit, when its source has one.
+    pub commit: Option<&'a str>,
 }
 
 /// One thing that is wrong (or doubtful) about a model under a policy.

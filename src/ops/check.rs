@@ -172,6 +172,7 @@ fn look_into(
         memory_bytes: platform::memory_bytes(),
         beside: &beside,
         gpus: gpus.as_deref(),
+        commit: engine.entry.pin.commit.as_deref(),
     });
     Ok(findings.iter().map(|finding| diagnostic(file, finding)).collect())
 }

@@ -209,6 +209,7 @@ mod tests {
             memory_bytes: Some(8 << 30),
             beside: &[],
             gpus: None,
+            commit: None,
         };
         all(&ask).into_iter().map(|finding| (finding.error, finding.key, finding.message)).collect()
     }
@@ -291,6 +292,7 @@ mod tests {
             memory_bytes: None,
             beside: &[],
             gpus: None,
+            commit: None,
         };
         all(&ask).into_iter().map(|finding| finding.message).collect()
     }

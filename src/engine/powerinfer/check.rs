@@ -21,6 +21,8 @@ const DOWN_TYPES: &[u32] = &[1, 2];
 const FEWEST_NEURONS: u64 = 1000;
 /// What a process takes on a GPU beside its budget: measured on an H100 with 0.6 to 2.2 GB of weights, 0.55 to 0.68 GiB.
 const GPU_OVERHEAD_GIB: f64 = 0.7;
+/// The commit that all this was read against: its main branch since then.
+const MAIN: &str = "d3ebd7c5666348cf43c22f0d62dfbc9a763cffb8";
 const NO_EXPERTS: &str = "the model is a mixture of experts, which PowerInfer's main branch does not load";
 const EXPERTS_HINT: &str = "commit 09d79ec0ac0c1d494cdf535504c6712294c359c1 of its branch `feat-moe` is the one that could: \
     name it as the source of an engine, and convert the weights yourself, because no GGUF is published";
@@ -79,10 +81,10 @@ fn of_model(ask: &CheckRequest<'_>, header: &Header) -> Vec<Finding> {
         let message = format!("PowerInfer loads no {kind} model of architecture `{name}`: only {}", known.join(", "));
         return vec![error("", message, Some("for other models use an engine whose adapter is `llama-cpp`"))];
     };
-    let mut found = Vec::new();
     if header.architecture_uint("expert_count").unwrap_or(0) > 0 {
-        found.push(error("", NO_EXPERTS, Some(EXPERTS_HINT)));
+        return vec![of_experts(ask)];
     }
+    let mut found = Vec::new();
     let missing = missing(header, name, sparse);
     if !missing.is_empty() {
         let (first, more) = (missing[0].as_str(), missing.len() - 1);
@@ -99,6 +101,18 @@ fn of_model(ask: &CheckRequest<'_>, header: &Header) -> Vec<Finding> {
         found.extend(of_neurons(header));
     }
     found
+}
+
+/// Other commits may load them; how, this was not read against.
+fn of_experts(ask: &CheckRequest<'_>) -> Finding {
+    match ask.commit {
+        Some(commit) if commit != MAIN => warning(
+            "",
+            format!("the model is a mixture of experts: whether commit {commit} runs it is not known"),
+            None,
+        ),
+        _ => error("", NO_EXPERTS, Some(EXPERTS_HINT)),
+    }
 }
 
 /// The tensors that PowerInfer asks for and the header lacks.
@@ -387,7 +401,7 @@ mod tests {
 
     fn ask<'a>(policy: &'a Policy, variant: Variant, headers: &'a [Header], sizes: &'a [u64]) -> CheckRequest<'a> {
         let (cores, memory_bytes) = (4, Some(1 << 30));
-        CheckRequest { policy, variant, headers, sizes, cores, memory_bytes, beside: &[], gpus: None }
+        CheckRequest { policy, variant, headers, sizes, cores, memory_bytes, beside: &[], gpus: None, commit: None }
     }
 
     fn found(model: &Tiny, text: &str, variant: Variant, change: impl FnOnce(&mut Header)) -> Found {
@@ -523,6 +537,11 @@ mod tests {
             let (error, message) = one(model, change);
             assert!(error && message.contains(why), "{why}: {message}");
         }
+        let mut experts = header(&SPARSE);
+        experts.metadata.insert("llama.expert_count".to_owned(), Value::Uint(8));
+        let (policy, headers) = (policy(&quiet), [experts]);
+        let other = CheckRequest { commit: Some("09d79ec"), ..ask(&policy, Variant::Cpu, &headers, &[1 << 30]) };
+        assert!(all(&other).iter().all(|finding| !finding.error), "another commit may load them");
         let swapped = |header: &mut Header| header.magic = crate::format::gguf::Magic::Pwri;
         let all = found(&DENSE, &quiet, Variant::Cpu, swapped);
         assert!(all[0].0 && all[0].2.contains("ffn_down_t"), "a dense model that says it is sparse: {all:?}");
