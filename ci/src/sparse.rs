@@ -28,7 +28,7 @@ pub struct Engine {
     /// The line `source = …`.
     pub source: String,
     /// From where git is to fetch what it is told is at [`HOME`], and which commit.
-    copy: Option<(String, String)>,
+    pub copy: Option<(String, String)>,
 }
 
 impl Engine {

@@ -14,10 +14,10 @@
 //! | [`chat`] | from a prompt to texts and special tokens |
 //! | [`wire`] | the server's protocol and its traps |
 
-mod activation;
+pub mod activation;
 mod chat;
 mod check;
-mod gpu_index;
+pub mod gpu_index;
 mod launch;
 mod model;
 #[cfg(test)]

@@ -4,6 +4,7 @@
 
 mod build;
 mod download;
+mod gpu_index;
 mod ground;
 mod help;
 mod measure;
@@ -31,8 +32,16 @@ pub struct Bench {
     run: fn(&Ground<'_>, &Self, usize) -> Result<Vec<Series>>,
 }
 
-pub const BENCHES: &[Bench] =
-    &[help::BENCH, noop_sync::BENCH, run::BENCH, powerinfer::BENCH, download::BENCH, download::MEMORY, build::BENCH];
+pub const BENCHES: &[Bench] = &[
+    help::BENCH,
+    noop_sync::BENCH,
+    run::BENCH,
+    powerinfer::BENCH,
+    gpu_index::BENCH,
+    download::BENCH,
+    download::MEMORY,
+    build::BENCH,
+];
 
 /// The benchmarks of these names, or all. One that cannot be taken does not stop the others, but fails the run.
 pub fn run(sh: &Shell, names: &[String], rounds: Option<usize>) -> ExitCode {

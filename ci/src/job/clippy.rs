@@ -8,6 +8,6 @@ pub const JOB: Job = Job { name: "clippy", about: "no lint warns", run };
 
 fn run(sh: &Shell) -> Result<()> {
     need_component(sh, "clippy", "clippy")?;
-    cmd!(sh, "cargo clippy --workspace --all-targets --locked -- -D warnings").run()?;
+    cmd!(sh, "cargo clippy --workspace --all-targets --all-features --locked -- -D warnings").run()?;
     Ok(())
 }
