@@ -9,6 +9,8 @@ use crate::base::name::Name;
 use crate::base::process::ProcessError;
 use crate::build::BuildError;
 use crate::build::toolchain::ToolError;
+use crate::engine::EngineError;
+use crate::engine::backend::BackendError;
 use crate::ops::Failure;
 use crate::ops::failure::{Damaged, Staleness, Why};
 use crate::ops::run::RunError;
@@ -138,9 +140,7 @@ impl Told {
             Failure::Build { error, .. } => build(error, message),
             Failure::Toolchain { error, .. } => toolchain(error, message),
             Failure::Recipe { .. } => Self::new("engine.recipe", exit::USAGE, message),
-            Failure::Run { policy, error } => {
-                Self::new("engine", exit::ENGINE, message).details(error.tail().to_vec()).hint(run_hint(policy, error))
-            }
+            Failure::Run { policy, error } => run(policy, error, message),
             Failure::Damaged { damages } => Self::new("integrity", exit::INTEGRITY, message)
                 .details(damages.iter().map(damage_line).collect())
                 .hint("run `aitools verify --repair`".to_owned()),
@@ -191,11 +191,28 @@ fn stale_hint(entries: &[Staleness]) -> String {
     format!("run `{command}` and commit the result")
 }
 
-fn run_hint(policy: &Name, error: &RunError) -> String {
-    match error {
-        RunError::Timeout { .. } => "raise `runtime.timeout` in the policy, or ask for fewer tokens".to_owned(),
+/// Lines of an engine's output that are shown; the whole is in its log.
+const SHOWN_LINES: usize = 20;
+
+fn run(policy: &Name, error: &RunError, message: String) -> Told {
+    let wrong = match error {
+        RunError::Engine { error, .. } | RunError::Backend(BackendError::Engine(error)) => Some(error),
+        _ => None,
+    };
+    let hint = match (error, wrong) {
+        (_, Some(EngineError::TooLong { .. })) => {
+            let hint = "shorten the prompt, or raise `runtime.context_size` in the policy";
+            return Told::new("engine.prompt", exit::USAGE, message).hint(hint.to_owned());
+        }
+        (_, Some(EngineError::Policy { .. })) => {
+            return Told::new("engine.policy", exit::USAGE, message).hint("change the policy".to_owned());
+        }
+        (RunError::Timeout { .. }, _) => "raise `runtime.timeout` in the policy, or ask for fewer tokens".to_owned(),
         _ => format!("the engine's whole output is in `.aitools/{policy}.log`"),
-    }
+    };
+    let lines = error.tail();
+    let last = &lines[lines.len().saturating_sub(SHOWN_LINES)..];
+    Told::new("engine", exit::ENGINE, message).details(last.to_vec()).hint(hint)
 }
 
 fn damage_line(damage: &Damaged) -> String {

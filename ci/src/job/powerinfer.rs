@@ -75,7 +75,7 @@ pub fn answers(project: &Project<'_>, name: &str, model: &Tiny) -> Result<()> {
     Ok(())
 }
 
-/// Weights that PowerInfer would load, and answer nonsense with, do not get there.
+/// Weights that PowerInfer would load, and answer nonsense with, do not get there; neither does a prompt that it would cut.
 fn refused(project: &mut Project<'_>, engine: &Engine, sparse: &Tiny) -> Result<()> {
     let bytes = sparse.to_bytes();
     project.add_file("cut", &bytes[..bytes.len() * 55 / 100], GREEDY)?;
@@ -87,8 +87,11 @@ fn refused(project: &mut Project<'_>, engine: &Engine, sparse: &Tiny) -> Result<
     project.add_file("typed", &typed, GREEDY)?;
     project.write_manifest(engine, true, "targets = [\"main\", \"server\", \"quantize\"]")?;
     project.ours(&["sync"]).run()?;
-    for (policy, word) in [("cut", "cut off"), ("typed", "F16 or Q4_0")] {
-        let output = project.ours(&["run", policy, "--prompt", "hi"]).ignore_status().output()?;
+    let long = "x".repeat(200);
+    for (policy, prompt, word) in
+        [("cut", "hi", "cut off"), ("typed", "hi", "F16 or Q4_0"), ("sparse", &long, "runtime.context_size")]
+    {
+        let output = project.ours(&["run", policy, "--prompt", prompt]).ignore_status().output()?;
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         println!("{said}");
         if output.status.code() != Some(2) || !said.contains(word) {
