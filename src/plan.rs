@@ -9,15 +9,17 @@ use serde::Serialize;
 use crate::base::digest::Digest;
 use crate::base::name::{Name, RelPath};
 use crate::base::platform::Variant;
-use crate::format::lockfile::{FilePin, Pin};
+use crate::format::lockfile::FilePin;
 use crate::format::manifest::ModelSpec;
 
 /// Where the weights of a model go in a project.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Layout {
-    /// The file that engines are given: the only GGUF, or the first part of a split one.
-    pub main: RelPath,
-    /// All parts of the main file in order, as indices into the pin's files; one when it is not split.
+    /// The file that engines are given: the only GGUF, or the first part of a split one. None for what is only there to
+    /// derive others from.
+    pub main: Option<RelPath>,
+    /// All parts of the main file in order, as indices into the pin's files; one when it is not split; none when the file is
+    /// yet to be made.
     pub parts: Vec<usize>,
     /// The place of every file, relative to the project, in the order of the pin's files.
     pub places: Vec<RelPath>,
@@ -46,32 +48,42 @@ pub fn split_part(path: &str) -> Option<(&str, u32, u32)> {
 ///
 /// # Errors
 /// When it cannot be told which file is the main one, or two files would get one name.
-pub fn layout(name: &Name, spec: &ModelSpec, pin: &Pin) -> Result<Layout, LayoutError> {
+pub fn layout(name: &Name, spec: &ModelSpec, files: &[FilePin]) -> Result<Layout, LayoutError> {
     let folder = spec.place(name);
-    let weights: Vec<usize> =
-        (0..pin.files.len()).filter(|index| pin.files[*index].path.as_str().ends_with(".gguf")).collect();
-    let path = |index: usize| pin.files[index].path.as_str();
+    let weights: Vec<usize> = (0..files.len()).filter(|index| files[*index].path.as_str().ends_with(".gguf")).collect();
+    let path = |index: usize| files[index].path.as_str();
     let first = match weights.as_slice() {
-        [] => return Err(LayoutError::NoWeights),
-        [one] => *one,
-        several => main_of_several(several, &path)?,
+        [] => None,
+        [one] => Some(*one),
+        several => Some(main_of_several(several, &path)?),
     };
-    let parts = match split_part(path(first)) {
+    let parts = match first.and_then(|first| split_part(path(first))) {
         Some((base, _, count)) => {
             let in_set = |index: &usize| split_part(path(*index)).is_some_and(|(b, _, c)| b == base && c == count);
             weights.iter().copied().filter(in_set).collect()
         }
-        None => vec![first],
+        None => Vec::from_iter(first),
     };
-    let mut places: Vec<RelPath> = pin.files.iter().map(|file| folder.join(&file.path)).collect();
+    let mut places: Vec<RelPath> = files.iter().map(|file| folder.join(&file.path)).collect();
     if let (Some(renamed), [only]) = (&spec.weights, parts.as_slice()) {
         places[*only] = folder.join(renamed);
     }
     let mut seen = BTreeSet::new();
     match places.iter().find(|place| !seen.insert(place.as_str().to_lowercase())) {
         Some(twice) => Err(LayoutError::Collision(twice.clone())),
-        None => Ok(Layout { main: places[first].clone(), parts, places }),
+        None => Ok(Layout { main: first.map(|first| places[first].clone()), parts, places }),
     }
+}
+
+/// Where a derived model will be, whose record is not there to say more.
+pub fn layout_to_be(name: &Name, spec: &ModelSpec) -> Layout {
+    let file = spec.weights.clone().unwrap_or_else(|| derived_file(name));
+    Layout { main: Some(spec.place(name).join(&file)), parts: Vec::new(), places: Vec::new() }
+}
+
+/// What a derived model's file is called where the manifest does not say.
+pub fn derived_file(name: &Name) -> RelPath {
+    RelPath::of_name(name, ".gguf")
 }
 
 /// Several GGUFs: right when they are the parts of one.
@@ -97,14 +109,33 @@ pub struct EngineWish {
     pub tools: Vec<(Name, FilePin)>,
     /// Whether `build/<engine>` is to point at it: of several variants of one engine, the first does.
     pub linked: bool,
+    /// False when it is of use only if a model is to be derived with it.
+    pub wanted: bool,
 }
 
 /// A model that is wanted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ModelWish {
     pub name: Name,
+    /// Of a derived model only once it was derived here.
     pub files: Vec<FilePin>,
     pub places: Vec<RelPath>,
+    pub derive: Option<DeriveWish>,
+    /// False when it is of use only if another model is to be derived from it.
+    pub wanted: bool,
+}
+
+/// How a model is made from others.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeriveWish {
+    /// Digest of everything that decides what comes out.
+    pub fingerprint: Digest,
+    pub from: Vec<Name>,
+    /// In words: `quantize to Q4_0`.
+    pub how: String,
+    pub engine: Name,
+    /// The engine's build that is used.
+    pub build: Digest,
 }
 
 /// How a file stands to its pin.
@@ -183,15 +214,25 @@ pub enum Step {
         files: Vec<usize>,
         reason: Reason,
     },
+    /// Make a model's file from other models, and place it.
+    Derive {
+        model: Name,
+        from: Vec<Name>,
+        engine: Name,
+        how: String,
+        fingerprint: Digest,
+        reason: Reason,
+    },
 }
 
 impl Step {
     /// Whether the step is one of that model's.
     pub fn is_about(&self, model: &Name) -> bool {
         match self {
-            Self::Hash { model: own, .. } | Self::FetchWeights { model: own, .. } | Self::Place { model: own, .. } => {
-                own == model
-            }
+            Self::Hash { model: own, .. }
+            | Self::FetchWeights { model: own, .. }
+            | Self::Place { model: own, .. }
+            | Self::Derive { model: own, .. } => own == model,
             Self::FetchTool { .. } | Self::FetchSource { .. } | Self::Build { .. } | Self::LinkBuild { .. } => false,
         }
     }
@@ -209,17 +250,47 @@ impl Plan {
     }
 }
 
-/// What has to be done for `engines` and `models`.
+/// What has to be done for `engines` and `models`. Models come after those that they are derived from.
 pub fn plan(engines: &[EngineWish], models: &[ModelWish], survey: &Survey) -> Plan {
-    let mut steps = Vec::new();
-    let mut tools = BTreeSet::new();
-    for wish in engines {
+    let mut needed: BTreeSet<&Name> = models.iter().filter(|wish| wish.wanted).map(|wish| &wish.name).collect();
+    let mut derived: Vec<(&ModelWish, &DeriveWish)> = Vec::new();
+    for wish in models.iter().rev().filter(|wish| !is_whole(wish, survey)) {
+        if let Some(derive) = wish.derive.as_ref().filter(|_| needed.contains(&wish.name)) {
+            needed.extend(&derive.from);
+            derived.push((wish, derive));
+        }
+    }
+    let used = |wish: &EngineWish| wish.wanted || derived.iter().any(|(_, derive)| derive.build == wish.fingerprint);
+    let (mut steps, mut tools) = (Vec::new(), BTreeSet::new());
+    for wish in engines.iter().filter(|wish| used(wish)) {
         steps.extend(plan_engine(wish, survey, &mut tools));
     }
-    for wish in models {
+    let due = |wish: &ModelWish| derived.iter().any(|(other, _)| other.name == wish.name);
+    for wish in models.iter().filter(|wish| needed.contains(&wish.name) && !due(wish)) {
         steps.extend(plan_model(wish, survey));
     }
+    steps.extend(derived.iter().rev().map(|(wish, derive)| plan_derivation(wish, derive)));
     Plan { steps }
+}
+
+/// Whether every file is there, though perhaps not hashed or placed; those of a derived model are not even known before.
+fn is_whole(wish: &ModelWish, survey: &Survey) -> bool {
+    let absent = |(file, place): (&FilePin, &RelPath)| {
+        let missing = |standing: Option<&Standing>| *standing.unwrap_or(&Standing::Missing) == Standing::Missing;
+        missing(survey.blobs.get(&file.sha256)) && missing(survey.places.get(place))
+    };
+    !wish.files.is_empty() && !wish.files.iter().zip(&wish.places).any(absent)
+}
+
+fn plan_derivation(wish: &ModelWish, derive: &DeriveWish) -> Step {
+    Step::Derive {
+        model: wish.name.clone(),
+        from: derive.from.clone(),
+        engine: derive.engine.clone(),
+        how: derive.how.clone(),
+        fingerprint: derive.fingerprint,
+        reason: Reason::Missing,
+    }
 }
 
 fn plan_engine(wish: &EngineWish, survey: &Survey, tools: &mut BTreeSet<Digest>) -> Vec<Step> {
@@ -283,12 +354,18 @@ mod tests {
 
     fn spec(weights: Option<&str>) -> ModelSpec {
         let source = SourceSpec::Path(PathSpec { path: "x".into(), files: vec![] });
-        ModelSpec { source, place: Some("models/e/m".parse().unwrap()), weights: weights.map(|w| w.parse().unwrap()) }
+        ModelSpec {
+            source: Some(source),
+            derive: None,
+            place: Some("models/e/m".parse().unwrap()),
+            weights: weights.map(|w| w.parse().unwrap()),
+        }
     }
 
     fn main_of(paths: &[&str], weights: Option<&str>) -> Result<(String, usize), LayoutError> {
-        let pin = Pin { files: paths.iter().map(|path| file(path)).collect(), ..Pin::default() };
-        layout(&"m".parse().unwrap(), &spec(weights), &pin).map(|l| (l.main.to_string(), l.parts.len()))
+        let files: Vec<FilePin> = paths.iter().map(|path| file(path)).collect();
+        layout(&"m".parse().unwrap(), &spec(weights), &files)
+            .map(|l| (l.main.map_or_else(String::new, |main| main.to_string()), l.parts.len()))
     }
 
     #[test]
@@ -298,7 +375,7 @@ mod tests {
         assert_eq!(main_of(&["d/a.gguf", "activation/x"], Some("w.gguf")), ok("models/e/m/w.gguf", 1));
         let split = ["a-00001-of-00002.gguf", "a-00002-of-00002.gguf"];
         assert_eq!(main_of(&split, Some("w.gguf")), ok("models/e/m/a-00001-of-00002.gguf", 2));
-        assert_eq!(main_of(&["x.txt"], None), Err(LayoutError::NoWeights));
+        assert_eq!(main_of(&["x.txt"], None), ok("", 0));
         assert!(matches!(main_of(&["a.gguf", "b.gguf"], None), Err(LayoutError::Ambiguous(_))));
         assert!(matches!(main_of(&["a.gguf", "W.gguf/x"], Some("w.gguf/X")), Err(LayoutError::Collision(_))));
     }
@@ -312,6 +389,7 @@ mod tests {
             Step::Hash { files, .. } => format!("hash {files:?}"),
             Step::FetchWeights { files, bytes, .. } => format!("fetch {files:?} {bytes}"),
             Step::Place { files, .. } => format!("place {files:?}"),
+            Step::Derive { model, .. } => format!("derive {model}"),
         };
         plan.steps.iter().map(word).collect()
     }
@@ -325,6 +403,7 @@ mod tests {
             tree: Digest::of(b"tree"),
             tools: vec![("ninja".parse().unwrap(), file("ninja.whl"))],
             linked: true,
+            wanted: true,
         };
         let mut survey = Survey::default();
         let both = [wish("a"), wish("b")];
@@ -358,8 +437,7 @@ mod tests {
             ((Missing, Missing), &["fetch [0] 10"]),
         ];
         for ((place, blob), expected) in table {
-            let path: RelPath = "models/m/w".parse().unwrap();
-            let wish = ModelWish { name: "m".parse().unwrap(), files: vec![file("w")], places: vec![path.clone()] };
+            let (path, wish): (RelPath, _) = ("models/m/w".parse().unwrap(), model("m", "w", None));
             let survey = Survey {
                 blobs: BTreeMap::from([(file("w").sha256, blob)]),
                 places: BTreeMap::from([(path, place)]),
@@ -367,5 +445,53 @@ mod tests {
             };
             assert_eq!(words(&plan(&[], &[wish], &survey)), expected, "{place:?} {blob:?}");
         }
+    }
+
+    fn model(name: &str, path: &str, from: Option<&str>) -> ModelWish {
+        let derive = from.map(|from| DeriveWish {
+            fingerprint: Digest::of(name.as_bytes()),
+            from: vec![from.parse().unwrap()],
+            how: "quantize to Q4_0".to_owned(),
+            engine: "e".parse().unwrap(),
+            build: Digest::of(b"build"),
+        });
+        let place = format!("models/{name}/{path}").parse().unwrap();
+        ModelWish { name: name.parse().unwrap(), files: vec![file(path)], places: vec![place], derive, wanted: true }
+    }
+
+    #[test]
+    fn a_model_is_derived_with_what_that_takes_and_nothing_more() {
+        use Standing::{Missing, Unverified, Verified};
+        let engine = EngineWish {
+            name: "e".parse().unwrap(),
+            variant: Variant::Cpu,
+            fingerprint: Digest::of(b"build"),
+            tree: Digest::of(b"tree"),
+            tools: Vec::new(),
+            linked: false,
+            wanted: false,
+        };
+        let input = |wish: ModelWish| ModelWish { wanted: false, ..wish };
+        let of = |from: ModelWish, middle: Option<Standing>, last: Option<Standing>| {
+            // a, from which b is derived, from which c is; a standing of None: there is not even a record.
+            let mut wishes = [from, input(model("b", "b.gguf", Some("a"))), model("c", "c.gguf", Some("b"))];
+            let mut survey = Survey::default();
+            for (wish, standing) in wishes[1..].iter_mut().zip([middle, last]) {
+                match standing {
+                    Some(standing) => drop(survey.places.insert(wish.places[0].clone(), standing)),
+                    None => (wish.files, wish.places) = (Vec::new(), Vec::new()),
+                }
+            }
+            words(&plan(std::slice::from_ref(&engine), &wishes, &survey)).join(", ")
+        };
+        let a = || input(model("a", "a.gguf", None));
+        let all = "source e, build e, fetch [0] 10, derive b, derive c";
+        assert_eq!(of(a(), None, None), all);
+        assert_eq!(of(a(), Some(Missing), Some(Missing)), all);
+        assert_eq!(of(a(), Some(Verified), Some(Missing)), "source e, build e, derive c");
+        assert_eq!(of(a(), Some(Unverified), None), "source e, build e, hash [0], derive c");
+        assert_eq!(of(a(), None, Some(Verified)), "", "what it was made from is not needed any more");
+        assert_eq!(of(a(), None, Some(Unverified)), "hash [0]");
+        assert_eq!(of(ModelWish { wanted: true, ..a() }, None, Some(Verified)), "fetch [0] 10");
     }
 }

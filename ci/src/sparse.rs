@@ -59,6 +59,8 @@ pub struct Project<'a> {
     aitools: PathBuf,
     cache: PathBuf,
     models: Vec<String>,
+    /// More of the manifest.
+    pub more: String,
 }
 
 impl<'a> Project<'a> {
@@ -76,7 +78,7 @@ impl<'a> Project<'a> {
         let folder = place.join(name).join("un projet é");
         sh.remove_path(&folder)?;
         sh.create_dir(&folder)?;
-        Ok(Self { sh, folder, aitools, cache: place.join("cache"), models: Vec::new() })
+        Ok(Self { sh, folder, aitools, cache: place.join("cache"), models: Vec::new(), more: String::new() })
     }
 
     pub fn write(&self, path: &str, bytes: impl AsRef<[u8]>) -> Result<()> {
@@ -118,6 +120,7 @@ impl<'a> Project<'a> {
             let place = format!("place = \"models/powerinfer/{name}\"\nweights = \"model.gguf\"");
             manifest += &format!("[models.{name}]\nsource = {{ path = \"made/{name}\" }}\n{place}\n");
         }
+        manifest += &self.more;
         manifest += "[policies]\ninclude = [\"configs/*.yaml\"]\n";
         self.write("manifests/default.toml", manifest)?;
         let Some((copy, commit)) = &engine.copy else { return self.write("gitconfig", "") };

@@ -105,6 +105,11 @@ impl RelPath {
         Self(format!("{folder}/{name}"))
     }
 
+    /// `<name><ending>`, such as a file's.
+    pub fn of_name(name: &Name, ending: &'static str) -> Self {
+        Self(format!("{name}{ending}"))
+    }
+
     /// The last part.
     pub fn file_name(&self) -> &str {
         self.0.rsplit('/').next().unwrap_or(&self.0)

@@ -7,6 +7,8 @@
 //! |---|---|
 //! | [`run`](mod@run) | the steps: edit, configure, look at what CMake decided, build, collect |
 //! | [`settings`] | environment and definitions that every build gets |
+//! | [`command`] | one program of an artifact, off the network, for what is made with it |
+//! | `watch` | a child's output, line by line |
 //! | [`driver`], [`isolation`], [`room`] | the child process that runs CMake, off the network, in one place |
 //! | [`log`], [`cmake_cache`] | what the tools said and decided |
 //! | [`outputs`] | from the build folder to the prefix |
@@ -15,6 +17,7 @@
 
 pub mod accelerator;
 pub mod cmake_cache;
+pub mod command;
 pub mod driver;
 pub mod fingerprint;
 pub mod isolation;
@@ -24,6 +27,7 @@ pub mod room;
 pub mod run;
 pub mod settings;
 pub mod toolchain;
+mod watch;
 
 use std::collections::BTreeMap;
 use std::fmt;

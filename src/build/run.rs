@@ -2,25 +2,20 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{self, BufRead as _, Read as _, Write as _};
-use std::process::{ExitStatus, Stdio};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
-use std::time::{Duration, Instant};
+use std::io::{self, Write as _};
+use std::process::ExitStatus;
+use std::time::Instant;
 
-use super::log::{Findings, MAX_LINE_BYTES};
+use super::log::Findings;
 use super::room::{self, Room};
 use super::{
     BuildError, BuildRecipe, BuildRequest, Built, Failure, NMAKE, Phase, SourceEdit, cmake_cache, driver, isolation,
-    outputs, settings, toolchain,
+    outputs, settings, toolchain, watch,
 };
 use crate::base::fs::{self, FsError};
-use crate::base::process::{GRACE, Program, Running};
+use crate::base::process::Program;
 use crate::report::{Progress, Task, Unit};
 
-/// How often cancel and the child's end are looked at while it is silent.
-const POLL: Duration = Duration::from_millis(20);
-/// How long the pipe may stay open after the child's end: somebody else holds it then.
-const DRAIN: Duration = Duration::from_secs(2);
 /// What is kept of a log on disk.
 const MAX_LOG_BYTES: u64 = 256 << 20;
 /// Larger sources are not text to edit.
@@ -230,54 +225,7 @@ impl<'a> Job<'a> {
             env: settings::environment(ask),
             cwd: ask.folder.clone(),
         };
-        let broken = |why| BuildError::Fs(FsError::new("make a pipe to", &ask.driver, why));
-        let (reader, writer) = io::pipe().map_err(broken)?;
-        let twin = writer.try_clone().map_err(broken)?;
-        // On Windows the end of its stdin tells the driver that we are gone.
-        let stdin = if cfg!(windows) { Stdio::piped() } else { Stdio::null() };
-        let mut running = program.spawn(stdin, twin.into(), writer.into())?;
-        let (send, lines) = sync_channel(256);
-        std::thread::spawn(move || {
-            let mut reader = io::BufReader::new(reader);
-            loop {
-                let mut line = Vec::new();
-                let read = reader.by_ref().take(MAX_LINE_BYTES as u64).read_until(b'\n', &mut line);
-                if !matches!(read, Ok(1..)) || send.send(line).is_err() {
-                    break;
-                }
-            }
-        });
-        self.follow(&mut running, &lines, progress)
-    }
-
-    /// Takes lines until the child and everybody who writes for it are gone.
-    fn follow(
-        &mut self,
-        running: &mut Running,
-        lines: &Receiver<Vec<u8>>,
-        progress: &Progress,
-    ) -> Result<ExitStatus, BuildError> {
-        let mut ended: Option<(ExitStatus, Instant)> = None;
-        loop {
-            match lines.recv_timeout(POLL) {
-                Ok(line) => self.take(&line, progress)?,
-                Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => return Ok(running.wait(self.task.cancel(), None)?),
-            }
-            if self.task.check().is_err() {
-                running.end(GRACE);
-                self.task.check()?;
-            }
-            if ended.is_none()
-                && let Some(status) = running.try_wait()?
-            {
-                running.end(Duration::ZERO);
-                ended = Some((status, Instant::now() + DRAIN));
-            }
-            if let Some((status, _)) = ended.filter(|(_, until)| Instant::now() >= *until) {
-                return Ok(status);
-            }
-        }
+        watch::run(&program, self.task, &mut |line| self.take(line, progress))
     }
 
     fn take(&mut self, line: &[u8], progress: &Progress) -> Result<(), BuildError> {

@@ -208,8 +208,8 @@ pub struct Run {
 
 #[derive(Debug, ClapArgs)]
 pub struct Status {
-    /// Name the inputs of an engine's build that differ from the build in use
-    #[arg(long, value_name = "ENGINE")]
+    /// Name the inputs of an engine's build, or of a derived model, that differ from what is there
+    #[arg(long, value_name = "NAME")]
     pub why: Option<String>,
     #[command(flatten)]
     pub build: BuildWith,

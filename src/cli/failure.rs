@@ -8,10 +8,12 @@ use crate::base::fs::FsError;
 use crate::base::name::Name;
 use crate::base::process::ProcessError;
 use crate::build::BuildError;
+use crate::build::command::CommandError;
 use crate::build::toolchain::ToolError;
 use crate::engine::EngineError;
 use crate::engine::backend::BackendError;
 use crate::ops::Failure;
+use crate::ops::derive::DeriveError;
 use crate::ops::failure::{Damaged, Staleness, Why};
 use crate::ops::run::RunError;
 use crate::source::SourceError;
@@ -139,6 +141,7 @@ impl Told {
             Failure::Fs(error) => machine(error, message),
             Failure::Build { error, .. } => build(error, message),
             Failure::Toolchain { error, .. } => toolchain(error, message),
+            Failure::Derive { error, .. } => derive(error, message),
             Failure::Recipe { .. } => Self::new("engine.recipe", exit::USAGE, message),
             Failure::Run { policy, error } => run(policy, error, message),
             Failure::Damaged { damages } => Self::new("integrity", exit::INTEGRITY, message)
@@ -181,6 +184,7 @@ fn stale_line(entry: &Staleness) -> String {
         Why::Changed { manifest, lock } => {
             format!("{kind} `{name}`: the manifest asks for {manifest}, the lock has {lock}")
         }
+        Why::Inputs => format!("{kind} `{name}`: what it is derived from has changed since it was locked"),
         Why::Conflict => format!("{kind} `{name}` has a merge conflict"),
     }
 }
@@ -294,6 +298,21 @@ fn build(error: &BuildError, message: String) -> Told {
         BuildError::Output { .. } | BuildError::Glob { .. } | BuildError::Name(_) | BuildError::TooManyFiles => {
             failed("build.output")
         }
+    }
+}
+
+fn derive(error: &DeriveError, message: String) -> Told {
+    let log = |path: &std::path::Path| format!("the whole log is `{}`", path.display());
+    match error {
+        DeriveError::Engine(EngineError::Underivable { hint, .. }) => {
+            Told::new("derive.refused", exit::USAGE, message).hint(hint.clone())
+        }
+        DeriveError::Engine(_) => Told::new("derive", exit::BUILD, message),
+        DeriveError::Command(CommandError::Run(error)) => build(error, message),
+        DeriveError::Command(CommandError::Failed { tail, log: path, .. }) => {
+            Told::new("derive.failed", exit::BUILD, message).details(tail.clone()).hint(log(path))
+        }
+        DeriveError::Useless { log: path, .. } => Told::new("derive.useless", exit::BUILD, message).hint(log(path)),
     }
 }
 

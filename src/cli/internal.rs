@@ -1,7 +1,8 @@
-//! Commands that aitools gives itself: `aitools internal build REQUEST` and `aitools internal exec PARENT PROGRAM ARG…`.
+//! Commands that aitools gives itself: `aitools internal build REQUEST`, `aitools internal exec PARENT PROGRAM ARG…` and
+//! `aitools internal apart PARENT PROGRAM ARG…`.
 //!
-//! Both must be dispatched before anything else is set up: [`build`] may only leave the network while it has one thread, and
-//! [`exec`] becomes another program.
+//! All must be dispatched before anything else is set up: [`build`] and `apart` may only leave the network while there is one
+//! thread, and [`exec`] becomes another program.
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -18,10 +19,14 @@ const NOT_STARTED: i32 = 127;
 pub fn run(args: &[OsString]) -> i32 {
     match args {
         [verb, request] if verb == "build" => build(Path::new(request)),
-        [verb, parent, program, args @ ..] if verb == "exec" => match parent.to_str().and_then(|id| id.parse().ok()) {
-            Some(parent) => exec(parent, program, args),
-            None => USAGE,
-        },
+        [verb, parent, program, args @ ..] if verb == "exec" || verb == "apart" => {
+            let Some(parent) = parent.to_str().and_then(|id| id.parse().ok()) else { return USAGE };
+            if verb == "apart" {
+                // Where the system refuses, the environment leads nowhere all the same.
+                let _ = crate::build::isolation::leave_network();
+            }
+            exec(parent, program, args)
+        }
         _ => USAGE,
     }
 }

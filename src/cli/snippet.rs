@@ -185,12 +185,12 @@ mod tests {
           |
           = hint: it was first given on line 2: keep one
         "#);
-        insta::assert_snapshot!(manifest("version = 1\n[models.m]\nplace = \"a\"\n"), @r#"
-        error: `models.m` lacks the key `source`
-         --> manifests/x.toml:2:9
+        insta::assert_snapshot!(manifest("version = 1\n[engines.m]\nnative = true\n"), @r#"
+        error: `engines.m` lacks the key `source`
+         --> manifests/x.toml:2:10
           |
-        2 | [models.m]
-          |         ^
+        2 | [engines.m]
+          |          ^
           |
           = expected: a table
         "#);

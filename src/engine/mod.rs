@@ -2,11 +2,12 @@
 //!
 //! A new engine is one file and one line in [`ENGINES`].
 //!
-//! Beside the engines: [`backend`] keeps one alive; [`http`], [`stream`] and [`answer`] are what talking to one takes;
+//! Beside the engines: [`derive`] says how one makes a model from another; [`backend`] keeps one alive; [`http`], [`stream`] and [`answer`] are what talking to one takes;
 //! [`metrics`] says how it did.
 
 pub mod answer;
 pub mod backend;
+pub mod derive;
 pub mod http;
 pub mod llama_cpp;
 pub mod metrics;
@@ -21,6 +22,7 @@ use std::time::Instant;
 use serde::Serialize;
 
 use self::answer::Sink;
+use self::derive::{Derivation, DeriveRequest};
 use self::http::{HttpError, Patience};
 use crate::base::cancel::{Cancel, Cancelled};
 use crate::base::digest::Digest;
@@ -30,7 +32,7 @@ use crate::build::BuildRecipe;
 use crate::build::accelerator::Gpu;
 use crate::format::gguf::Header;
 use crate::format::lockfile::Pin;
-use crate::format::manifest::EngineSpec;
+use crate::format::manifest::{EngineSpec, Step};
 use crate::format::policy::Policy;
 
 /// Every adapter there is.
@@ -103,6 +105,29 @@ pub trait Engine: std::fmt::Debug + Sync {
     /// to judge. The judge gives None for a line that is about something else.
     fn judge(&self, _: &LaunchRequest<'_>) -> Option<Judge> {
         None
+    }
+
+    /// What deriving a model this way takes. Pure: the manifest's words are all there is.
+    ///
+    /// # Errors
+    /// When this engine has no such step, or what comes out would be of no use to it.
+    fn derivation(&self, step: Step<'_>, _: &EngineSpec) -> Result<Derivation, EngineError> {
+        let (engine, step) = (self.id(), step.to_string());
+        Err(EngineError::Underivable { why: format!("engine `{engine}` has no step to {step}"), hint: None })
+    }
+
+    /// The command that derives a model, for inputs that are there.
+    ///
+    /// # Errors
+    /// When nothing of use can come of these inputs.
+    fn derive(&self, ask: &DeriveRequest<'_>) -> Result<Launch, EngineError> {
+        let (engine, step) = (self.id(), ask.step.to_string());
+        Err(EngineError::Underivable { why: format!("engine `{engine}` has no step to {step}"), hint: None })
+    }
+
+    /// What is wrong with a file that was derived, of `size` bytes. Pure.
+    fn check_derived(&self, _: &DeriveRequest<'_>, _: &Header, _: u64) -> Vec<Finding> {
+        Vec::new()
     }
 
     /// What the built program says of itself, for `status` and receipts: run with no model.
@@ -307,6 +332,9 @@ pub enum EngineError {
     NoVariant { engine: &'static str, variant: Variant, platform: String },
     #[error("policy key `{key}`: {why}")]
     Policy { key: &'static str, why: String },
+    /// A model cannot be derived as the manifest says.
+    #[error("{why}")]
+    Underivable { why: String, hint: Option<String> },
     /// The connection ended, or what came over it makes no sense.
     #[error("the engine did not answer: {0}")]
     Unanswered(String),

@@ -10,6 +10,7 @@
 //! | [`model`] | what a header says, in its terms |
 //! | [`check`] | what is wrong with a model or policy |
 //! | [`activation`], [`gpu_index`] | which neurons go to the GPU |
+//! | [`derive`] | how it makes a model from another one |
 //! | [`launch`] | the command, and what lies in its folder |
 //! | [`chat`] | from a prompt to texts and special tokens |
 //! | [`wire`] | the server's protocol and its traps |
@@ -17,6 +18,7 @@
 pub mod activation;
 mod chat;
 mod check;
+mod derive;
 pub mod gpu_index;
 mod launch;
 mod model;
@@ -35,6 +37,7 @@ mod imitation;
 mod tiny;
 
 use super::answer::Sink;
+use super::derive::{Derivation, DeriveRequest};
 use super::http::Patience;
 use super::{
     CheckRequest, Endpoint, Engine, EngineError, Finding, GenerateRequest, Generated, Judge, Launch, LaunchRequest,
@@ -43,6 +46,7 @@ use super::{
 use crate::base::platform::{Platform, Variant};
 use crate::build::BuildRecipe;
 use crate::format::gguf::Header;
+use crate::format::manifest::{EngineSpec, Step};
 use crate::format::policy::Policy;
 
 #[derive(Debug)]
@@ -99,6 +103,18 @@ impl Engine for PowerInfer {
         sink: &mut Sink<'_>,
     ) -> Result<Generated, EngineError> {
         wire::generate(endpoint, ask, sink)
+    }
+
+    fn derivation(&self, step: Step<'_>, spec: &EngineSpec) -> Result<Derivation, EngineError> {
+        derive::derivation(step, spec)
+    }
+
+    fn derive(&self, ask: &DeriveRequest<'_>) -> Result<Launch, EngineError> {
+        derive::command(ask)
+    }
+
+    fn check_derived(&self, ask: &DeriveRequest<'_>, header: &Header, size: u64) -> Vec<Finding> {
+        derive::check(ask, header, size)
     }
 
     /// It has no option for its version; this one ends at once, too.

@@ -19,7 +19,7 @@ use crate::base::name::{Name, RelPath};
 
 use super::Parsed;
 use super::document::{Document, Syntax};
-use super::manifest::{SourceSpec, check_source, is_commit};
+use super::manifest::{DeriveSpec, Request, SourceSpec, check_source, is_commit};
 use super::schema::Schema;
 
 pub use conflict::{Conflicted, parse_conflicted};
@@ -83,8 +83,13 @@ fn check(document: &Document, kind: Kind, entries: &[Entry], problems: &mut Diag
                 .error(&[path[0], path[1], "name"], format!("the {} `{}` is locked twice", kind.as_str(), entry.name));
             problems.push(problem.hint(format!("it was first locked on line {line}: run `aitools lock` again")));
         }
-        let source = check_source(document, &[path[0], path[1], "request"], &entry.request, kind);
-        source.0.into_iter().filter(Diagnostic::is_error).for_each(|problem| problems.push(problem));
+        if let Request::Source(request) = &entry.request {
+            let source = check_source(document, &[path[0], path[1], "request"], request, kind);
+            source.0.into_iter().filter(Diagnostic::is_error).for_each(|problem| problems.push(problem));
+        } else if kind != Kind::Model {
+            let what = format!("{} is not derived", kind.with_article());
+            problems.push(document.error(&[path[0], path[1], "request"], what).hint("run `aitools lock` again"));
+        }
         for (key, what) in entry.inconsistencies(kind) {
             let problem =
                 document.error(&[path[0], path[1], key], format!("the {} `{}`: {what}", kind.as_str(), entry.name));
@@ -97,8 +102,9 @@ impl Entry {
     /// What does not fit the kind of entry and of source: the key, and why.
     fn inconsistencies(&self, kind: Kind) -> Vec<(&'static str, String)> {
         let pin = &self.pin;
-        let (git, hf) = (matches!(self.request, SourceSpec::Git(_)), matches!(self.request, SourceSpec::Hf(_)));
-        let packed = matches!(self.request, SourceSpec::Url(_) | SourceSpec::Pypi(_));
+        let source = self.request.source();
+        let (git, hf) = (matches!(source, Some(SourceSpec::Git(_))), matches!(source, Some(SourceSpec::Hf(_))));
+        let packed = matches!(source, Some(SourceSpec::Url(_) | SourceSpec::Pypi(_)));
         let mut found = Vec::new();
         let mut field = |key: &'static str, given: bool, wanted: bool| match (given, wanted) {
             (true, false) => found.push((key, format!("`{key}` has no meaning here"))),
@@ -108,7 +114,8 @@ impl Entry {
         field("commit", pin.commit.is_some(), git || hf);
         field("tree", pin.tree.is_some(), kind == Kind::Engine);
         field("downloads", !pin.downloads.is_empty(), packed);
-        field("files", !pin.files.is_empty(), kind == Kind::Model);
+        field("files", !pin.files.is_empty(), kind == Kind::Model && source.is_some());
+        field("inputs", pin.inputs.is_some(), source.is_none());
         if !git && !pin.submodules.is_empty() {
             field("submodules", true, false);
         }
@@ -144,14 +151,15 @@ pub struct Lockfile {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 pub struct Entry {
     pub name: Name,
-    /// The manifest's source, word for word: the entry is stale when this differs.
-    pub request: SourceSpec,
+    /// The manifest's words: the entry is stale when they differ.
+    pub request: Request,
     #[serde(flatten)]
     pub pin: Pin,
 }
 
 /// What a request resolved to. Which fields are set follows from the kind of source and of entry; the parser checks it:
-/// engines have `tree`; models have `files`; `git` and `hf` have `commit`; `url` and `pypi` have `downloads`.
+/// engines have `tree`; models have `files`; `git` and `hf` have `commit`; `url` and `pypi` have `downloads`; what is derived has
+/// `inputs` alone.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 pub struct Pin {
     /// 40 hexadecimal digits.
@@ -160,6 +168,10 @@ pub struct Pin {
     /// Digest of the source tree an engine is built from (see [`crate::base::tree`]), after `subdir` is applied.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tree: Option<Digest>,
+    /// Digest of the pins of everything that a model is derived from ([`Lockfile::inputs`]). What comes out is not here: it
+    /// depends on the machine's compiler.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub inputs: Option<Digest>,
     /// Submodules that were asked for, by path.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub submodules: Vec<SubmodulePin>,
@@ -186,6 +198,15 @@ pub struct FilePin {
     /// Size in bytes.
     pub size: u64,
     pub sha256: Digest,
+}
+
+impl Pin {
+    /// Puts everything into the order of the file.
+    pub fn sort(&mut self) {
+        self.files.sort();
+        self.downloads.sort();
+        self.submodules.sort_by(|a, b| a.path.cmp(&b.path));
+    }
 }
 
 /// What an entry is for.
@@ -239,11 +260,7 @@ impl Lockfile {
         for kind in Kind::ALL {
             let entries = self.entries_mut(kind);
             entries.sort_by(|a, b| a.name.cmp(&b.name));
-            for Entry { pin, .. } in entries {
-                pin.files.sort();
-                pin.downloads.sort();
-                pin.submodules.sort_by(|a, b| a.path.cmp(&b.path));
-            }
+            entries.iter_mut().for_each(|entry| entry.pin.sort());
         }
     }
 
@@ -265,6 +282,19 @@ impl Lockfile {
     }
 }
 
+impl Lockfile {
+    /// The digest that a derived model's entry must have: over the entries of the engine and models that `request` names,
+    /// in the order of their lists. None when the lockfile lacks one of them.
+    pub fn inputs(&self, request: &DeriveSpec) -> Option<Digest> {
+        let models = request.inputs().into_iter().map(|name| (Kind::Model, name));
+        let mut text = String::new();
+        for (kind, name) in models.chain([(Kind::Engine, &request.engine)]) {
+            write_entry(&mut text, kind, self.get(kind, name)?);
+        }
+        Some(Digest::of(text.as_bytes()))
+    }
+}
+
 fn write_entry(text: &mut String, kind: Kind, entry: &Entry) {
     let Entry { name, request, pin } = entry;
     let _ = write!(text, "\n[[{}]]\nname = {}\nrequest = {}\n", kind.as_str(), quoted(name.as_str()), inline(request));
@@ -273,6 +303,9 @@ fn write_entry(text: &mut String, kind: Kind, entry: &Entry) {
     }
     if let Some(tree) = &pin.tree {
         let _ = writeln!(text, "tree = {}", quoted(&tree.to_string()));
+    }
+    if let Some(inputs) = &pin.inputs {
+        let _ = writeln!(text, "inputs = {}", quoted(&inputs.to_string()));
     }
     write_list(text, "submodules", &pin.submodules);
     write_list(text, "downloads", &pin.downloads);

@@ -4,6 +4,7 @@
 //! What types cannot say is in [`check`].
 
 mod check;
+mod derive;
 
 use std::collections::BTreeMap;
 
@@ -21,6 +22,7 @@ use super::schema::Schema;
 
 pub(super) use check::is_commit;
 pub use check::{check_source, glob};
+pub use derive::{DeriveSpec, Request, Step};
 
 /// The format's version that this program reads.
 pub const VERSION: u32 = 1;
@@ -130,11 +132,13 @@ impl DefineValue {
     }
 }
 
-/// An AI model: where its weights come from and where engines find them.
+/// An AI model: where its weights come from and where engines find them. It has either `source` or `derive`.
 #[derive(Debug, Clone, PartialEq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ModelSpec {
-    pub source: SourceSpec,
+    pub source: Option<SourceSpec>,
+    /// Made on this machine from another model.
+    pub derive: Option<DeriveSpec>,
     /// The folder for the weights, relative to the project; `models/<name>` when not given.
     pub place: Option<RelPath>,
     /// The name the main weights file gets there; its own name when not given.
@@ -142,6 +146,12 @@ pub struct ModelSpec {
 }
 
 impl ModelSpec {
+    /// What the lockfile repeats. The parser has seen to it that there is one.
+    pub fn request(&self) -> Option<Request> {
+        let source = self.source.clone().map(Request::Source);
+        source.or_else(|| self.derive.clone().map(Request::Derive))
+    }
+
     /// The folder for the weights, relative to the project.
     pub fn place(&self, name: &Name) -> RelPath {
         self.place.clone().unwrap_or_else(|| RelPath::from_name("models", name))

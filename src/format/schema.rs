@@ -189,6 +189,8 @@ impl Compiler<'_> {
     fn either(&self, branches: &[Json], depth: usize) -> Rule {
         let mut rules: Vec<Rule> =
             branches.iter().filter(|branch| branch["type"] != "null").map(|branch| self.rule(branch, depth)).collect();
+        let flat = |rule| if let Rule::Either(inner) = rule { inner } else { vec![rule] };
+        rules = rules.into_iter().flat_map(flat).collect();
         if rules.iter().all(|rule| matches!(rule, Rule::Choice(_))) {
             let choices =
                 rules.into_iter().filter_map(|rule| if let Rule::Choice(list) = rule { Some(list) } else { None });

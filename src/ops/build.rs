@@ -50,7 +50,8 @@ pub fn fetch_source(host: &Host, project: &Project, engine: &EngineDemand<'_>) -
     let staging = host.store.stage()?;
     let ask =
         Fetch { kind: Kind::Engine, pin: &engine.entry.pin, wanted: &[], staging: staging.path(), name: name.as_str() };
-    let modes = fetch(host, project, &engine.entry.request, &ask, name)?;
+    let Some(source) = engine.entry.request.source() else { return Ok(()) };
+    let modes = fetch(host, project, source, &ask, name)?;
     let progress = host.task.start("verifying", format!("source of {name}"), None, Unit::None);
     let admitted =
         host.store.admit_tree(&staging, &modes, &tree, &format!("source of engine `{name}`"), host.task.cancel());
@@ -65,7 +66,7 @@ pub fn fetch_source(host: &Host, project: &Project, engine: &EngineDemand<'_>) -
 /// # Errors
 /// When the user asked to stop.
 pub fn populate_submodule(host: &Host, project: &Project, engine: &EngineDemand<'_>) -> Result<(), Failure> {
-    let SourceSpec::Git(spec) = &engine.entry.request else { return Ok(()) };
+    let Some(SourceSpec::Git(spec)) = engine.entry.request.source() else { return Ok(()) };
     let Some(submodule) = &spec.submodule else { return Ok(()) };
     let dest = submodule.under(&project.root);
     match git::populate_submodule(&host.world(project), spec, &engine.entry.pin, &dest) {

@@ -31,6 +31,7 @@ pub struct Checked {
 /// # Errors
 /// When the project's own files cannot be read.
 pub fn run(host: &Host, project: &Project, names: &[String]) -> Result<Vec<Checked>, Failure> {
+    demand::check_derivations(project)?;
     let lock = project.lockfile()?;
     demand::select(project, names)?.into_iter().map(|file| check_policy(host, project, lock.as_ref(), file)).collect()
 }
@@ -63,7 +64,7 @@ fn check_policy(
         Err(Failure::Stale { .. } | Failure::Build { .. }) => return Ok(checked),
         Err(other) => return Err(other),
     };
-    if let (Some(engine), Some(model)) = (demand.engines.first(), demand.models.first()) {
+    if let (Some(engine), Some(model)) = (demand.engines.first(), demand.model()) {
         // Looking into the weights tells the same, and more.
         checked.problems = checksum(file, model);
         if model_is_here(project, model) {
@@ -108,12 +109,17 @@ pub fn require_sound(
 }
 
 fn model_is_here(project: &Project, model: &ModelDemand<'_>) -> bool {
-    model.layout.parts.iter().all(|index| fs::exists(&model.layout.places[*index].under(&project.root)))
+    !model.layout.parts.is_empty()
+        && model.layout.parts.iter().all(|index| fs::exists(&model.layout.places[*index].under(&project.root)))
 }
 
 /// `audit.checksum`, when it is a real one, must be the locked digest of the main weights file.
 fn checksum(file: &PolicyFile, model: &ModelDemand<'_>) -> Vec<Diagnostic> {
     let Some(asked) = file.policy.value.audit.digest() else { return Vec::new() };
+    // What is yet to be derived has no digest.
+    if model.layout.parts.is_empty() {
+        return Vec::new();
+    }
     let locked = model.layout.parts.first().map(|index| model.wish.files[*index].sha256);
     if locked == Some(asked) {
         return Vec::new();

@@ -1,5 +1,9 @@
 //! What a selection of policies needs of this machine: which engines in which variants, which models.
 
+mod derived;
+
+pub use derived::{check as check_derivations, made};
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
@@ -13,9 +17,9 @@ use crate::build::toolchain::{self, Finder, ToolError, Toolchain};
 use crate::build::{BuildRecipe, ToolPath};
 use crate::engine::{self, Engine, RecipeRequest};
 use crate::format::lockfile::{Entry, FilePin, Kind, Lockfile};
-use crate::format::manifest::EngineSpec;
+use crate::format::manifest::{self, EngineSpec, ModelSpec, Request};
 use crate::format::policy;
-use crate::plan::{self, EngineWish, Layout, ModelWish};
+use crate::plan::{self, EngineWish, Layout, LayoutError, ModelWish};
 use crate::source::pypi;
 
 use super::project::PolicyFile;
@@ -41,12 +45,40 @@ pub struct ModelDemand<'a> {
     pub wish: ModelWish,
     pub layout: Layout,
     pub entry: &'a Entry,
+    pub spec: &'a ModelSpec,
+    pub derive: Option<DeriveDemand<'a>>,
 }
 
+/// How a model is derived: everything that decides what comes out.
+#[derive(Debug)]
+pub struct DeriveDemand<'a> {
+    pub step: manifest::Step<'a>,
+    /// Of what comes out, at most.
+    pub size_bytes: u64,
+    /// Files of the model it is made from that go along.
+    pub beside: Vec<FilePin>,
+    /// The engine's build, as an index into the demand's engines.
+    pub engine: usize,
+    /// Every named input; the fingerprint is their digest.
+    pub inputs: BTreeMap<String, String>,
+}
+
+/// Models come after those that they are derived from.
 #[derive(Debug, Default)]
 pub struct Demand<'a> {
     pub engines: Vec<EngineDemand<'a>>,
     pub models: Vec<ModelDemand<'a>>,
+}
+
+impl Demand<'_> {
+    /// The model of a single policy's demand.
+    pub fn model(&self) -> Option<&ModelDemand<'_>> {
+        self.models.iter().find(|model| model.wish.wanted)
+    }
+
+    pub fn find(&self, model: &Name) -> Option<&ModelDemand<'_>> {
+        self.models.iter().find(|demand| demand.wish.name == *model)
+    }
 }
 
 /// The policies that were named; all when none was.
@@ -70,22 +102,29 @@ pub fn demand<'a>(
     lock: &'a Lockfile,
     names: &[String],
 ) -> Result<Demand<'a>, Failure> {
-    let (engines, models) = wanted(host, project, names)?;
+    let (engines, models, run) = wanted(host, project, names)?;
     let env = host.os_env();
     let finder = Finder::new(&env, host.store.root(), host.task.cancel());
-    let mut surroundings = Surroundings { project, lock, env: &env, finder, accelerators: None };
+    let mut surroundings = Surroundings { host, project, lock, env: &env, finder, accelerators: None };
     let mut demand = Demand::default();
     for (name, variant) in engines {
         let linked = !demand.engines.iter().any(|other| other.wish.name == name);
         demand.engines.push(surroundings.engine(&name, variant, linked)?);
     }
-    for name in models {
-        demand.models.push(surroundings.model(&name)?);
+    let needed = derived::with_inputs(&project.manifest.value, &models);
+    for name in project.manifest.value.models_in_order().into_iter().filter(|name| needed.contains(name)) {
+        let model = surroundings.model(name, models.contains(name), &mut demand)?;
+        // What others are derived from need not be of use to an engine.
+        if model.layout.main.is_none() && (run.contains(name) || !derived::is_input(&project.manifest.value, name)) {
+            return Err(misplaced(project, name, &LayoutError::NoWeights));
+        }
+        demand.models.push(model);
     }
     Ok(demand)
 }
 
-type Wanted = (Vec<(Name, Option<Variant>)>, Vec<Name>);
+/// Engines with variants; models; those of the models that policies name.
+type Wanted = (Vec<(Name, Option<Variant>)>, Vec<Name>, Vec<Name>);
 
 /// Names of engines (with the variant that a policy or the user asks for) and models.
 fn wanted(host: &Host, project: &Project, names: &[String]) -> Result<Wanted, Failure> {
@@ -110,16 +149,18 @@ fn wanted(host: &Host, project: &Project, names: &[String]) -> Result<Wanted, Fa
             models.push(model);
         }
     }
+    let run = models.clone();
     if names.is_empty() {
         let rest = manifest.value.engines.keys().filter(|name| !engines.iter().any(|(known, _)| known == *name));
         engines.extend(rest.cloned().map(|name| (name, host.variant)).collect::<Vec<_>>());
         let rest: Vec<Name> = manifest.value.models.keys().filter(|name| !models.contains(name)).cloned().collect();
         models.extend(rest);
     }
-    Ok((engines, models))
+    Ok((engines, models, run))
 }
 
 struct Surroundings<'h, 'a> {
+    host: &'h Host,
     project: &'a Project,
     lock: &'a Lockfile,
     env: &'h Env,
@@ -136,22 +177,25 @@ impl<'a> Surroundings<'_, 'a> {
         self.lock.get(kind, name).ok_or_else(missing)
     }
 
-    fn model(&self, name: &Name) -> Result<ModelDemand<'a>, Failure> {
+    fn model(&mut self, name: &'a Name, wanted: bool, demand: &mut Demand<'a>) -> Result<ModelDemand<'a>, Failure> {
         let entry = self.entry(Kind::Model, name)?;
-        let manifest = &self.project.manifest;
-        let spec = &manifest.value.models[name];
-        let layout = plan::layout(name, spec, &entry.pin).map_err(|error| {
-            let place = manifest.document.error(&["models", name.as_str()], format!("model `{name}`: {error}"));
-            Failure::Input(place.hint("name the files with `files = [\"…\"]`").into())
-        })?;
-        let (files, places) = (entry.pin.files.clone(), layout.places.clone());
-        Ok(ModelDemand { wish: ModelWish { name: name.clone(), files, places }, layout, entry })
+        let spec = &self.project.manifest.value.models[name];
+        if let Request::Derive(request) = &entry.request {
+            return self.derived(&derived::Asked { name, spec, request, entry, wanted }, demand);
+        }
+        let (files, layout) = (entry.pin.files.clone(), self.layout(name, spec, &entry.pin.files)?);
+        let wish = ModelWish { name: name.clone(), files, places: layout.places.clone(), derive: None, wanted };
+        Ok(ModelDemand { wish, layout, entry, spec, derive: None })
+    }
+
+    fn layout(&self, name: &Name, spec: &ModelSpec, files: &[FilePin]) -> Result<Layout, Failure> {
+        plan::layout(name, spec, files).map_err(|error| misplaced(self.project, name, &error))
     }
 
     fn engine(&mut self, name: &Name, asked: Option<Variant>, linked: bool) -> Result<EngineDemand<'a>, Failure> {
         let entry = self.entry(Kind::Engine, name)?;
         let spec = &self.project.manifest.value.engines[name];
-        let adapter = self.adapter(name, spec)?;
+        let adapter = adapter(self.project, name, spec)?;
         let broken = |error: ToolError| Failure::Toolchain { engine: name.clone(), error };
         let variant = match asked {
             Some(variant) => self.allowed(name, spec, variant)?,
@@ -186,20 +230,8 @@ impl<'a> Surroundings<'_, 'a> {
             processor: &toolchain::processor(self.env),
         });
         let fingerprint = fingerprint::fingerprint(&inputs);
-        let wish = EngineWish { name: name.clone(), variant, fingerprint, tree: source, tools, linked };
+        let wish = EngineWish { name: name.clone(), variant, fingerprint, tree: source, tools, linked, wanted: true };
         Ok(EngineDemand { wish, adapter, entry, recipe, toolchain, cmake, ninja, inputs })
-    }
-
-    fn adapter(&self, name: &Name, spec: &EngineSpec) -> Result<&'static dyn Engine, Failure> {
-        let id = spec.adapter.as_deref().unwrap_or(name.as_str());
-        engine::find(id).ok_or_else(|| {
-            let known: Vec<&str> = engine::ENGINES.iter().map(|engine| engine.id()).collect();
-            let place = self.project.manifest.document.error(
-                &["engines", name.as_str(), if spec.adapter.is_some() { "adapter" } else { "source" }],
-                format!("engine `{name}`: there is no adapter `{id}`"),
-            );
-            Failure::Input(place.expected(known.join(", ")).actual(id).hint("set `adapter`").into())
-        })
     }
 
     /// Whether the manifest lists the variant that was asked for.
@@ -237,7 +269,7 @@ impl<'a> Surroundings<'_, 'a> {
             })?;
             Ok((entry.name.clone(), package.clone()))
         };
-        self.lock.tools.iter().map(package).collect()
+        self.lock.tools.iter().filter(|entry| manifest::TOOLS.contains(&entry.name.as_str())).map(package).collect()
     }
 
     /// A locked tool as an input of a build: its version and package. Its path is known once it is in the store.
@@ -245,6 +277,25 @@ impl<'a> Surroundings<'_, 'a> {
         let version = self.project.manifest.value.tools.get(name).map_or("", |spec| spec.version.as_str());
         ToolPath { path: PathBuf::new(), identity: format!("{version} {}", package.sha256) }
     }
+}
+
+/// What is told of a model whose files make no whole.
+pub fn misplaced(project: &Project, name: &Name, error: &LayoutError) -> Failure {
+    let place = project.manifest.document.error(&["models", name.as_str()], format!("model `{name}`: {error}"));
+    Failure::Input(place.hint("name the files with `files = [\"…\"]`").into())
+}
+
+/// The adapter that drives an engine.
+fn adapter(project: &Project, name: &Name, spec: &EngineSpec) -> Result<&'static dyn Engine, Failure> {
+    let id = spec.adapter.as_deref().unwrap_or(name.as_str());
+    engine::find(id).ok_or_else(|| {
+        let known: Vec<&str> = engine::ENGINES.iter().map(|engine| engine.id()).collect();
+        let place = project.manifest.document.error(
+            &["engines", name.as_str(), if spec.adapter.is_some() { "adapter" } else { "source" }],
+            format!("engine `{name}`: there is no adapter `{id}`"),
+        );
+        Failure::Input(place.expected(known.join(", ")).actual(id).hint("set `adapter`").into())
+    })
 }
 
 /// A build's tool with its path: the store's for a locked one, the machine's own otherwise.

@@ -9,6 +9,7 @@ use crate::base::name::Name;
 use crate::base::process::ProcessError;
 use crate::base::tree::TreeError;
 use crate::build::BuildError;
+use crate::build::command::CommandError;
 use crate::build::toolchain::ToolError;
 use crate::engine::EngineError;
 use crate::engine::backend::BackendError;
@@ -16,6 +17,7 @@ use crate::format::lockfile::Kind;
 use crate::source::SourceError;
 use crate::store::StoreError;
 
+use super::derive::DeriveError;
 use super::run::RunError;
 
 #[derive(Debug, thiserror::Error)]
@@ -52,6 +54,8 @@ pub enum Failure {
     Toolchain { engine: Name, error: ToolError },
     #[error("engine `{engine}`: {error}")]
     Recipe { engine: Name, error: EngineError },
+    #[error("model `{model}`: {error}")]
+    Derive { model: Name, error: DeriveError },
     #[error("policy `{policy}`: {error}")]
     Run { policy: Name, error: RunError },
     /// Files on disk that are not what the lockfile or a receipt says.
@@ -78,6 +82,8 @@ pub enum Why {
     Removed,
     /// Both have it, with different requests; what each says.
     Changed { manifest: String, lock: String },
+    /// What a model is derived from is locked otherwise than it was.
+    Inputs,
     /// The lockfile's text has an unresolved merge conflict here.
     Conflict,
 }
@@ -113,8 +119,10 @@ impl Failure {
             Self::Cancelled(_) => true,
             Self::Store(error) | Self::Integrity { error, .. } => store(error),
             Self::Source { error, .. } => matches!(error, SourceError::Cancelled(_)),
-            Self::Build { error: BuildError::Cancelled(_), .. } => true,
-            Self::Build { error: BuildError::Process(error), .. } => process(error),
+            Self::Build { error, .. } | Self::Derive { error: DeriveError::Command(CommandError::Run(error)), .. } => {
+                matches!(error, BuildError::Cancelled(_))
+                    || matches!(error, BuildError::Process(error) if process(error))
+            }
             Self::Toolchain { error: ToolError::Process(error), .. } => process(error),
             Self::Run { error: RunError::Backend(BackendError::Cancelled(_)), .. } => true,
             Self::Run { error: RunError::Backend(BackendError::Process(error)), .. } => process(error),

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use crate::base::fs;
 use crate::base::name::Name;
 use crate::format::lockfile::{self, Entry, Kind, Lockfile, Pin};
-use crate::format::manifest::{Manifest, SourceSpec};
+use crate::format::manifest::{Manifest, Request, SourceSpec};
 use crate::report::Unit;
 use crate::source::{self, World};
 
@@ -53,11 +53,13 @@ pub struct Change {
     pub to: Option<String>,
 }
 
-/// What the manifest asks for, in lockfile order.
-pub fn requests(manifest: &Manifest) -> Vec<(Kind, Name, SourceSpec)> {
-    let tools = manifest.tools.iter().map(|(name, spec)| (Kind::Tool, name.clone(), SourceSpec::Pypi(spec.clone())));
-    let engines = manifest.engines.iter().map(|(name, spec)| (Kind::Engine, name.clone(), spec.source.clone()));
-    let models = manifest.models.iter().map(|(name, spec)| (Kind::Model, name.clone(), spec.source.clone()));
+/// What the manifest asks for, nothing before what it is derived from.
+pub fn requests(manifest: &Manifest) -> Vec<(Kind, Name, Request)> {
+    let tools =
+        manifest.tools.iter().map(|(name, spec)| (Kind::Tool, name.clone(), SourceSpec::Pypi(spec.clone()).into()));
+    let engines = manifest.engines.iter().map(|(name, spec)| (Kind::Engine, name.clone(), spec.source.clone().into()));
+    let request = |name: &Name| Some((Kind::Model, name.clone(), manifest.models.get(name)?.request()?));
+    let models = manifest.models_in_order().into_iter().filter_map(request);
     tools.chain(engines).chain(models).collect()
 }
 
@@ -71,6 +73,7 @@ pub fn staleness(manifest: &Manifest, lock: &Lockfile) -> Vec<Staleness> {
             Some(entry) if entry.request != *request => {
                 Why::Changed { manifest: in_words(request), lock: in_words(&entry.request) }
             }
+            Some(Entry { request: Request::Derive(spec), pin, .. }) if pin.inputs != lock.inputs(spec) => Why::Inputs,
             Some(_) => continue,
         };
         stale.push(Staleness { kind: *kind, name: name.clone(), why });
@@ -86,14 +89,17 @@ pub fn staleness(manifest: &Manifest, lock: &Lockfile) -> Vec<Staleness> {
 }
 
 /// A request as one line of JSON: what differs shows.
-fn in_words(request: &SourceSpec) -> String {
+fn in_words(request: &Request) -> String {
     serde_json::to_string(request).unwrap_or_default()
 }
 
 /// A pin in a few letters.
 fn pin_in_words(pin: &Pin) -> String {
-    let digest =
-        pin.tree.or(pin.downloads.first().map(|file| file.sha256)).or(pin.files.first().map(|file| file.sha256));
+    let digest = pin
+        .tree
+        .or(pin.inputs)
+        .or(pin.downloads.first().map(|file| file.sha256))
+        .or(pin.files.first().map(|file| file.sha256));
     match (&pin.commit, digest) {
         (Some(commit), _) => commit.chars().take(12).collect(),
         (None, Some(digest)) => source::short(&digest),
@@ -129,6 +135,7 @@ pub fn run(host: &Host, project: &Project, upgrade: &Upgrade, resolve_conflicts:
     let waiting = || host.task.waiting("another aitools is locking this project");
     let _held = host.store.lock(&name, host.task.cancel(), waiting)?;
     check_names(project, upgrade)?;
+    super::demand::check_derivations(project)?;
     let old = previous(project, resolve_conflicts)?;
     let lockfile = resolve(host, project, &old, upgrade)?;
     let written = fs::write_if_changed(&project.lock_path, lockfile.to_text().as_bytes())?;
@@ -163,10 +170,13 @@ fn resolve(host: &Host, project: &Project, old: &Lockfile, upgrade: &Upgrade) ->
     let mut lockfile = Lockfile::default();
     for (kind, name, request) in requests(&project.manifest.value) {
         let kept = old.get(kind, &name).filter(|entry| entry.request == request && !upgrade.covers(&name));
-        let pin = match kept {
-            Some(entry) => entry.pin.clone(),
-            None => resolve_one(&world, kind, &name, &request)?,
+        let mut pin = match (&request, kept) {
+            (Request::Derive(spec), _) => Pin { inputs: lockfile.inputs(spec), ..Pin::default() },
+            (Request::Source(_), Some(entry)) => entry.pin.clone(),
+            (Request::Source(source), None) => resolve_one(&world, kind, &name, source)?,
         };
+        // What is derived from it is locked by its text.
+        pin.sort();
         let entry = Entry { name, request, pin };
         match kind {
             Kind::Tool => lockfile.tools.push(entry),
@@ -174,6 +184,7 @@ fn resolve(host: &Host, project: &Project, old: &Lockfile, upgrade: &Upgrade) ->
             Kind::Model => lockfile.models.push(entry),
         }
     }
+    lockfile.sort();
     Ok(lockfile)
 }
 

@@ -6,6 +6,7 @@
 pub mod build;
 pub mod check;
 pub mod demand;
+pub mod derive;
 pub mod doctor;
 pub mod failure;
 pub mod host;

@@ -23,10 +23,12 @@ pub fn ready(host: &Host, project: &Project, file: &PolicyFile) -> Result<(Ready
         return Err(Failure::NotSynced { steps });
     }
     let warnings = check::require_sound(host, project, &demand, &names)?;
-    let (Some(engine), Some(model)) = (demand.engines.first(), demand.models.first()) else {
+    let (Some(engine), Some(model)) = (demand.engines.first(), demand.model()) else {
         return Err(Failure::NotSynced { steps });
     };
-    let weights = model.layout.main.under(&project.root);
+    let Some(weights) = model.layout.main.as_ref().map(|main| main.under(&project.root)) else {
+        return Err(Failure::NotSynced { steps });
+    };
     let (header, _) = check::header_of(&weights).map_err(|problem| Failure::Input(problem.into()))?;
     let main = model.layout.parts.first().copied().unwrap_or_default();
     let ready = Ready {

@@ -7,9 +7,10 @@ use crate::base::fs;
 use crate::base::name::Name;
 use crate::base::platform::Variant;
 use crate::build::fingerprint::{self, Difference};
+use crate::format::receipt::Receipt;
 use crate::plan::Step;
 
-use super::demand::{EngineDemand, demand};
+use super::demand::{EngineDemand, ModelDemand, demand};
 use super::failure::Staleness;
 use super::survey::{build_link, linked};
 use super::{Failure, Host, Project, lock, sync};
@@ -43,7 +44,8 @@ pub struct ModelStatus {
     pub name: Name,
     pub files: usize,
     pub size_bytes: u64,
-    pub main: String,
+    /// None when others are derived from it, and no engine could run it.
+    pub main: Option<String>,
     pub ready: bool,
 }
 
@@ -72,11 +74,11 @@ pub fn run(host: &Host, project: &Project) -> Result<Status, Failure> {
     let demand = demand(host, project, &lockfile, &[])?;
     let plan = sync::plan_for(host, project, &demand)?;
     let engines = demand.engines.iter().map(|engine| engine_status(host, engine, &plan.steps)).collect();
-    let models = demand.models.iter().map(|model| ModelStatus {
+    let models = demand.models.iter().filter(|model| model.wish.wanted).map(|model| ModelStatus {
         name: model.wish.name.clone(),
         files: model.wish.files.len(),
         size_bytes: model.wish.files.iter().map(|file| file.size).sum(),
-        main: model.layout.main.to_string(),
+        main: model.layout.main.as_ref().map(ToString::to_string),
         ready: !plan.steps.iter().any(|step| step.is_about(&model.wish.name)),
     });
     let models = models.collect();
@@ -134,19 +136,64 @@ pub struct WhyBuild {
     pub inputs: std::collections::BTreeMap<String, String>,
 }
 
+/// Why a model would be derived again, or is not derived.
+#[derive(Debug, serde::Serialize)]
+pub struct WhyDerived {
+    pub model: Name,
+    pub fingerprint: Digest,
+    /// Whether it was derived on this machine from just these inputs.
+    pub derived: bool,
+    /// The latest derivation of this model, when it is another one.
+    pub other: Option<Digest>,
+    /// Inputs that differ between that derivation and the wanted one.
+    pub differences: Vec<Difference>,
+    /// Every input of the wanted derivation.
+    pub inputs: std::collections::BTreeMap<String, String>,
+}
+
+#[derive(Debug, serde::Serialize)]
+#[serde(untagged)]
+pub enum Why {
+    Build(WhyBuild),
+    Derived(WhyDerived),
+}
+
 /// # Errors
-/// When there is no such engine, or no lockfile.
-pub fn why(host: &Host, project: &Project, engine: &str) -> Result<Vec<WhyBuild>, Failure> {
+/// When there is no such engine or derived model, or no lockfile.
+pub fn why(host: &Host, project: &Project, name: &str) -> Result<Vec<Why>, Failure> {
     let lockfile = lock::require(project)?;
     let demand = demand(host, project, &lockfile, &[])?;
-    let engines: Vec<_> = demand.engines.iter().filter(|found| found.wish.name.as_str() == engine).collect();
-    if engines.is_empty() {
-        let near =
-            crate::base::diagnostic::nearest(engine, demand.engines.iter().map(|known| known.wish.name.as_str()));
-        let hint = near.map(|near| format!("did you mean `{near}`?"));
-        return Err(Failure::Usage { what: format!("the manifest has no engine `{engine}`"), hint });
+    let engines = demand.engines.iter().filter(|found| found.wish.name.as_str() == name);
+    let mut whys: Vec<Why> =
+        engines.map(|engine| why_one(host, project, engine).map(Why::Build)).collect::<Result<_, _>>()?;
+    let derived = |model: &&ModelDemand<'_>| model.derive.is_some();
+    for model in demand.models.iter().filter(derived).filter(|model| model.wish.name.as_str() == name) {
+        whys.extend(why_derived(host, model)?.map(Why::Derived));
     }
-    engines.into_iter().map(|engine| why_one(host, project, engine)).collect()
+    if whys.is_empty() {
+        let engines = demand.engines.iter().map(|known| known.wish.name.as_str());
+        let models = demand.models.iter().filter(derived).map(|known| known.wish.name.as_str());
+        let near = crate::base::diagnostic::nearest(name, engines.chain(models));
+        let hint = near.map(|near| format!("did you mean `{near}`?"));
+        return Err(Failure::Usage { what: format!("the manifest has no engine or derived model `{name}`"), hint });
+    }
+    Ok(whys)
+}
+
+fn why_derived(host: &Host, model: &ModelDemand<'_>) -> Result<Option<WhyDerived>, Failure> {
+    let (Some(derive), Some(wish)) = (&model.derive, &model.wish.derive) else { return Ok(None) };
+    let derived = host.store.derived(&wish.fingerprint).is_some();
+    let own = |receipt: &Receipt| receipt.notes.get("model").is_some_and(|name| name == model.wish.name.as_str());
+    let other = if derived { None } else { host.store.all_derived()?.into_iter().find(own) };
+    let differences = other.as_ref().map(|receipt| fingerprint::differences(&receipt.inputs, &derive.inputs));
+    Ok(Some(WhyDerived {
+        model: model.wish.name.clone(),
+        fingerprint: wish.fingerprint,
+        derived,
+        other: other.map(|receipt| receipt.fingerprint),
+        differences: differences.unwrap_or_default(),
+        inputs: derive.inputs.clone(),
+    }))
 }
 
 fn why_one(host: &Host, project: &Project, engine: &EngineDemand<'_>) -> Result<WhyBuild, Failure> {

@@ -12,7 +12,7 @@ use crate::store::blobs::Presence;
 use super::demand::{Demand, ModelDemand, demand};
 use super::lock::{self, Locked, Upgrade};
 use super::survey::survey;
-use super::{Failure, Host, Project, build};
+use super::{Failure, Host, Project, build, derive};
 
 /// How the lockfile is treated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -88,8 +88,10 @@ pub fn plan_for(host: &Host, project: &Project, demand: &Demand<'_>) -> Result<P
 /// Engines and models have nothing in common, so a download goes on while a compiler works.
 fn carry_out(host: &Host, project: &Project, demand: &Demand<'_>, plan: &Plan) -> Result<(), Failure> {
     host.store.sweep()?;
-    check_space(host, plan)?;
-    let (engines, models): (Vec<&Step>, Vec<&Step>) = plan.steps.iter().partition(|step| is_engine_step(step));
+    check_space(host, demand, plan)?;
+    let (derived, others): (Vec<&Step>, Vec<&Step>) =
+        plan.steps.iter().partition(|step| matches!(step, Step::Derive { .. }));
+    let (engines, models): (Vec<&Step>, Vec<&Step>) = others.into_iter().partition(|step| is_engine_step(step));
     // The first failure ends the other lane soon, so that it is told in seconds rather than after a build.
     let lane = |steps: &[&Step], step: fn(&Host, &Project, &Demand<'_>, &Step) -> Result<(), Failure>| {
         let done = steps.iter().try_for_each(|due| step(host, project, demand, due));
@@ -106,19 +108,27 @@ fn carry_out(host: &Host, project: &Project, demand: &Demand<'_>, plan: &Plan) -
     match (built, fetched) {
         (Err(consequence), Err(cause)) if consequence.is_interruption() => Err(cause),
         (built, fetched) => built.and(fetched),
-    }
+    }?;
+    // What is derived needs both.
+    lane(&derived, model_step)
 }
 
 fn is_engine_step(step: &Step) -> bool {
     match step {
         Step::FetchTool { .. } | Step::FetchSource { .. } | Step::Build { .. } | Step::LinkBuild { .. } => true,
-        Step::Hash { .. } | Step::FetchWeights { .. } | Step::Place { .. } => false,
+        Step::Hash { .. } | Step::FetchWeights { .. } | Step::Place { .. } | Step::Derive { .. } => false,
     }
 }
 
 /// All weights together must fit, before the first byte.
-fn check_space(host: &Host, plan: &Plan) -> Result<(), Failure> {
-    let bytes = |step: &Step| if let Step::FetchWeights { bytes, .. } = step { *bytes } else { 0 };
+fn check_space(host: &Host, demand: &Demand<'_>, plan: &Plan) -> Result<(), Failure> {
+    let made =
+        |model: &Name| demand.find(model).and_then(|model| model.derive.as_ref()).map_or(0, |derive| derive.size_bytes);
+    let bytes = |step: &Step| match step {
+        Step::FetchWeights { bytes, .. } => *bytes,
+        Step::Derive { model, .. } => made(model),
+        _ => 0,
+    };
     let sum: u64 = plan.steps.iter().map(bytes).fold(0, u64::saturating_add);
     let needed = sum.saturating_add(sum / 20);
     let at = host.store.root();
@@ -152,18 +162,21 @@ fn engine_step(host: &Host, project: &Project, demand: &Demand<'_>, step: &Step)
 
 fn model_step(host: &Host, project: &Project, demand: &Demand<'_>, step: &Step) -> Result<(), Failure> {
     host.task.check()?;
-    let find = |name: &Name| demand.models.iter().find(|model| model.wish.name == *name);
     let (name, files) = match step {
+        Step::Derive { model, .. } => return derive::derive(host, project, demand, model),
         Step::Hash { model, files, .. }
         | Step::FetchWeights { model, files, .. }
         | Step::Place { model, files, .. } => (model, files),
         _ => return Ok(()),
     };
-    let Some(model) = find(name) else { return Ok(()) };
+    let Some(model) = demand.find(name) else { return Ok(()) };
     match step {
         Step::Place { .. } => files.iter().try_for_each(|index| place(host, project, model, *index)),
         Step::Hash { .. } => {
             let wrong = hash(host, project, model, files)?;
+            if model.derive.is_some() && !wrong.is_empty() {
+                return derive::derive(host, project, demand, name);
+            }
             fetch_weights(host, project, model, &wrong)
         }
         _ => fetch_weights(host, project, model, files),
@@ -200,7 +213,11 @@ fn place(host: &Host, project: &Project, model: &ModelDemand<'_>, index: usize) 
     Ok(())
 }
 
-fn fetch_weights(host: &Host, project: &Project, model: &ModelDemand<'_>, files: &[usize]) -> Result<(), Failure> {
+/// Brings files of a model into the store and places them, unless somebody else did meanwhile.
+///
+/// # Errors
+/// What the source or the store said.
+pub fn fetch_weights(host: &Host, project: &Project, model: &ModelDemand<'_>, files: &[usize]) -> Result<(), Failure> {
     if files.is_empty() {
         return Ok(());
     }
@@ -222,7 +239,8 @@ fn fetch_weights(host: &Host, project: &Project, model: &ModelDemand<'_>, files:
             staging: staging.path(),
             name: name.as_str(),
         };
-        fetch(host, project, &model.entry.request, &ask, name)?;
+        let Some(source) = model.entry.request.source() else { return Ok(()) };
+        fetch(host, project, source, &ask, name)?;
         for index in &missing {
             let pin = &model.wish.files[*index];
             let what = format!("weights file `{}`", pin.path);

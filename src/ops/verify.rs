@@ -49,15 +49,20 @@ pub fn run(host: &Host, project: &Project, names: &[String]) -> Result<Verified,
 
 fn targets(host: &Host, project: &Project, demand: &Demand<'_>) -> Result<Vec<Target>, Failure> {
     let mut targets = Vec::new();
-    for model in &demand.models {
+    for model in demand.models.iter().filter(|model| model.wish.wanted) {
+        if model.wish.files.is_empty() {
+            return Err(Failure::NotSynced { steps: super::sync::plan_for(host, project, demand)?.steps });
+        }
         let line = project.lock_line(&model.wish.name).unwrap_or_default();
-        for (pin, place) in model.wish.files.iter().zip(&model.wish.places) {
+        for (index, (pin, place)) in model.wish.files.iter().zip(&model.wish.places).enumerate() {
+            let made = model.derive.is_some() && model.layout.parts.contains(&index);
+            let recorded_in = if made { "its record".to_owned() } else { line.clone() };
             let path = place.under(&project.root);
             let what = "weights file".to_owned();
-            targets.push(Target { path, what, expected: pin.sha256, size_bytes: pin.size, recorded_in: line.clone() });
+            targets.push(Target { path, what, expected: pin.sha256, size_bytes: pin.size, recorded_in });
         }
     }
-    for engine in &demand.engines {
+    for engine in demand.engines.iter().filter(|engine| engine.wish.wanted) {
         let name = &engine.wish.name;
         let Some(artifact) = host.store.receipt_of(&engine.wish.fingerprint) else {
             return Err(Failure::NotSynced { steps: super::sync::plan_for(host, project, demand)?.steps });

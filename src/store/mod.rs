@@ -6,6 +6,7 @@
 //! trees/<tree digest>/          engine sources, exported; trees/<tree digest>.list is the listing its name is the digest of
 //! tools/<package sha256>/       build tools, unpacked; tools/<package sha256>.json is their sealed listing
 //! artifacts/<fingerprint>/      engine installs; receipt.json in it is written last, sealed
+//! derived/<fingerprint>.json    which blobs came out of a derivation: a sealed receipt
 //! records.json                  what was hashed, by inode and times: sealed
 //! locks/                        lock files; never deleted
 //! scratch/                      partial downloads and git mirrors: nothing in it is trusted
@@ -19,6 +20,7 @@
 
 pub mod artifacts;
 pub mod blobs;
+pub mod derived;
 pub mod records;
 pub mod seal;
 pub mod trees;

@@ -13,12 +13,25 @@ pub const JOB: Job = Job { name: "powerinfer", about: "PowerInfer's own tree bui
 pub const GREEDY: &str =
     "runtime: {threads: 1, context_size: 128}\ngeneration: {temperature: 0, max_tokens: 8, chat_template: none}";
 
+/// Made of the sparse model with PowerInfer's own programs.
+const DERIVED: &str = r#"
+[models.q4]
+place = "models/powerinfer/q4"
+weights = "model.gguf"
+[models.q4.derive]
+from = "sparse"
+engine = "powerinfer"
+quantize = "Q4_0"
+"#;
+
 fn run(sh: &Shell) -> Result<()> {
     let engine = Engine::powerinfer(sh)?;
     let mut project = Project::new(sh, "powerinfer")?;
     let (sparse, dense) = (Tiny::sparse(), Tiny::dense());
     project.add_model("sparse", &sparse, GREEDY)?;
     project.add_model("dense", &dense, GREEDY)?;
+    project.more = DERIVED.to_owned();
+    project.add_policy("q4", "q4", GREEDY)?;
     project.write_manifest(&engine, true, "targets = [\"main\", \"server\", \"quantize\"]")?;
     locked(&project, sh)?;
     project.ours(&["sync"]).run()?;
@@ -26,6 +39,7 @@ fn run(sh: &Shell) -> Result<()> {
     for (name, model) in [("sparse", &sparse), ("dense", &dense)] {
         answers(&project, name, model)?;
     }
+    derived(&project, sh)?;
     refused(&mut project, &engine, &sparse)?;
     let server = project.program("server");
     let _wire = sh.push_env("AITOOLS_TEST_POWERINFER_WIRE_SERVER", &server);
@@ -73,6 +87,21 @@ pub fn answers(project: &Project<'_>, name: &str, model: &Tiny) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// What was derived is smaller, has the statistics beside it, and answers the same every time.
+fn derived(project: &Project<'_>, sh: &Shell) -> Result<()> {
+    let size =
+        |name: &str| sh.read_binary_file(project.folder.join("models/powerinfer").join(name)).map(|file| file.len());
+    let (whole, small) = (size("sparse/model.gguf")?, size("q4/model.gguf")?);
+    println!("derived: {small} bytes of {whole}");
+    if small * 2 > whole || size("q4/activation/activation_1.pt")? == 0 {
+        return Err("what was derived is not Q4_0".into());
+    }
+    let answer = || project.json(&["run", "q4", "--prompt", "hi"]).map(|ran| ran["text"].to_string());
+    let (first, second) = (answer()?, answer()?);
+    println!("q4: {first}");
+    if first != second || first.len() < 8 { Err(format!("q4 answers {first}, then {second}").into()) } else { Ok(()) }
 }
 
 /// Weights that PowerInfer would load, and answer nonsense with, do not get there; neither does a prompt that it would cut.

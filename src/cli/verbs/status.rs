@@ -1,9 +1,10 @@
 //! `aitools status`.
 
+use crate::build::fingerprint::Difference;
 use crate::cli::args;
 use crate::cli::output::Output;
 use crate::cli::settings::Session;
-use crate::ops::status::{self, Status, WhyBuild};
+use crate::ops::status::{self, Status, Why, WhyBuild, WhyDerived};
 use crate::ops::{Failure, project};
 use crate::source::short;
 
@@ -43,8 +44,9 @@ fn text(status: &Status, project: &project::Project) -> String {
             &format!("engine    {} ({}) {built}, {fingerprint}, from {}\n", engine.name, engine.variant, engine.source);
     }
     for model in &status.models {
-        text +=
-            &format!("model     {} {}, {}, {}\n", model.name, state(model.ready), size(model.size_bytes), model.main);
+        let main = model.main.as_deref().unwrap_or("for others to be derived from");
+        let size = if model.files == 0 { "size not known yet".to_owned() } else { size(model.size_bytes) };
+        text += &format!("model     {} {}, {size}, {main}\n", model.name, state(model.ready));
     }
     for policy in &status.policies {
         text += &format!("policy    {} {}, on {}\n", policy.name, state(policy.ready), policy.engine);
@@ -56,7 +58,14 @@ fn text(status: &Status, project: &project::Project) -> String {
     text
 }
 
-fn why_text(why: &WhyBuild) -> String {
+fn why_text(why: &Why) -> String {
+    match why {
+        Why::Build(why) => why_built(why),
+        Why::Derived(why) => why_derived(why),
+    }
+}
+
+fn why_built(why: &WhyBuild) -> String {
     let mut text = format!("engine {} ({}), {}\n", why.engine, why.variant, short(&why.fingerprint));
     match (why.built, &why.other) {
         (true, None) => text += "  it is built, and nothing has changed\n",
@@ -68,9 +77,25 @@ fn why_text(why: &WhyBuild) -> String {
             text += &format!("  it has to be built; the last build was {}, and since then\n", short(other))
         }
     }
-    for difference in &why.differences {
-        let word = |value: &Option<String>| value.as_ref().map_or("nothing".to_owned(), |value| format!("`{value}`"));
-        text += &format!("    {}: {} -> {}\n", difference.name, word(&difference.old), word(&difference.new));
+    text + &differences(&why.differences)
+}
+
+fn why_derived(why: &WhyDerived) -> String {
+    let mut text = format!("model {}, {}\n", why.model, short(&why.fingerprint));
+    match (why.derived, &why.other) {
+        (true, _) => text += "  it is derived, and nothing has changed\n",
+        (false, None) => text += "  it was never derived on this machine\n",
+        (false, Some(other)) => {
+            text += &format!("  it has to be derived; the last derivation was {}, and since then\n", short(other))
+        }
     }
-    text
+    text + &differences(&why.differences)
+}
+
+fn differences(differences: &[Difference]) -> String {
+    let word = |value: &Option<String>| value.as_ref().map_or("nothing".to_owned(), |value| format!("`{value}`"));
+    let line = |difference: &Difference| {
+        format!("    {}: {} -> {}\n", difference.name, word(&difference.old), word(&difference.new))
+    };
+    differences.iter().map(line).collect()
 }

@@ -55,5 +55,9 @@ pub fn step_line(step: &Step) -> String {
             let why = if *reason == Reason::NotLinked { " in this project" } else { "" };
             format!("place {} of {model}{why}", files(which.len()))
         }
+        Step::Derive { model, from, engine, how, .. } => {
+            let from: Vec<&str> = from.iter().map(|name| name.as_str()).collect();
+            format!("derive {model} from {} ({how}, with {engine})", from.join(" and "))
+        }
     }
 }

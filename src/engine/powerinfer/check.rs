@@ -36,7 +36,7 @@ pub(super) fn all(ask: &CheckRequest<'_>) -> Vec<Finding> {
         let message = format!("the weights have {} parts, and PowerInfer loads a single file", ask.headers.len());
         return vec![error("", message, Some("choose a model that is not split"))];
     };
-    let mut found = of_model(ask, header);
+    let mut found = of_model(ask.sizes.first().copied().unwrap_or(0), ask.commit, header);
     found.extend(of_accelerator(ask, header));
     found.extend(of_gpus(ask, header));
     found.extend(of_threads(ask, header));
@@ -72,7 +72,8 @@ fn warning(key: &'static str, message: impl Into<String>, hint: Option<&str>) ->
     finding(false, key, message, hint)
 }
 
-fn of_model(ask: &CheckRequest<'_>, header: &Header) -> Vec<Finding> {
+/// What is wrong with the model itself, whose file has `size` bytes, for a commit of the engine.
+pub(super) fn of_model(size: u64, commit: Option<&str>, header: &Header) -> Vec<Finding> {
     let sparse = model::is_sparse(header);
     let known = if sparse { SPARSE } else { DENSE };
     let Some(name) = header.architecture().filter(|name| known.contains(name)) else {
@@ -82,7 +83,7 @@ fn of_model(ask: &CheckRequest<'_>, header: &Header) -> Vec<Finding> {
         return vec![error("", message, Some("for other models use an engine whose adapter is `llama-cpp`"))];
     };
     if header.architecture_uint("expert_count").unwrap_or(0) > 0 {
-        return vec![of_experts(ask)];
+        return vec![of_experts(commit)];
     }
     let mut found = Vec::new();
     let missing = missing(header, name, sparse);
@@ -96,7 +97,7 @@ fn of_model(ask: &CheckRequest<'_>, header: &Header) -> Vec<Finding> {
         };
         found.push(error("", format!("the model lacks `{first}`{more}"), Some(hint)));
     }
-    found.extend(of_tensors(ask, header));
+    found.extend(of_tensors(size, header));
     if sparse {
         found.extend(of_neurons(header));
     }
@@ -104,8 +105,8 @@ fn of_model(ask: &CheckRequest<'_>, header: &Header) -> Vec<Finding> {
 }
 
 /// Other commits may load them; how, this was not read against.
-fn of_experts(ask: &CheckRequest<'_>) -> Finding {
-    match ask.commit {
+fn of_experts(commit: Option<&str>) -> Finding {
+    match commit {
         Some(commit) if commit != MAIN => warning(
             "",
             format!("the model is a mixture of experts: whether commit {commit} runs it is not known"),
@@ -137,9 +138,9 @@ fn missing(header: &Header, architecture: &str, sparse: bool) -> Vec<String> {
     wanted.filter(|name| !there.contains_key(name.as_str())).collect()
 }
 
-fn of_tensors(ask: &CheckRequest<'_>, header: &Header) -> Vec<Finding> {
+fn of_tensors(size: u64, header: &Header) -> Vec<Finding> {
     let mut found = Vec::new();
-    if let Err(cut) = header.check_extents(ask.sizes.first().copied().unwrap_or(0)) {
+    if let Err(cut) = header.check_extents(size) {
         found.push(error("", cut.to_string(), Some("`aitools verify --repair` fetches them again")));
     }
     let named = |tensor: &Tensor| {

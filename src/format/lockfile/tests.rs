@@ -3,14 +3,14 @@
 use crate::base::diagnostic::Diagnostics;
 use crate::base::digest::Digest;
 use crate::format::lockfile::{Conflicted, Entry, FilePin, Kind, Lockfile, Pin, SubmodulePin, parse, parse_conflicted};
-use crate::format::manifest::{GitSpec, HfSpec, PathSpec, PypiSpec, SourceSpec, UrlSpec};
+use crate::format::manifest::{DeriveSpec, GitSpec, HfSpec, PathSpec, PypiSpec, Request, SourceSpec, UrlSpec};
 
 fn file(path: &str) -> FilePin {
     FilePin { path: path.parse().expect(path), size: path.len() as u64, sha256: Digest::of(path.as_bytes()) }
 }
 
 fn entry(name: &str, request: SourceSpec, pin: Pin) -> Entry {
-    Entry { name: name.parse().expect(name), request, pin }
+    Entry { name: name.parse().expect(name), request: request.into(), pin }
 }
 
 fn pypi(name: &str) -> SourceSpec {
@@ -305,4 +305,48 @@ fn a_large_lockfile_is_read_quickly() {
     let each = start.elapsed() / 10;
     // A few milliseconds when optimised: this is about a mistake of order, not about the machine.
     assert!(each.as_secs() < 2);
+}
+
+#[test]
+fn a_derived_model_is_locked_by_what_it_is_made_from() {
+    let spec = || DeriveSpec {
+        from: "m1".parse().expect("name"),
+        engine: "a".parse().expect("name"),
+        quantize: Some("Q4_0".to_owned()),
+    };
+    let mut lock = sample();
+    lock.sort();
+    let inputs = lock.inputs(&spec());
+    assert!(inputs.is_some());
+    let derived = Entry {
+        name: "q4".parse().expect("name"),
+        request: Request::Derive(spec()),
+        pin: Pin { inputs, ..Pin::default() },
+    };
+    lock.models.push(derived);
+    let text = lock.to_text();
+    assert!(
+        text.contains("request = { from = \"m1\", engine = \"a\", quantize = \"Q4_0\" }\ninputs = \"sha256:"),
+        "{text}"
+    );
+    assert_eq!(read(&text), lock);
+    assert_eq!(read(&text).inputs(&spec()), inputs);
+    let mut other = lock.clone();
+    other.models[0].pin.files[0].size += 1;
+    assert_ne!(other.inputs(&spec()), inputs);
+    other.models.remove(0);
+    assert_eq!(other.inputs(&spec()), None);
+    for (from, to, said) in [
+        ("\ninputs = ", "\nfiles = []\n# ", "`inputs` is missing"),
+        (
+            "\ninputs = ",
+            "\ncommit = \"cccccccccccccccccccccccccccccccccccccccc\"\ninputs = ",
+            "`commit` has no meaning here",
+        ),
+        ("[[model]]\nname = \"q4\"", "[[engine]]\nname = \"q4\"", "an engine is not derived"),
+        ("quantize = ", "quantise = ", "unknown key `quantise`"),
+    ] {
+        let problems = refused(&text.replace(from, to)).to_string();
+        assert!(problems.contains(said), "{said}: {problems}");
+    }
 }

@@ -10,6 +10,7 @@ use crate::format::document::Document;
 use crate::format::lockfile::Kind;
 use crate::format::schema::quoted_list;
 
+use super::derive;
 use super::{EngineSpec, GitSpec, HfSpec, Manifest, ModelSpec, PathSpec, PypiSpec, SourceSpec, TOOLS, UrlSpec};
 
 const MAX_GLOB_BYTES: usize = 512;
@@ -44,6 +45,7 @@ pub(super) fn check(manifest: &Manifest, document: &Document) -> Diagnostics {
         check.model(name, spec);
     }
     check.places(manifest);
+    check.problems.0.extend(derive::check(manifest, document));
     check.submodules(manifest);
     check.globs(&["policies", "include"], &manifest.policies.include);
     for (from, to) in &manifest.mirrors {
@@ -153,8 +155,9 @@ impl Check<'_> {
     }
 
     fn model(&mut self, name: &Name, spec: &ModelSpec) {
-        self.source(&["models", name.as_str(), "source"], &spec.source, Kind::Model);
-        if let SourceSpec::Path(source) = &spec.source {
+        let Some(source) = &spec.source else { return };
+        self.source(&["models", name.as_str(), "source"], source, Kind::Model);
+        if let SourceSpec::Path(source) = source {
             let from = source.path.trim_start_matches("./").trim_end_matches('/');
             let place = spec.place(name);
             let below = |inner: &str, outer: &str| {

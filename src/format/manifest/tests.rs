@@ -62,7 +62,7 @@ fn a_whole_manifest() {
     let parsed = good(WHOLE);
     let manifest = &parsed.value;
     assert_eq!(manifest.engines["powerinfer"].define["LLAMA_X"].to_cmake(), "3");
-    assert!(matches!(manifest.models["b"].source, SourceSpec::Url(_)));
+    assert!(matches!(manifest.models["b"].source, Some(SourceSpec::Url(_))));
     let (name, model) = manifest.models.first_key_value().expect("a");
     assert_eq!(model.place(name).as_str(), "models/powerinfer/a");
     let (name, model) = manifest.models.last_key_value().expect("c");
@@ -102,7 +102,6 @@ plce = "x"
             "12:33: unknown key `brnch` in `models.a.source`; hint did you mean `branch`?",
             "12:61: `models.a.source.submodule`: `../up` is not a path inside its folder: it has a part `..`",
             "13:11: `models.a.weights` has the wrong type; expected a path inside its folder; actual the number `3`",
-            "14:9: `models.b` lacks the key `source`; expected a table",
             "15:1: unknown key `plce` in `models.b`; hint did you mean `place`?",
         ]
     );
@@ -225,4 +224,37 @@ fn many_models_are_read_quickly() {
     }
     // Some 4 ms each in a debug build: this is about a mistake of order, not about the machine.
     assert!(start.elapsed().as_secs() < 10);
+}
+
+#[test]
+fn derived_models() {
+    let engine =
+        "version = 1\n[engines.e]\nsource = { git = 'https://example.org/e' }\n[models.a]\nsource = { path = 'w' }\n";
+    let chain = format!(
+        "{engine}[models.z.derive]\nfrom = 'a'\nengine = 'e'\nquantize = 'Q4_0'\n\
+         [models.b.derive]\nfrom = 'z'\nengine = 'e'\nquantize = 'Q4_0'\n"
+    );
+    let manifest = good(&chain).value;
+    let order: Vec<&str> = manifest.models_in_order().iter().map(|name| name.as_str()).collect();
+    assert_eq!(order, ["a", "z", "b"]);
+    let problems = bad(&format!(
+        "{engine}[models.b]\n[models.c]\nsource = {{ path = 'x' }}\nderive = {{ from = 'a', engine = 'e', quantize = 'Q4_0' }}\n\
+         [models.d.derive]\nfrom = 'aa'\nengine = 'f'\n\
+         [models.x.derive]\nfrom = 'y'\nengine = 'e'\nquantize = 'Q4_0'\n\
+         [models.y.derive]\nfrom = 'x'\nengine = 'e'\nquantize = 'Q4_0'\n"
+    ));
+    assert_eq!(
+        told(&problems),
+        [
+            "6:9: model `b` has neither `source` nor `derive`; hint say where it comes from with `source`, or what it is made from with `derive`",
+            "9:1: model `c` has both `source` and `derive`; hint remove one of them",
+            "10:11: model `d`: `derive` does not say what is done; hint add `quantize = \"…\"`",
+            "11:8: the manifest has no model `aa`; hint did you mean `a`?",
+            "12:10: the manifest has no engine `f`",
+            "14:8: model `x` is derived from itself: `x` from `y` from `x`; hint name another model",
+            "18:8: model `y` is derived from itself: `y` from `x` from `y`; hint name another model",
+        ]
+    );
+    let problems = told(&bad(&format!("{engine}[models.b]\nderive = {{ form = 'a', engine = 'e', quantize = 4 }}\n")));
+    assert_eq!(problems.len(), 3, "{problems:?}");
 }

@@ -1,0 +1,166 @@
+//! Models that are made from others: what decides what comes out, and what is known of it already.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::base::diagnostic::Diagnostics;
+use crate::base::digest::Digest;
+use crate::base::name::{Name, RelPath};
+use crate::base::platform::Variant;
+use crate::build::fingerprint;
+use crate::engine::EngineError;
+use crate::format::lockfile::{Entry, FilePin, Kind};
+use crate::format::manifest::{DeriveSpec, Manifest, ModelSpec, Request, Step};
+use crate::format::receipt::Receipt;
+use crate::ops::{Failure, Project};
+use crate::plan::{self, DeriveWish, ModelWish};
+
+use super::{Demand, DeriveDemand, ModelDemand, Surroundings};
+
+/// `names`, and whatever they are derived from.
+pub(super) fn with_inputs<'a>(manifest: &'a Manifest, names: &'a [Name]) -> BTreeSet<&'a Name> {
+    let mut needed: BTreeSet<&Name> = names.iter().collect();
+    for name in manifest.models_in_order().into_iter().rev() {
+        if let Some(derive) = manifest.models[name].derive.as_ref().filter(|_| needed.contains(name)) {
+            needed.extend(derive.inputs());
+        }
+    }
+    needed
+}
+
+/// Whether another model is derived from it.
+pub(super) fn is_input(manifest: &Manifest, name: &Name) -> bool {
+    manifest.models.values().filter_map(|spec| spec.derive.as_ref()).any(|derive| derive.inputs().contains(&name))
+}
+
+/// What the engines say to the manifest's derivations, before anything is there.
+///
+/// # Errors
+/// [`Failure::Input`] with every derivation of which nothing could come.
+pub fn check(project: &Project) -> Result<(), Failure> {
+    let manifest = &project.manifest.value;
+    let mut problems = Diagnostics::default();
+    for (name, spec) in &manifest.models {
+        let Some((derive, step)) = spec.derive.as_ref().and_then(|derive| Some((derive, derive.step()?))) else {
+            continue;
+        };
+        let engine = &manifest.engines[&derive.engine];
+        if let Err(error) = super::adapter(project, &derive.engine, engine)?.derivation(step, engine) {
+            problems.push(refusal(project, name, step, error));
+        }
+    }
+    if problems.has_errors() { Err(problems.into()) } else { Ok(()) }
+}
+
+fn refusal(project: &Project, model: &Name, step: Step<'_>, error: EngineError) -> crate::base::diagnostic::Diagnostic {
+    let key = match step {
+        Step::Quantize(_) => "quantize",
+    };
+    let mut problem = project.manifest.document.error(&["models", model.as_str(), "derive", key], error.to_string());
+    if let EngineError::Underivable { hint, .. } = error {
+        problem.hint = hint;
+    }
+    problem
+}
+
+/// The files of a derivation's receipt.
+pub fn made(receipt: &Receipt) -> Vec<FilePin> {
+    let pin = |(path, file): (&RelPath, &crate::format::receipt::InstalledFile)| FilePin {
+        path: path.clone(),
+        size: file.size,
+        sha256: file.sha256,
+    };
+    receipt.files.iter().map(pin).collect()
+}
+
+/// A derived model to look into.
+pub(super) struct Asked<'a> {
+    pub name: &'a Name,
+    pub spec: &'a ModelSpec,
+    pub request: &'a DeriveSpec,
+    pub entry: &'a Entry,
+    pub wanted: bool,
+}
+
+impl<'a> Surroundings<'_, 'a> {
+    pub(super) fn derived(&mut self, of: &Asked<'a>, demand: &mut Demand<'a>) -> Result<ModelDemand<'a>, Failure> {
+        let (name, request) = (of.name, of.request);
+        let index = self.deriving_engine(&request.engine, demand)?;
+        let engine = &demand.engines[index];
+        let step = request.step().ok_or_else(|| self.absent(name))?;
+        let spec = &self.project.manifest.value.engines[&request.engine];
+        let derivation = engine.adapter.derivation(step, spec);
+        let derivation = derivation.map_err(|error| Failure::Input(refusal(self.project, name, step, error).into()))?;
+        let from = demand.find(&request.from).ok_or_else(|| self.absent(&request.from))?;
+        let mut inputs: BTreeMap<String, String> = [
+            ("step", step.to_string()),
+            ("adapter", format!("{} {}", engine.adapter.id(), derivation.version)),
+            ("engine", engine.wish.fingerprint.to_string()),
+        ]
+        .map(|(name, value)| (name.to_owned(), value))
+        .into();
+        for (role, input) in ["from"].into_iter().zip(request.inputs()) {
+            let model = demand.find(input).ok_or_else(|| self.absent(input))?;
+            inputs.insert(role.to_owned(), identity(model).to_string());
+        }
+        let fingerprint = fingerprint::fingerprint(&inputs);
+        let along = |file: &&FilePin| {
+            derivation
+                .beside
+                .iter()
+                .any(|folder| file.path.as_str().split_once('/').is_some_and(|(top, _)| top == *folder))
+        };
+        let beside = from.derive.as_ref().map_or(&from.wish.files, |derive| &derive.beside);
+        let beside: Vec<FilePin> = beside.iter().filter(along).cloned().collect();
+        let bytes: u64 =
+            from.wish.files.iter().filter(|file| file.path.as_str().ends_with(".gguf")).map(|file| file.size).sum();
+        let mut files = self.host.store.derived(&fingerprint).map(|receipt| made(&receipt)).unwrap_or_default();
+        let layout = if files.is_empty() {
+            plan::layout_to_be(name, of.spec)
+        } else {
+            files.extend(beside.iter().cloned());
+            self.layout(name, of.spec, &files)?
+        };
+        let derive = DeriveWish {
+            fingerprint,
+            from: request.inputs().into_iter().cloned().collect(),
+            how: step.to_string(),
+            engine: request.engine.clone(),
+            build: engine.wish.fingerprint,
+        };
+        let (places, name) = (layout.places.clone(), name.clone());
+        let wish = ModelWish { name, files, places, derive: Some(derive), wanted: of.wanted };
+        let size_bytes = (bytes / 100).saturating_mul(derivation.percent);
+        let derive = Some(DeriveDemand { step, size_bytes, beside, engine: index, inputs });
+        Ok(ModelDemand { wish, layout, entry: of.entry, spec: of.spec, derive })
+    }
+
+    fn absent(&self, model: &Name) -> Failure {
+        self.entry(Kind::Model, model).err().unwrap_or_else(|| Failure::NoLock { path: self.project.lock_path.clone() })
+    }
+
+    /// The engine's build `cpu`, where it has one: what is derived is then the same with every accelerator and without.
+    fn deriving_engine(&mut self, name: &Name, demand: &mut Demand<'a>) -> Result<usize, Failure> {
+        let spec = &self.project.manifest.value.engines[name];
+        let plain = spec.variant.is_empty() || spec.variant.contains_key(&Variant::Cpu);
+        let linked = !demand.engines.iter().any(|other| other.wish.name == *name);
+        let mut engine = self.engine(name, plain.then_some(Variant::Cpu), linked)?;
+        let same = |other: &super::EngineDemand<'_>| {
+            other.wish.name == engine.wish.name && other.wish.fingerprint == engine.wish.fingerprint
+        };
+        if let Some(index) = demand.engines.iter().position(same) {
+            return Ok(index);
+        }
+        engine.wish.wanted = false;
+        demand.engines.push(engine);
+        Ok(demand.engines.len() - 1)
+    }
+}
+
+/// What a model is, as an input of another: the digest of its locked files, or of its own inputs.
+fn identity(model: &ModelDemand<'_>) -> Digest {
+    if let (Some(derive), Request::Derive(_)) = (&model.wish.derive, &model.entry.request) {
+        return derive.fingerprint;
+    }
+    let line = |file: &FilePin| format!("{} {} {}\n", file.sha256, file.size, file.path);
+    Digest::of(model.wish.files.iter().map(line).collect::<String>().as_bytes())
+}

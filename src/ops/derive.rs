@@ -1,0 +1,220 @@
+//! Makes a model from others, as `[models.<name>.derive]` asks: with the engine's own program, off the network, into staging;
+//! what came out is looked into, hashed, taken into the store and recorded under the fingerprint of everything it was made of.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use crate::base::digest::Digest;
+use crate::base::fs;
+use crate::base::name::Name;
+use crate::base::process::Program;
+use crate::build::command::{self, Command, CommandError};
+use crate::engine::EngineError;
+use crate::engine::derive::DeriveRequest;
+use crate::format::gguf::Header;
+use crate::format::lockfile::FilePin;
+use crate::format::receipt::{self, InstalledFile, Receipt};
+use crate::plan::{self, DeriveWish};
+use crate::report::Unit;
+
+use super::demand::{Demand, DeriveDemand, EngineDemand, ModelDemand, made};
+use super::{Failure, Host, Project, build, check, sync};
+
+/// Why a model could not be derived.
+#[derive(Debug, thiserror::Error)]
+pub enum DeriveError {
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    #[error(transparent)]
+    Command(#[from] CommandError),
+    /// What the program made without a word of complaint.
+    #[error("what came out is of no use: {}", .why.join("; "))]
+    Useless { why: Vec<String>, log: PathBuf },
+}
+
+/// Where the files of a model are, verified, by their digests.
+type Held = BTreeMap<Digest, PathBuf>;
+
+/// Derives a model with everything that takes, and places it, unless somebody else did meanwhile.
+///
+/// # Errors
+/// What the engine, its program or the store said; nothing is recorded then.
+pub fn derive(host: &Host, project: &Project, demand: &Demand<'_>, name: &Name) -> Result<(), Failure> {
+    let Some(model) = demand.find(name) else { return Ok(()) };
+    let (Some(derive), Some(wish)) = (&model.derive, &model.wish.derive) else { return Ok(()) };
+    let waiting = || host.task.waiting(format!("another aitools is deriving `{name}`"));
+    let _held = host.store.lock(&format!("derive-{}", wish.fingerprint.hex()), host.task.cancel(), waiting)?;
+    host.store.reload_records();
+    let mut files = files_of(host, model);
+    let mut held = held(host, project, model, &files)?;
+    if files.is_empty() || files.iter().any(|file| !held.contains_key(&file.sha256)) {
+        for input in &wish.from {
+            held.extend(bring(host, project, demand, input)?);
+        }
+        if files.first().is_none_or(|main| !held.contains_key(&main.sha256)) {
+            let made = make(host, project, demand, &Job { model, derive, wish, held: &held })?;
+            held.insert(made.sha256, host.store.blob_path(&made.sha256));
+            files = files_of(host, model);
+        }
+    }
+    let layout =
+        plan::layout(name, model.spec, &files).map_err(|error| super::demand::misplaced(project, name, &error))?;
+    for (file, place) in files.iter().zip(&layout.places) {
+        if let Some(path) = held.get(&file.sha256) {
+            host.store.place(path, &place.under(&project.root), file.sha256)?;
+        }
+    }
+    Ok(())
+}
+
+/// The files of a model: the locked ones; of a derived one those on record, the main one first, none before it was derived.
+fn files_of(host: &Host, model: &ModelDemand<'_>) -> Vec<FilePin> {
+    let (Some(derive), Some(wish)) = (&model.derive, &model.wish.derive) else { return model.wish.files.clone() };
+    let mut files = host.store.derived(&wish.fingerprint).map(|receipt| made(&receipt)).unwrap_or_default();
+    if !files.is_empty() {
+        files.extend(derive.beside.iter().cloned());
+    }
+    files
+}
+
+/// Those of `files` that are here and right: in the store, or in the model's place.
+fn held(host: &Host, project: &Project, model: &ModelDemand<'_>, files: &[FilePin]) -> Result<Held, Failure> {
+    let mut held = Held::new();
+    for file in files {
+        let blob = host.store.blob_path(&file.sha256);
+        let place = model.wish.files.iter().position(|known| known == file).map(|index| &model.wish.places[index]);
+        for path in [Some(blob), place.map(|place| place.under(&project.root))].into_iter().flatten() {
+            host.task.check()?;
+            if host.store.confirm(&path, file)? {
+                held.insert(file.sha256, path);
+                break;
+            }
+        }
+    }
+    Ok(held)
+}
+
+/// Sees to it that a model's files are here, wherever they come from.
+fn bring(host: &Host, project: &Project, demand: &Demand<'_>, name: &Name) -> Result<Held, Failure> {
+    let Some(model) = demand.find(name) else { return Ok(Held::new()) };
+    if model.derive.is_some() {
+        derive(host, project, demand, name)?;
+        return held(host, project, model, &files_of(host, model));
+    }
+    let files = &model.wish.files;
+    let here = held(host, project, model, files)?;
+    let missing: Vec<usize> = (0..files.len()).filter(|index| !here.contains_key(&files[*index].sha256)).collect();
+    if missing.is_empty() {
+        return Ok(here);
+    }
+    sync::fetch_weights(host, project, model, &missing)?;
+    held(host, project, model, files)
+}
+
+/// One derivation whose inputs are here.
+struct Job<'a> {
+    model: &'a ModelDemand<'a>,
+    derive: &'a DeriveDemand<'a>,
+    wish: &'a DeriveWish,
+    held: &'a Held,
+}
+
+impl Job<'_> {
+    fn failed(&self, error: impl Into<DeriveError>) -> Failure {
+        Failure::Derive { model: self.model.wish.name.clone(), error: error.into() }
+    }
+
+    /// The main weights file of the model it is made from.
+    fn input(&self, host: &Host, project: &Project, demand: &Demand<'_>) -> Result<PathBuf, Failure> {
+        let why =
+            || self.failed(EngineError::Underivable { why: "there is no GGUF to derive from".to_owned(), hint: None });
+        let from = demand.find(&self.wish.from[0]).ok_or_else(why)?;
+        let files = files_of(host, from);
+        let layout = plan::layout(&from.wish.name, from.spec, &files);
+        let layout = layout.map_err(|error| super::demand::misplaced(project, &from.wish.name, &error))?;
+        match layout.parts.as_slice() {
+            [one] => self.held.get(&files[*one].sha256).cloned().ok_or_else(why),
+            [] => Err(why()),
+            parts => {
+                let why = format!("`{}` has {} parts, and is derived from one file alone", from.wish.name, parts.len());
+                Err(self.failed(EngineError::Underivable { why, hint: None }))
+            }
+        }
+    }
+}
+
+/// Runs the engine's program, looks at what it made, and takes that in.
+fn make(host: &Host, project: &Project, demand: &Demand<'_>, job: &Job<'_>) -> Result<FilePin, Failure> {
+    let engine = &demand.engines[job.derive.engine];
+    build::build(host, project, engine)?;
+    let input = job.input(host, project, demand)?;
+    let (header, _) = check::header_of(&input).map_err(|problem| Failure::Input(problem.into()))?;
+    let name = &job.model.wish.name;
+    let file = plan::derived_file(name);
+    let (staging, scratch) = (host.store.stage()?, host.store.stage()?);
+    let began = Instant::now();
+    let output = file.under(staging.path());
+    let artifact = host.store.artifact_path(&engine.wish.fingerprint);
+    let ask = DeriveRequest {
+        step: job.derive.step,
+        commit: engine.entry.pin.commit.as_deref(),
+        artifact: &artifact,
+        input: &input,
+        header: &header,
+        output: &output,
+        scratch: scratch.path(),
+        threads: host.jobs.max(1),
+    };
+    let log = host.store.logs().join(format!("{name}-{}.log", &job.wish.fingerprint.hex()[..12]));
+    run(host, engine, job, &ask, &log)?;
+    look_at(engine, job, &ask, &log)?;
+    let progress = host.task.start("hashing", name.as_str(), None, Unit::None);
+    let pin = host.store.admit_derived(&output, |size, sha256| FilePin { path: file.clone(), size, sha256 })?;
+    progress.finish("");
+    let receipt = Receipt {
+        version: receipt::VERSION,
+        engine: engine.wish.name.clone(),
+        variant: engine.wish.variant,
+        fingerprint: job.wish.fingerprint,
+        inputs: job.derive.inputs.clone(),
+        files: [(file, InstalledFile { size: pin.size, sha256: pin.sha256, executable: false })].into(),
+        notes: [("model", name.to_string()), ("seconds", began.elapsed().as_secs().to_string())]
+            .map(|(name, value)| (name.to_owned(), value))
+            .into(),
+    };
+    host.store.record_derived(&receipt)?;
+    host.store.save_records()?;
+    Ok(pin)
+}
+
+fn run(
+    host: &Host,
+    engine: &EngineDemand<'_>,
+    job: &Job<'_>,
+    ask: &DeriveRequest<'_>,
+    log: &Path,
+) -> Result<(), Failure> {
+    let launch = engine.adapter.derive(ask).map_err(|error| job.failed(error))?;
+    let program = Program { path: launch.program, args: launch.args, env: launch.env, cwd: launch.cwd };
+    let progress = host.task.start("deriving", job.model.wish.name.as_str(), None, Unit::Steps);
+    let began = Instant::now();
+    let command = Command { driver: &host.driver, program, log: log.to_owned() };
+    command::run(&command, &host.task, &progress).map_err(|error| job.failed(error))?;
+    progress.finish(format!("{} in {:.1} s", job.derive.step, began.elapsed().as_secs_f64()));
+    Ok(())
+}
+
+/// Programs of engines end well with nonsense in their hands: what came out must be a model that the engine can run.
+fn look_at(engine: &EngineDemand<'_>, job: &Job<'_>, ask: &DeriveRequest<'_>, log: &Path) -> Result<(), Failure> {
+    let useless = |why: Vec<String>| job.failed(DeriveError::Useless { why, log: log.to_owned() });
+    let read = || -> Result<(Header, u64), String> {
+        let size = fs::metadata(ask.output).map_err(|_| "the program made no file".to_owned())?.len();
+        let file = fs::open(ask.output).map_err(|error| error.to_string())?;
+        Ok((Header::read(file, Some(size)).map_err(|error| error.to_string())?, size))
+    };
+    let (header, size) = read().map_err(|why| useless(vec![why]))?;
+    let wrong = engine.adapter.check_derived(ask, &header, size).into_iter().filter(|finding| finding.error);
+    let wrong: Vec<String> = wrong.map(|finding| finding.message).collect();
+    if wrong.is_empty() { Ok(()) } else { Err(useless(wrong)) }
+}
