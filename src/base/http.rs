@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::io::{self, Read};
 use std::net::IpAddr;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use ureq::http::header::{HeaderMap, HeaderName, HeaderValue};
@@ -57,9 +58,27 @@ impl Default for Settings {
 #[derive(Debug, Clone)]
 pub struct Http {
     settings: Settings,
+    agents: Arc<RwLock<Agents>>,
+}
+
+#[derive(Debug, Clone)]
+struct Agents {
     direct: Agent,
     /// By scheme of the target: the agent and the proxy's address for messages.
     proxied: BTreeMap<&'static str, Result<(Agent, String), String>>,
+}
+
+impl Agents {
+    fn new(settings: &Settings) -> Self {
+        let proxied = ["http", "https"].into_iter().filter_map(|scheme| {
+            let value = proxy_for(&settings.env, scheme)?;
+            let made = Proxy::new(value)
+                .map(|proxy| (agent(settings, Some(proxy)), shown(value)))
+                .map_err(|error| format!("the proxy `{}` is of no use: {error}", shown(value)));
+            Some((scheme, made))
+        });
+        Self { direct: agent(settings, None), proxied: proxied.collect() }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -177,25 +196,24 @@ impl Answer {
 
 impl Http {
     pub fn new(settings: Settings) -> Self {
-        let direct = agent(&settings, None);
-        let proxied = ["http", "https"].into_iter().filter_map(|scheme| {
-            let value = proxy_for(&settings.env, scheme)?;
-            let made = Proxy::new(value)
-                .map(|proxy| (agent(&settings, Some(proxy)), shown(value)))
-                .map_err(|error| format!("the proxy `{}` is of no use: {error}", shown(value)));
-            Some((scheme, made))
-        });
-        Self { direct, proxied: proxied.collect(), settings }
+        Self { agents: Arc::new(RwLock::new(Agents::new(&settings))), settings }
     }
 
     pub fn settings(&self) -> &Settings {
         &self.settings
     }
 
-    /// Ends all connections: whoever waits for a byte gets an error at once. Nothing can be asked afterwards.
+    /// Ends all connections: whoever waits for a byte gets an error at once. What is asked afterwards makes new ones,
+    /// unless the user asked to stop.
     pub fn abort(&self) {
-        self.direct.clone().shutdown();
-        for (agent, _) in self.proxied.values().flatten() {
+        let mut agents = self.agents.write().unwrap_or_else(PoisonError::into_inner);
+        let old = agents.clone();
+        if !self.settings.cancel.is_cancelled() {
+            *agents = Agents::new(&self.settings);
+        }
+        drop(agents);
+        old.direct.shutdown();
+        for (agent, _) in old.proxied.values().flatten() {
             agent.clone().shutdown();
         }
     }
@@ -304,6 +322,7 @@ impl Http {
         };
         let answer = answer.map_err(|error| {
             let cancelled = self.settings.cancel.check();
+            let proxy = proxy.as_deref();
             cancelled.map_or_else(HttpError::from, |()| worded(&shown(&url.to_string()), proxy, error, &self.settings))
         })?;
         let (parts, body) = answer.into_parts();
@@ -315,12 +334,13 @@ impl Http {
         })
     }
 
-    fn agent_for(&self, url: &Uri) -> Result<(&Agent, Option<&str>), HttpError> {
+    fn agent_for(&self, url: &Uri) -> Result<(Agent, Option<String>), HttpError> {
         let bypass = variable(&self.settings.env, "no_proxy").is_some_and(|list| bypasses(list, url));
-        match self.proxied.get(url.scheme_str().unwrap_or_default()) {
-            Some(Ok((agent, shown))) if !bypass => Ok((agent, Some(shown))),
+        let agents = self.agents.read().unwrap_or_else(PoisonError::into_inner);
+        match agents.proxied.get(url.scheme_str().unwrap_or_default()) {
+            Some(Ok((agent, shown))) if !bypass => Ok((agent.clone(), Some(shown.clone()))),
             Some(Err(why)) if !bypass => Err(HttpError::Address { url: shown(&url.to_string()), why: why.clone() }),
-            _ => Ok((&self.direct, None)),
+            _ => Ok((agents.direct.clone(), None)),
         }
     }
 }

@@ -6,6 +6,7 @@ pub mod cancel;
 pub mod diagnostic;
 pub mod digest;
 pub mod fs;
+pub mod hashed;
 pub mod http;
 pub mod lifeline;
 pub mod lock;

@@ -32,8 +32,8 @@ pub fn fetch_tool(host: &Host, project: &Project, demand: &Demand<'_>, name: &Na
     let pin = only(package);
     let ask = Fetch { kind: Kind::Tool, pin: &pin, wanted: &[], staging: staging.path(), name: name.as_str() };
     let request = SourceSpec::Pypi(spec.clone());
-    let modes = fetch(host, project, &request, &ask, name)?;
-    host.store.admit_tool(&staging, &modes, &package.sha256, host.task.cancel())?;
+    let fetched = fetch(host, project, &request, &ask, name)?;
+    host.store.admit_tool(&staging, &fetched.modes, &package.sha256, host.task.cancel())?;
     Ok(())
 }
 
@@ -51,10 +51,11 @@ pub fn fetch_source(host: &Host, project: &Project, engine: &EngineDemand<'_>) -
     let ask =
         Fetch { kind: Kind::Engine, pin: &engine.entry.pin, wanted: &[], staging: staging.path(), name: name.as_str() };
     let Some(source) = engine.entry.request.source() else { return Ok(()) };
-    let modes = fetch(host, project, source, &ask, name)?;
+    let fetched = fetch(host, project, source, &ask, name)?;
     let progress = host.task.start("verifying", format!("source of {name}"), None, Unit::None);
+    let modes = &fetched.modes;
     let admitted =
-        host.store.admit_tree(&staging, &modes, &tree, &format!("source of engine `{name}`"), host.task.cancel());
+        host.store.admit_tree(&staging, modes, &tree, &format!("source of engine `{name}`"), host.task.cancel());
     admitted.map_err(|error| integrity(project, Kind::Engine, name, error))?;
     progress.finish("right");
     Ok(())

@@ -2,11 +2,10 @@
 
 use crate::base::fs;
 use crate::base::name::Name;
-use crate::base::tree::Modes;
 use crate::format::lockfile::{FilePin, Kind, Lockfile, Pin};
 use crate::plan::{self, Plan, Step};
 use crate::report::Unit;
-use crate::source::{self, Fetch};
+use crate::source::{self, Fetch, Fetched};
 use crate::store::blobs::Presence;
 
 use super::demand::{Demand, ModelDemand, demand};
@@ -262,9 +261,11 @@ pub fn fetch(
     request: &crate::format::manifest::SourceSpec,
     ask: &Fetch<'_>,
     name: &Name,
-) -> Result<Modes, Failure> {
+) -> Result<Fetched, Failure> {
     let fetched = source::of(request).fetch(&host.world(project), ask);
-    fetched.map_err(|error| Failure::source(ask.kind, name, error, project.lock_line(name)))
+    let fetched = fetched.map_err(|error| Failure::source(ask.kind, name, error, project.lock_line(name)))?;
+    fetched.hashed.iter().for_each(|hashed| host.store.records().learn(hashed));
+    Ok(fetched)
 }
 
 /// Holds the lock for what a digest names.

@@ -5,8 +5,9 @@ use std::path::PathBuf;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use crate::base::digest::{self, Digest};
-use crate::base::fs::{self, FsError, Stamp};
+use crate::base::digest::Digest;
+use crate::base::fs;
+use crate::base::hashed::Hashed;
 use crate::report::{Progress, Unit};
 
 use super::demand::{Demand, demand};
@@ -112,14 +113,16 @@ fn hash_one(host: &Host, target: &Target, progress: &Progress) -> Result<Option<
         size_bytes,
         recorded_in: target.recorded_in.clone(),
     };
-    let Ok(file) = fs::open(&target.path) else { return Ok(Some(damaged(None, None))) };
-    let before = Stamp::of(&fs::metadata(&target.path)?);
-    let hashed = digest::of_reader(file, |bytes| {
+    if fs::open(&target.path).is_err() {
+        return Ok(Some(damaged(None, None)));
+    }
+    let hashed = Hashed::of_file(&target.path, |bytes| {
         progress.add(bytes);
         host.task.check().map_err(std::io::Error::other)
     });
     host.task.check()?;
-    let (computed, size) = hashed.map_err(|error| FsError::new("read", &target.path, error))?;
-    host.store.records().learn(&target.path, &before, computed);
-    Ok((computed != target.expected).then(|| damaged(Some(computed), Some(size))))
+    let hashed = hashed?;
+    host.store.records().learn(&hashed);
+    let computed = hashed.sha256();
+    Ok((computed != target.expected).then(|| damaged(Some(computed), Some(hashed.size_bytes()))))
 }

@@ -15,10 +15,11 @@ mod transfer;
 use std::io::Read as _;
 use std::path::Path;
 
-use crate::base::digest::{self, Digest};
+use crate::base::digest::Digest;
 use crate::base::fs::{self, FsError};
+use crate::base::hashed::Hashed;
 use crate::base::http::{Http, shown};
-use crate::report::Task;
+use crate::report::{Task, Unit};
 
 use super::SourceError;
 use part::Part;
@@ -62,21 +63,14 @@ impl Download<'_> {
     }
 }
 
-/// What came.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Downloaded {
-    pub sha256: Digest,
-    pub size_bytes: u64,
-}
-
-/// Brings the file. With a digest given, what lies at `to` afterwards has it.
+/// Brings the file, its bytes durable. With a digest given, what lies at `to` afterwards has it.
 ///
 /// # Errors
 /// [`SourceError`]. What came of the file stays for the next try, unless it was wrong.
-pub fn download(http: &Http, task: &Task, ask: &Download<'_>) -> Result<Downloaded, SourceError> {
+pub fn download(http: &Http, task: &Task, ask: &Download<'_>) -> Result<Hashed, SourceError> {
     let part = Part::hold(ask.parts, &ask.key(), ask.what, task)?;
     // Whoever held the part before us may have finished it.
-    if let Some(there) = already(ask)? {
+    if let Some(there) = already(task, ask.what, ask.to, ask.sha256)? {
         return Ok(there);
     }
     let mut last = None;
@@ -95,23 +89,39 @@ pub fn download(http: &Http, task: &Task, ask: &Download<'_>) -> Result<Download
     Err(last.unwrap_or(SourceError::Network { what: ask.what.to_owned(), why, hint: None }))
 }
 
-fn already(ask: &Download<'_>) -> Result<Option<Downloaded>, FsError> {
-    let Some(expected) = ask.sha256.filter(|_| fs::exists(ask.to)) else { return Ok(None) };
-    let (sha256, size_bytes) = digest::of_file(ask.to)?;
-    Ok((sha256 == expected).then_some(Downloaded { sha256, size_bytes }))
+/// What lies at `path`, when it is known what should, and it is that.
+///
+/// # Errors
+/// When it cannot be read, or the user asked to stop.
+pub fn already(task: &Task, what: &str, path: &Path, sha256: Option<Digest>) -> Result<Option<Hashed>, SourceError> {
+    let Some(expected) = sha256.filter(|_| fs::exists(path)) else { return Ok(None) };
+    Ok(Some(hash(task, what, path)?).filter(|there| there.sha256() == expected))
+}
+
+/// Hashes a file that is there, telling how far it is.
+///
+/// # Errors
+/// As for [`already`].
+pub fn hash(task: &Task, what: &str, path: &Path) -> Result<Hashed, SourceError> {
+    let progress = task.start("checking", what, Some(fs::metadata(path)?.len()), Unit::Bytes);
+    let hashed = Hashed::of_file(path, |more| {
+        progress.add(more);
+        progress.check().map_err(std::io::Error::other)
+    });
+    progress.check()?;
+    let hashed = hashed?;
+    progress.finish("");
+    Ok(hashed)
 }
 
 /// From one address: once with all means, and when the bytes were wrong once more from the start over one connection.
-fn from_one(http: &Http, task: &Task, ask: &Download<'_>, part: &Part, url: &str) -> Result<Downloaded, SourceError> {
+fn from_one(http: &Http, task: &Task, ask: &Download<'_>, part: &Part, url: &str) -> Result<Hashed, SourceError> {
     let transfer = Transfer::new(http, task, ask, part, url);
     let mut first: Option<Wrong> = None;
     loop {
         let wrong = match transfer.run(first.is_none())? {
-            Outcome::Came(came) => match verdict(ask, part, came)? {
-                None => {
-                    part.finish(ask.to)?;
-                    return Ok(came);
-                }
+            Outcome::Came(came) => match verdict(ask, part, &came)? {
+                None => return Ok(part.finish(came, ask.to)?),
                 Some(wrong) => wrong,
             },
             Outcome::Wrong(wrong) => wrong,
@@ -128,16 +138,16 @@ fn from_one(http: &Http, task: &Task, ask: &Download<'_>, part: &Part, url: &str
 }
 
 /// What is wrong with a file that came as a whole.
-fn verdict(ask: &Download<'_>, part: &Part, came: Downloaded) -> Result<Option<Wrong>, FsError> {
+fn verdict(ask: &Download<'_>, part: &Part, came: &Hashed) -> Result<Option<Wrong>, FsError> {
     let Some(expected) = ask.sha256 else { return Ok(None) };
-    if expected == came.sha256 && ask.size_bytes.is_none_or(|size| size == came.size_bytes) {
+    if expected == came.sha256() && ask.size_bytes.is_none_or(|size| size == came.size_bytes()) {
         return Ok(None);
     }
     let mut head = Vec::new();
     let read = fs::open(&part.path)?.take(512).read_to_end(&mut head);
     read.map_err(|error| FsError::new("read", &part.path, error))?;
-    let actual = format!("{} ({} bytes)", came.sha256, came.size_bytes);
-    Ok(Some(Wrong { actual, likely: likely_content(&head).map(str::to_owned), digest: Some(came.sha256) }))
+    let actual = format!("{} ({} bytes)", came.sha256(), came.size_bytes());
+    Ok(Some(Wrong { actual, likely: likely_content(&head).map(str::to_owned), digest: Some(came.sha256()) }))
 }
 
 fn mismatch(ask: &Download<'_>, first: &Wrong, second: Wrong) -> SourceError {

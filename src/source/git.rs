@@ -28,10 +28,10 @@ use self::protocol::is_commit;
 use self::snapshot::{ReadError, Snapshot, parse_modules};
 use crate::base::fs;
 use crate::base::name::RelPath;
-use crate::base::tree::{Listing, Mode, Modes};
+use crate::base::tree::{Listing, Mode};
 use crate::format::lockfile::{FilePin, Kind, Pin, SubmodulePin};
 use crate::format::manifest::GitSpec;
-use crate::source::{Fetch, Source, SourceError, World};
+use crate::source::{Fetch, Fetched, Source, SourceError, World};
 
 pub use self::project::{Populated, check as check_submodule, populate_submodule};
 
@@ -71,7 +71,7 @@ impl Source for GitSource<'_> {
         Ok(pin)
     }
 
-    fn fetch(&self, world: &World, ask: &Fetch<'_>) -> Result<Modes, SourceError> {
+    fn fetch(&self, world: &World, ask: &Fetch<'_>) -> Result<Fetched, SourceError> {
         let commit = ask.pin.commit.as_deref().ok_or_else(|| no_commit(&self.0.git))?;
         project::check(world, self.0, commit, true)?;
         let session = Session::new(world)?;
@@ -92,7 +92,7 @@ impl Source for GitSource<'_> {
             }),
             _ => {
                 chosen.into_iter().try_for_each(|file| check_file(file, &listing))?;
-                Ok(listing.modes())
+                Ok(listing.modes().into())
             }
         }
     }

@@ -11,9 +11,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use crate::base::digest::Digest;
-use crate::base::fs;
 use crate::base::name::RelPath;
-use crate::base::tree::Modes;
+use crate::base::hashed::Hashed;
 use crate::format::lockfile::{FilePin, Kind, Pin};
 use crate::format::manifest::HfSpec;
 use crate::report::Task;
@@ -22,7 +21,7 @@ use self::hub::{Hub, Listed, Revision};
 use super::download::{Download, STREAMS, download, require_space};
 use super::globs::Globs;
 use super::hub_cache::HubCache;
-use super::{Fetch, Source, SourceError, World};
+use super::{Fetch, Fetched, Source, SourceError, World};
 
 const MAIN: &str = "main";
 /// Files outside large file storage are hashed at lock up to this size. (The Hub takes none over 10 MB.)
@@ -48,30 +47,30 @@ impl Source for HfSpec {
         Ok(Pin { commit: Some(revision.commit), files, ..Pin::default() })
     }
 
-    fn fetch(&self, world: &World, ask: &Fetch<'_>) -> Result<Modes, SourceError> {
+    fn fetch(&self, world: &World, ask: &Fetch<'_>) -> Result<Fetched, SourceError> {
         self.require_model(ask.kind)?;
         let hub = Hub::new(world, &self.hf)?;
         let commit = ask.pin.commit.as_deref().filter(|commit| hub::is_commit(commit));
         let commit = commit.ok_or_else(|| self.bad_pin("it should have a `commit` of 40 digits"))?;
         let cache = HubCache::new(&hub.settings.cache, &self.hf, commit);
-        let mut missing = Vec::new();
+        let (mut fetched, mut missing) = (Fetched::default(), Vec::new());
         for pin in ask.wanted.iter().filter_map(|index| ask.pin.files.get(*index)) {
             match cache.find(pin, &world.task)? {
-                Some(file) => drop(fs::place(&file, &pin.path.under(ask.staging))?),
+                Some(file) => fetched.hashed.extend(file.placed(&pin.path.under(ask.staging))?),
                 None => missing.push(pin),
             }
         }
-        let Some(first) = missing.first() else { return Ok(Modes::default()) };
+        let Some(first) = missing.first() else { return Ok(fetched) };
         hub.require_online(&format!("`{}` of {}", first.path, hub.what()))?;
         let bringing = Bringing { parts: cache.parts(), hub, cache, commit, task: &world.task };
         let needed = missing.iter().map(|pin| bringing.missing_bytes(pin)).sum();
         require_space(&bringing.parts, needed)?;
         for pin in missing {
             let file = bringing.bring(pin)?;
-            fs::place(&file, &pin.path.under(ask.staging))?;
+            fetched.hashed.extend(file.placed(&pin.path.under(ask.staging))?);
         }
         bringing.cache.note_revision(self.rev.as_deref().unwrap_or(MAIN), commit)?;
-        Ok(Modes::default())
+        Ok(fetched)
     }
 }
 
@@ -131,14 +130,14 @@ impl Bringing<'_> {
 
     /// Into the cache. The Hub's answer for the file leads to another host, which gets no token; when that link expires,
     /// the download asks the Hub for a new one.
-    fn bring(&self, pin: &FilePin) -> Result<PathBuf, SourceError> {
+    fn bring(&self, pin: &FilePin) -> Result<Hashed, SourceError> {
         let name = self.hub.look(self.commit, pin)?;
         let url = self.hub.file_url(self.commit, &pin.path);
         let bearer = self.hub.authorization(&url);
         let headers: Vec<(&str, &str)> = bearer.iter().map(|bearer| ("authorization", bearer.as_str())).collect();
         self.cache.obtain(&name, pin, self.task, &mut |to| {
             let ask = self.transfer(pin, std::slice::from_ref(&url), &headers, to);
-            download(&self.hub.http, self.task, &ask).map(drop)
+            download(&self.hub.http, self.task, &ask)
         })
     }
 }

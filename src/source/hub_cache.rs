@@ -12,19 +12,19 @@
 //! set aside (`.bad`) and fetched again. Names and folders come from `hf-hub`; its downloads are not used (they check
 //! neither size nor digest, and do not go on where they stopped).
 
-use std::io;
 use std::path::{Path, PathBuf};
 
 use hf_hub::{Cache, Repo, RepoType};
 
-use crate::base::digest;
 use crate::base::fs::{self, FsError};
+use crate::base::hashed::Hashed;
 use crate::base::lock;
 use crate::base::name::RelPath;
 use crate::format::lockfile::FilePin;
-use crate::report::{Task, Unit};
+use crate::report::Task;
 
 use super::SourceError;
+use super::download::hash;
 
 /// The part of the cache for one repository at one commit.
 #[derive(Debug)]
@@ -59,19 +59,19 @@ impl HubCache {
     ///
     /// # Errors
     /// When a file cannot be read, or the user asked to stop.
-    pub fn find(&self, pin: &FilePin, task: &Task) -> Result<Option<PathBuf>, SourceError> {
+    pub fn find(&self, pin: &FilePin, task: &Task) -> Result<Option<Hashed>, SourceError> {
         let pointer = pin.path.under(&self.snapshot);
-        if is_right(&pointer, pin, task)? {
-            return Ok(Some(fs::canonical(&pointer)?));
+        if let Ok(file) = fs::canonical(&pointer)
+            && let Some(right) = right(&file, pin, task)?
+        {
+            return Ok(Some(right));
         }
         let blob = self.blob(&pin.sha256.hex());
         let same = fs::read_link(&pointer).is_ok_and(|target| target.file_name() == blob.file_name());
-        if same || !is_right(&blob, pin, task)? {
-            return Ok(None);
-        }
+        let Some(right) = (if same { None } else { right(&blob, pin, task)? }) else { return Ok(None) };
         // A cache that may only be read is good enough.
         let _ = self.point(pin, &blob);
-        Ok(Some(fs::canonical(&blob)?))
+        Ok(Some(right))
     }
 
     /// Has `bring` put the verified file at the path it is given, unless somebody else has done so meanwhile, and links
@@ -84,26 +84,30 @@ impl HubCache {
         name: &str,
         pin: &FilePin,
         task: &Task,
-        bring: &mut dyn FnMut(&Path) -> Result<(), SourceError>,
-    ) -> Result<PathBuf, SourceError> {
+        bring: &mut dyn FnMut(&Path) -> Result<Hashed, SourceError>,
+    ) -> Result<Hashed, SourceError> {
         let waiting = || task.waiting(format!("another program, which is fetching `{}`", pin.path));
         let _lock = lock::acquire(&self.locks.join(format!("{name}.lock")), task.cancel(), waiting)?;
         let blob = self.blob(name);
-        if !is_right(&blob, pin, task)? {
-            if fs::exists(&blob) {
-                task.warn(format!(
-                    "`{}` in the Hugging Face cache is damaged: it is set aside as `.bad`",
-                    blob.display()
-                ));
-                fs::rename(&blob, &blob.with_extension("bad"))?;
+        let there = match right(&blob, pin, task)? {
+            Some(there) => there,
+            None => {
+                self.set_aside(&blob, task)?;
+                let came = bring(&blob)?.through(&blob, || fs::set_read_only(&blob, true))?;
+                fs::sync_dir(fs::parent(&blob))?;
+                came
             }
-            bring(&blob)?;
-            fs::sync_file(&blob)?;
-            fs::set_read_only(&blob, true)?;
-            fs::sync_dir(fs::parent(&blob))?;
-        }
+        };
         self.point(pin, &blob)?;
-        Ok(fs::canonical(&blob)?)
+        Ok(there)
+    }
+
+    fn set_aside(&self, blob: &Path, task: &Task) -> Result<(), FsError> {
+        if !fs::exists(blob) {
+            return Ok(());
+        }
+        task.warn(format!("`{}` in the Hugging Face cache is damaged: it is set aside as `.bad`", blob.display()));
+        fs::rename(blob, &blob.with_extension("bad"))
     }
 
     /// Makes the snapshot's name for a blob, replacing a former one.
@@ -140,21 +144,13 @@ impl HubCache {
     }
 }
 
-/// Whether the file is there and is what the pin says: by size first, then by digest.
-fn is_right(path: &Path, pin: &FilePin, task: &Task) -> Result<bool, SourceError> {
+/// The file, when it is there and is what the pin says: by size first, then by digest. A link is followed.
+fn right(path: &Path, pin: &FilePin, task: &Task) -> Result<Option<Hashed>, SourceError> {
     match fs::metadata(path) {
         Ok(meta) if meta.is_file() && meta.len() == pin.size => {}
         Err(error) if !error.is_not_found() => return Err(error.into()),
-        _ => return Ok(false),
+        _ => return Ok(None),
     }
-    let progress = task.start("checking", pin.path.as_str(), Some(pin.size), Unit::Bytes);
-    let seen = |count| {
-        progress.add(count);
-        progress.check().map_err(io::Error::other)
-    };
-    let hashed = digest::of_reader(fs::open(path)?, seen);
-    progress.check()?;
-    let (computed, _) = hashed.map_err(|error| FsError::new("read", path, error))?;
-    progress.finish("");
-    Ok(computed == pin.sha256)
+    let hashed = hash(task, pin.path.as_str(), &fs::canonical(path)?)?;
+    Ok((hashed.sha256() == pin.sha256).then_some(hashed))
 }

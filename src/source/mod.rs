@@ -1,7 +1,8 @@
 //! Layer 2: one file per source kind. A source resolves a request to a pin, and brings the pinned bytes to a staging folder.
 //!
 //! Invariant: a source cannot bless its own bytes. What it fetched is staged; only the store compares it with the pin.
-//! (A source may check earlier, to fail earlier: that saves time, it is not the proof.)
+//! (A source may check earlier, to fail earlier: that saves time, it is not the proof. Where bytes were hashed on their way,
+//! [`Hashed`] spares the store reading them again; a source cannot make one but by hashing.)
 
 pub mod archive;
 pub mod download;
@@ -18,6 +19,7 @@ use std::path::{Path, PathBuf};
 use crate::base::cancel::Cancelled;
 use crate::base::digest::Digest;
 use crate::base::fs::FsError;
+use crate::base::hashed::Hashed;
 use crate::base::http::{Http, HttpError, Settings};
 use crate::base::lock::LockError;
 use crate::base::tree::{Modes, TreeError};
@@ -67,12 +69,26 @@ pub trait Source {
 
     /// Brings what `pin` names into the empty folder `staging`: for an engine, the tree itself; for a model, the pinned
     /// files at their pinned paths, those of `wanted` only; for a tool, the package of this platform unpacked.
-    /// Never follows a moved tag or branch: only what is pinned. Says which files are not plain ones, for file systems
-    /// that cannot tell.
+    /// Never follows a moved tag or branch: only what is pinned.
     ///
     /// # Errors
     /// [`SourceError`]; the staging folder is then of no use.
-    fn fetch(&self, world: &World, ask: &Fetch<'_>) -> Result<Modes, SourceError>;
+    fn fetch(&self, world: &World, ask: &Fetch<'_>) -> Result<Fetched, SourceError>;
+}
+
+/// What a source has to say of what it staged.
+#[derive(Debug, Default)]
+pub struct Fetched {
+    /// Which files are not plain ones, for file systems that cannot tell.
+    pub modes: Modes,
+    /// Staged files that were hashed on their way.
+    pub hashed: Vec<Hashed>,
+}
+
+impl From<Modes> for Fetched {
+    fn from(modes: Modes) -> Self {
+        Self { modes, ..Self::default() }
+    }
 }
 
 /// What to bring, and where to.

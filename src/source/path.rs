@@ -17,14 +17,14 @@ use crate::base::diagnostic::nearest;
 use crate::base::digest;
 use crate::base::fs::{self, FsError};
 use crate::base::name::RelPath;
-use crate::base::tree::{Listing, MAX_DEPTH, MAX_FILES, Mode, Modes};
+use crate::base::tree::{Listing, MAX_DEPTH, MAX_FILES, Mode};
 use crate::format::lockfile::{FilePin, Kind, Pin};
 use crate::format::manifest::PathSpec;
 use crate::report::Unit;
 
 use super::archive::leads_out;
 use super::globs::Globs;
-use super::{Fetch, Source, SourceError, World};
+use super::{Fetch, Fetched, Source, SourceError, World};
 
 impl Source for PathSpec {
     fn resolve(&self, world: &World, kind: Kind) -> Result<Pin, SourceError> {
@@ -37,7 +37,7 @@ impl Source for PathSpec {
         Ok(pin)
     }
 
-    fn fetch(&self, world: &World, ask: &Fetch<'_>) -> Result<Modes, SourceError> {
+    fn fetch(&self, world: &World, ask: &Fetch<'_>) -> Result<Fetched, SourceError> {
         let root = self.root(world)?;
         if ask.kind == Kind::Model {
             let is_file = fs::metadata(&root)?.is_file();
@@ -49,7 +49,7 @@ impl Source for PathSpec {
                 }
                 copy(&from, &file.path.under(ask.staging))?;
             }
-            return Ok(Modes::default());
+            return Ok(Fetched::default());
         }
         let listing = self.listing(world, &root)?;
         for (path, entry) in &listing.0 {
@@ -63,7 +63,7 @@ impl Source for PathSpec {
                 copy(&from, &to)?;
             }
         }
-        Ok(listing.modes())
+        Ok(listing.modes().into())
     }
 }
 

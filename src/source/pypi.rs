@@ -26,7 +26,7 @@ use crate::report::Unit;
 use super::archive::{Archive, Limits, Select};
 use super::download::likely_content;
 use super::globs::Globs;
-use super::{Fetch, Source, SourceError, World};
+use super::{Fetch, Fetched, Source, SourceError, World};
 
 pub use index::PYTHON;
 pub use wheel::{package_here, program};
@@ -59,7 +59,7 @@ impl Source for PypiSpec {
         Ok(pin)
     }
 
-    fn fetch(&self, world: &World, ask: &Fetch<'_>) -> Result<Modes, SourceError> {
+    fn fetch(&self, world: &World, ask: &Fetch<'_>) -> Result<Fetched, SourceError> {
         self.check_request()?;
         let package = match (ask.kind, ask.pin.downloads.as_slice()) {
             (Kind::Tool, _) => package_here(ask.pin).ok_or_else(|| self.no_wheel_here(ask.pin))?,
@@ -70,7 +70,7 @@ impl Source for PypiSpec {
         let modes = self.unpack_wanted(world, ask, package, &file)?;
         // Its content is staged: a second copy would be of no use.
         fs::remove_file(&file)?;
-        Ok(modes)
+        Ok(modes.into())
     }
 }
 

@@ -1,7 +1,7 @@
 //! A file, or a tar or zip archive, at an address.
 //!
 //! An address promises nothing, so it is fetched at lock to learn its digest; what was fetched stays in scratch under its
-//! SHA-256 and is used, hashed again, by the fetch after it. The pin's `downloads` is what travels; an engine's `tree` and
+//! SHA-256 and is used, hashed again, by the fetch after it, which leaves nothing there. The pin's `downloads` is what travels; an engine's `tree` and
 //! a model's `files` are what is in it. `[mirrors]` apply.
 //!
 //! Absent: listings of web pages, logins (but what stands in the address), looking for newer files.
@@ -9,18 +9,18 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use crate::base::digest::{self, Digest};
+use crate::base::digest::Digest;
 use crate::base::fs;
+use crate::base::hashed::Hashed;
 use crate::base::http::shown;
 use crate::base::name::RelPath;
-use crate::base::tree::Modes;
 use crate::format::lockfile::{FilePin, Kind, Pin};
 use crate::format::manifest::UrlSpec;
 
 use super::archive::{Archive, Limits, Select, is_archive};
-use super::download::{Download, STREAMS, download, likely_content};
+use super::download::{Download, STREAMS, already, download, likely_content};
 use super::globs::Globs;
-use super::{Fetch, Source, SourceError, World};
+use super::{Fetch, Fetched, Source, SourceError, World};
 
 impl Source for UrlSpec {
     fn resolve(&self, world: &World, kind: Kind) -> Result<Pin, SourceError> {
@@ -42,27 +42,28 @@ impl Source for UrlSpec {
         Ok(pin)
     }
 
-    fn fetch(&self, world: &World, ask: &Fetch<'_>) -> Result<Modes, SourceError> {
+    fn fetch(&self, world: &World, ask: &Fetch<'_>) -> Result<Fetched, SourceError> {
         let [package] = ask.pin.downloads.as_slice() else {
             return Err(self.bad_pin("it should have one entry in `downloads`"));
         };
         let wanted: BTreeSet<&RelPath> =
             ask.wanted.iter().filter_map(|index| ask.pin.files.get(*index)).map(|file| &file.path).collect();
-        let file = self.obtain(world, package)?;
+        let file = self.bring(world, &world.mirrored(&self.url), Some(package), &home(world, &package.sha256))?;
         if ask.kind == Kind::Model && self.files.is_empty() {
             let to = package.path.under(ask.staging);
             fs::create_dir_all(fs::parent(&to))?;
-            if wanted.contains(&package.path) {
-                fs::move_file(&file, &to)?;
-            }
-            return Ok(Modes::default());
+            let from = file.path().to_owned();
+            let moved = file.through(&to, || fs::move_file(&from, &to))?;
+            return Ok(Fetched { hashed: vec![moved], ..Fetched::default() });
         }
-        let archive = self.open(world, package, &file)?;
+        let archive = self.open(world, package, file.path())?;
         if let Some(path) = wanted.iter().find(|path| !archive.members().contains_key(**path)) {
             return Err(self.bad_pin(&format!("the archive has no `{path}`")));
         }
         let unpacked = archive.unpack(ask.staging, &|path| ask.kind != Kind::Model || wanted.contains(path))?;
-        Ok(unpacked.modes())
+        // Its content is staged: a second copy would be of no use.
+        fs::remove_file(file.path())?;
+        Ok(unpacked.modes().into())
     }
 }
 
@@ -89,8 +90,8 @@ impl UrlSpec {
         let url = world.mirrored(&self.url);
         let unmeasured = folder(world).join(format!("new-{}", Digest::of(url.as_bytes()).hex()));
         let to = self.sha256.map_or(unmeasured, |sha256| home(world, &sha256));
-        let came = self.bring(world, &url, None, self.sha256, &to)?;
-        let pin = FilePin { path, size: came.1, sha256: came.0 };
+        let came = self.bring(world, &url, None, &to)?;
+        let pin = FilePin { path, size: came.size_bytes(), sha256: came.sha256() };
         self.refuse_pages(&to)?;
         let file = home(world, &pin.sha256);
         if file != to {
@@ -112,28 +113,13 @@ impl UrlSpec {
         }
     }
 
-    /// The pinned file in scratch: from an earlier time, when its digest is right, or fetched.
-    fn obtain(&self, world: &World, pin: &FilePin) -> Result<PathBuf, SourceError> {
-        let file = home(world, &pin.sha256);
-        self.bring(world, &world.mirrored(&self.url), Some(pin.size), Some(pin.sha256), &file)?;
-        Ok(file)
-    }
-
-    fn bring(
-        &self,
-        world: &World,
-        url: &str,
-        size_bytes: Option<u64>,
-        sha256: Option<Digest>,
-        to: &Path,
-    ) -> Result<(Digest, u64), SourceError> {
+    /// The file at `to`: from an earlier time, when its digest is right, or fetched.
+    fn bring(&self, world: &World, url: &str, pin: Option<&FilePin>, to: &Path) -> Result<Hashed, SourceError> {
         let what = self.what();
+        let (size_bytes, sha256) = (pin.map(|pin| pin.size), pin.map(|pin| pin.sha256).or(self.sha256));
         // Without a client: the file may be there, and all of this offline.
-        if let Some(sha256) = sha256.filter(|_| fs::exists(to)) {
-            let there = digest::of_file(to)?;
-            if there.0 == sha256 {
-                return Ok(there);
-            }
+        if let Some(there) = already(&world.task, &what, to, sha256)? {
+            return Ok(there);
         }
         let (urls, parts) = ([url.to_owned()], folder(world));
         let ask = Download {
@@ -146,8 +132,7 @@ impl UrlSpec {
             to,
             streams: STREAMS,
         };
-        let came = download(&world.http(), &world.task, &ask)?;
-        Ok((came.sha256, came.size_bytes))
+        download(&world.http(), &world.task, &ask)
     }
 
     fn open<'a>(&self, world: &'a World, pin: &'a FilePin, file: &'a Path) -> Result<Archive<'a>, SourceError> {

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::base::digest::Digest;
 use crate::base::fs::{self, FsError, Stamp};
+use crate::base::hashed::Hashed;
 
 use super::seal::Key;
 
@@ -58,11 +59,10 @@ impl Records {
         (record.stamp == stamp).then_some(record.digest)
     }
 
-    /// The file at `path`, which had `before` when its hashing began, has `digest`. Forgets it when it changed meanwhile.
-    pub fn learn(&self, path: &Path, before: &Stamp, digest: Digest) {
-        let Ok(meta) = fs::metadata(path) else { return };
-        if Stamp::of(&meta) == *before {
-            self.state().insert(path, *before, digest);
+    /// Remembers what hashing has shown, unless the file was touched since.
+    pub fn learn(&self, hashed: &Hashed) {
+        if hashed.is_current() {
+            self.state().insert(hashed.path(), *hashed.stamp(), hashed.sha256());
         }
     }
 
@@ -82,9 +82,9 @@ impl Records {
         if let Some(digest) = self.known(path) {
             return Ok((digest, before.size_bytes));
         }
-        let (digest, size_bytes) = crate::base::digest::of_file(path)?;
-        self.learn(path, &before, digest);
-        Ok((digest, size_bytes))
+        let hashed = Hashed::of_file(path, |_| Ok(()))?;
+        self.learn(&hashed);
+        Ok((hashed.sha256(), hashed.size_bytes()))
     }
 
     /// Adds what others wrote, where nothing newer is known here.

@@ -4,11 +4,11 @@
 use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
 use crate::base::fs::{self, FsError};
+use crate::base::hashed::Hashed;
 use crate::base::lock::{self, Lock};
 use crate::report::Task;
 
@@ -96,9 +96,6 @@ impl Journal {
 pub struct Part {
     pub path: PathBuf,
     journal: PathBuf,
-    /// Set when the part is done with; nothing is journalled afterwards.
-    over: Arc<Mutex<bool>>,
-    saving: Arc<Mutex<()>>,
     _lock: Lock,
 }
 
@@ -118,8 +115,6 @@ impl Part {
         Ok(Self {
             path: folder.join(format!("{key}.part")),
             journal: journal_path(folder, &key),
-            over: Arc::default(),
-            saving: Arc::default(),
             _lock: lock,
         })
     }
@@ -129,34 +124,17 @@ impl Part {
         read_journal(&self.journal, &self.path)
     }
 
-    /// Writes the journal now.
+    /// Writes the journal. What it speaks of should be on the disk.
     pub fn save(&self, journal: &Journal) {
-        let _alone = self.over.lock().unwrap_or_else(PoisonError::into_inner);
         write_journal(&self.journal, journal);
     }
 
-    /// Writes the journal once the bytes that it speaks of are on the disk. Does not wait for that, and does nothing
-    /// while the last one is under way.
-    pub fn save_behind(&self, journal: Journal) {
-        let (over, saving) = (Arc::clone(&self.over), Arc::clone(&self.saving));
-        let path = self.journal.clone();
-        let Ok(file) = self.open() else { return };
-        std::thread::spawn(move || {
-            let Ok(_alone) = saving.try_lock() else { return };
-            let synced = file.sync_data().is_ok();
-            let over = over.lock().unwrap_or_else(PoisonError::into_inner);
-            if synced && !*over {
-                write_journal(&path, &journal);
-            }
-        });
-    }
-
     /// Gives the whole part its name.
-    pub fn finish(&self, to: &Path) -> Result<(), FsError> {
-        self.stop_saving();
+    pub fn finish(&self, came: Hashed, to: &Path) -> Result<Hashed, FsError> {
         fs::create_dir_all(fs::parent(to))?;
-        fs::move_file(&self.path, to)?;
-        fs::remove_file(&self.journal)
+        let came = came.through(to, || fs::move_file(&self.path, to))?;
+        fs::remove_file(&self.journal)?;
+        Ok(came)
     }
 
     /// Removes what came so far.
@@ -165,21 +143,9 @@ impl Part {
         fs::remove_file(&self.path)
     }
 
-    /// What is being saved behind comes to nothing from here on.
-    fn stop_saving(&self) {
-        *self.over.lock().unwrap_or_else(PoisonError::into_inner) = true;
-    }
-
     pub fn open(&self) -> Result<File, FsError> {
         fs::create_dir_all(fs::parent(&self.path))?;
         fs::open_or_create(&self.path)
-    }
-}
-
-/// Another process may hold it next.
-impl Drop for Part {
-    fn drop(&mut self) {
-        self.stop_saving();
     }
 }
 

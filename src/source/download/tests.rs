@@ -73,7 +73,7 @@ impl Bench {
         Self { root: tempfile::tempdir().unwrap(), http: Http::new(settings), task, told }
     }
 
-    fn get(&self, url: &str, size: usize) -> Result<Downloaded, SourceError> {
+    fn get(&self, url: &str, size: usize) -> Result<Hashed, SourceError> {
         self.ask(&[url.to_owned()], &[], Some((size as u64, digest_of(size))))
     }
 
@@ -82,16 +82,15 @@ impl Bench {
         urls: &[String],
         headers: &[(&str, &str)],
         expected: Option<(u64, Digest)>,
-    ) -> Result<Downloaded, SourceError> {
+    ) -> Result<Hashed, SourceError> {
         let (size_bytes, sha256) = expected.unzip();
         let (parts, to) = (self.root.path().join("p ä"), self.to());
         let ask = Download { what: "x", urls, headers, size_bytes, sha256, parts: &parts, to: &to, streams: STREAMS };
         let result = download(&self.http, &self.task, &ask);
         match &result {
             Ok(came) => {
-                let there = digest::of_file(&to).unwrap();
-                assert_eq!(there, (came.sha256, came.size_bytes), "what is hashed is what is there");
-                assert!(sha256.is_none_or(|sha256| sha256 == came.sha256));
+                assert_eq!(*came, Hashed::of_file(&to, |_| Ok(())).unwrap(), "what is hashed is what is there");
+                assert!(sha256.is_none_or(|sha256| sha256 == came.sha256()));
                 let left = fs::read_dir(&parts).unwrap();
                 assert!(left.iter().all(|path| path.extension().is_some_and(|e| e == "lock")), "{left:?}");
             }
@@ -126,7 +125,7 @@ fn good(size: usize, change: impl Fn(Reply, &Seen, usize) -> Reply + Send + Sync
 }
 
 #[track_caller]
-fn mismatch(result: Result<Downloaded, SourceError>) -> (String, String) {
+fn mismatch(result: Result<Hashed, SourceError>) -> (String, String) {
     match result {
         Err(SourceError::Mismatch { actual, likely, .. }) => (actual, likely.unwrap_or_default()),
         other => panic!("{other:?}"),
@@ -136,7 +135,7 @@ fn mismatch(result: Result<Downloaded, SourceError>) -> (String, String) {
 #[test]
 fn large_files_come_in_ranges_and_small_ones_at_once() {
     let server = good(SIZE, |reply, _, _| reply);
-    assert_eq!(Bench::new().get(&server.url("/f"), SIZE).unwrap().size_bytes, SIZE as u64);
+    assert_eq!(Bench::new().get(&server.url("/f"), SIZE).unwrap().size_bytes(), SIZE as u64);
     let mut ranges: Vec<_> = server.seen().iter().map(|seen| seen.range(SIZE).unwrap()).collect();
     ranges.sort_unstable();
     assert_eq!(ranges, [(0, 1 << 20), (1 << 20, 2 << 20), (2 << 20, SIZE)]);
@@ -158,10 +157,10 @@ fn unknown_files_are_measured() {
             };
             let server = good(size, whole);
             let came = Bench::new().ask(&[server.url("/f")], &[], None).unwrap();
-            assert_eq!(came, Downloaded { sha256: digest_of(size), size_bytes: size as u64 });
+            assert_eq!((came.sha256(), came.size_bytes()), (digest_of(size), size as u64));
         }
         let server = good(size, move |_, _, _| content(size).without_length());
-        assert_eq!(Bench::new().ask(&[server.url("/f")], &[], None).unwrap().sha256, digest_of(size));
+        assert_eq!(Bench::new().ask(&[server.url("/f")], &[], None).unwrap().sha256(), digest_of(size));
     }
 }
 
@@ -296,6 +295,32 @@ fn busy_servers_are_waited_for() {
 fn a_stall_is_noticed() {
     let server = good(SIZE, |reply, _, turn| if turn < 2 { reply.stall_after(100_000) } else { reply });
     Bench::with(|settings| settings.stall_timeout = Duration::from_millis(100)).get(&server.url("/f"), SIZE).unwrap();
+}
+
+#[test]
+fn a_failure_does_not_wait_for_a_silent_sibling() {
+    // One range falls silent, another is gone for good; then one is silent, and another of a different size.
+    let gone = |reply: Reply, seen: &Seen, _| match seen.range(SIZE) {
+        Some((0, _)) => reply.stall_after(100_000),
+        _ => Reply::text("gone").status(410),
+    };
+    let other = |reply: Reply, seen: &Seen, _| match seen.range(SIZE) {
+        Some((0, _)) => reply.stall_after(100_000),
+        Some(_) => Reply::text("").status(416).with("Content-Range", "bytes */7"),
+        None => reply,
+    };
+    let began = Instant::now();
+    let server = good(SIZE, gone);
+    assert!(matches!(Bench::new().get(&server.url("/f"), SIZE), Err(SourceError::Missing { .. })));
+    let server = good(SIZE, other);
+    Bench::new().get(&server.url("/f"), SIZE).unwrap();
+    assert!(began.elapsed() < Settings::default().stall_timeout, "{:?}", began.elapsed());
+}
+
+#[test]
+fn the_last_ranges_are_smaller_so_that_all_are_done_at_once() {
+    let bytes = |left, streams| transfer::range_bytes(left, streams, (2, 16));
+    assert_eq!([bytes(1 << 30, 4), bytes(80, 4), bytes(80, 8), bytes(9, 4), bytes(0, 1)], [16, 10, 5, 2, 2]);
 }
 
 #[test]
@@ -484,7 +509,7 @@ fn without_a_digest_only_the_same_state_of_a_file_is_gone_on_with() {
         let again = Bench::new().cancelled_at(if last == 2 { 1_100_000 } else { 60_000 }, &server.url("/f"), None);
         let before = server.seen().len();
         let came = again.ask(&[server.url("/f")], &[], None).unwrap();
-        assert_eq!(came.sha256 == digest_of(SIZE), tag != "\"two\"", "{tag}");
+        assert_eq!(came.sha256() == digest_of(SIZE), tag != "\"two\"", "{tag}");
         let first = &server.seen()[before];
         assert_eq!(first.header("if-range").is_some(), last == 2, "{tag}");
         assert_eq!(first.range(SIZE).unwrap().0 > 0, last == 2, "{tag}");

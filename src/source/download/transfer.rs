@@ -1,5 +1,5 @@
-//! One try to bring a file from one address: workers that fetch and write, a thread that hashes behind them, and the
-//! caller's thread, which watches, tells and journals.
+//! One try to bring a file from one address: workers that fetch and write, a thread that hashes behind them, one that has
+//! the disk keep up and journals what is on it, and the caller's thread, which watches and tells.
 
 use std::fs::File;
 use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
@@ -8,17 +8,18 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::base::cancel::Cancelled;
-use crate::base::digest::{CHUNK_BYTES, Digest, Hasher};
+use crate::base::digest::Digest;
 use crate::base::fs::FsError;
+use crate::base::hashed::{Follower, Hashed};
 use crate::base::http::{Http, Response};
 use crate::report::{Progress, Task, Unit};
 
 use super::part::{Journal, Part, Ranges};
 use super::server::{Asked, content_range, peeked, strong_etag};
-use super::{Download, Downloaded, MAX_STREAMS, SourceError, no_space};
+use super::{Download, MAX_STREAMS, SourceError, no_space};
 
-/// What one request asks for; less in tests, which then need not move so much.
-const RANGE_BYTES: u64 = if cfg!(test) { 1 << 20 } else { 16 << 20 };
+/// What one request asks for at least and at most; less in tests, which then need not move so much.
+const RANGE_BYTES: (u64, u64) = if cfg!(test) { (1 << 20, 1 << 20) } else { (2 << 20, 16 << 20) };
 /// Tries that bring less count as failed.
 const PROGRESS_BYTES: u64 = 64 << 10;
 const BUFFER_BYTES: usize = 256 << 10;
@@ -26,13 +27,17 @@ const BUFFER_BYTES: usize = 256 << 10;
 const WRITE_BYTES: usize = 64 << 10;
 const WRITE_EVERY: Duration = Duration::from_millis(200);
 pub const TELL_EVERY: Duration = Duration::from_millis(100);
-const JOURNAL_EVERY: Duration = Duration::from_secs(2);
+/// Bytes that came are on the disk, and journalled, when they are this many, or this late.
+const FLUSH_BYTES: u64 = 32 << 20;
+const FLUSH_EVERY: Duration = Duration::from_secs(2);
+/// Workers wait while the hash is this much behind: what is left to hash at the end would only be waited for then.
+const MAX_LAG_BYTES: u64 = 32 << 20;
 /// Larger files are not believed.
 const MAX_FILE_BYTES: u64 = 1 << 44;
 
 /// How a try ended.
 pub enum Outcome {
-    Came(Downloaded),
+    Came(Hashed),
     Wrong(Wrong),
 }
 
@@ -73,6 +78,8 @@ pub struct State {
     pub piloted: bool,
     pub active: usize,
     pub end: Option<End>,
+    /// How much of the prefix was hashed.
+    pub hashed: u64,
     /// Changes when bytes that were hashed are taken back.
     pub epoch: u64,
     /// No more bytes will come: the prefix is the file.
@@ -96,14 +103,16 @@ pub struct Transfer<'a> {
     state: Mutex<State>,
     /// The prefix grew, or nothing more will come.
     grown: Condvar,
+    /// The hash came nearer to the end of the prefix.
+    hashed: Condvar,
     /// A worker ended, or the first answer came.
     turned: Condvar,
 }
 
 impl<'a> Transfer<'a> {
     pub fn new(http: &'a Http, task: &'a Task, ask: &'a Download<'a>, part: &'a Part, url: &'a str) -> Self {
-        let (state, grown, turned) = (Mutex::default(), Condvar::new(), Condvar::new());
-        Self { http, task, ask, part, url, state, grown, turned }
+        let (state, grown, hashed, turned) = (Mutex::default(), Condvar::new(), Condvar::new(), Condvar::new());
+        Self { http, task, ask, part, url, state, grown, hashed, turned }
     }
 
     /// One try. `with_all_means`: resumed, and in parallel ranges; else from the start over one connection.
@@ -111,12 +120,12 @@ impl<'a> Transfer<'a> {
         self.prepare(with_all_means)?;
         let progress = self.task.start("fetching", self.ask.what, self.ask.size_bytes, Unit::Bytes);
         let began = Instant::now();
-        let (end, hashed) = std::thread::scope(|scope| {
+        let (end, hashed, flushed) = std::thread::scope(|scope| {
             let hasher = scope.spawn(|| self.hash());
+            let flusher = scope.spawn(|| self.flush());
             let mut end = Some(End::Plain(None));
             if with_all_means {
-                let streams = self.ask.streams.clamp(1, MAX_STREAMS);
-                end = self.phase(scope, streams, &progress, |index| self.ranged(index == 0));
+                end = self.phase(scope, self.streams(), &progress, |index| self.ranged(index == 0));
             }
             if let Some(End::Plain(response)) = end {
                 self.lock().done.keep_prefix();
@@ -131,14 +140,16 @@ impl<'a> Transfer<'a> {
             state.given_up = end.is_some();
             drop(state);
             self.grown.notify_all();
-            (end, hasher.join())
+            (end, hasher.join(), flusher.join())
         });
-        let hashed = hashed.unwrap_or_else(|_| Err(FsError::new("hash", &self.part.path, io::ErrorKind::Other.into())));
         match end {
             None => {
-                let (sha256, size_bytes) = hashed?;
-                progress.finish(told(size_bytes, began.elapsed()));
-                Ok(Outcome::Came(Downloaded { sha256, size_bytes }))
+                let died = |_| Err(FsError::new("hash", &self.part.path, io::ErrorKind::Other.into()));
+                flushed.unwrap_or_else(died)?;
+                let came = hashed.unwrap_or_else(|panic| died(panic).map(|()| None))?;
+                let came = came.ok_or_else(|| self.refused("it did not come as a whole".to_owned(), None))?;
+                progress.finish(told(came.size_bytes(), began.elapsed()));
+                Ok(Outcome::Came(came))
             }
             Some(End::Wrong(wrong)) => Ok(Outcome::Wrong(wrong)),
             Some(End::Error(error)) => {
@@ -147,6 +158,10 @@ impl<'a> Transfer<'a> {
             }
             Some(End::Plain(_)) => Err(self.refused("the server's answers make no sense".to_owned(), None)),
         }
+    }
+
+    fn streams(&self) -> usize {
+        self.ask.streams.clamp(1, MAX_STREAMS)
     }
 
     fn prepare(&self, with_all_means: bool) -> Result<(), SourceError> {
@@ -168,7 +183,7 @@ impl<'a> Transfer<'a> {
             state.todo = state.done.gaps(size).into_iter().rev().collect();
         } else {
             // As much as is asked for before the size is known.
-            state.todo.push(0..RANGE_BYTES);
+            state.todo.push(0..RANGE_BYTES.1);
         }
         *self.lock() = state;
         Ok(())
@@ -216,7 +231,6 @@ impl<'a> Transfer<'a> {
     }
 
     fn watch(&self, progress: &Progress) -> Option<End> {
-        let mut journalled = Instant::now();
         let mut state = self.lock();
         loop {
             let (done, size, detail) = (state.done.total(), state.size, state.detail.clone());
@@ -230,18 +244,13 @@ impl<'a> Transfer<'a> {
                 state.end = Some(End::Error(Cancelled.into()));
                 self.turned.notify_all();
             }
-            let cancelled = matches!(state.end, Some(End::Error(SourceError::Cancelled(_))));
+            // Whoever waits for a byte would wait in vain; with `Plain` comes an answer that is still to be read.
+            let in_vain = matches!(state.end, Some(End::Error(_) | End::Wrong(_)));
             drop(state);
-            if cancelled {
+            if in_vain {
                 self.http.abort();
             }
             progress.set(done, size, detail);
-            if journalled.elapsed() > JOURNAL_EVERY {
-                journalled = Instant::now();
-                if let Some(journal) = self.journal() {
-                    self.part.save_behind(journal);
-                }
-            }
             state = self.lock();
             if state.active > 0 {
                 state = self.turned.wait_timeout(state, TELL_EVERY).unwrap_or_else(PoisonError::into_inner).0;
@@ -279,8 +288,9 @@ impl<'a> Transfer<'a> {
 
     fn take(&self) -> Option<Range<u64>> {
         let mut state = self.lock();
+        let left = state.todo.iter().map(|gap| gap.end - gap.start).sum();
         let gap = state.todo.pop()?;
-        let end = gap.end.min(gap.start + RANGE_BYTES);
+        let end = gap.end.min(gap.start + range_bytes(left, self.streams(), RANGE_BYTES));
         if end < gap.end {
             state.todo.push(end..gap.end);
         }
@@ -490,40 +500,78 @@ impl<'a> Transfer<'a> {
         let mut state = self.lock();
         state.done.add(from, gap.start);
         (state.detail, state.renewals) = (None, 0);
-        drop(state);
-        self.grown.notify_one();
+        self.grown.notify_all();
+        while state.done.prefix().saturating_sub(state.hashed) > MAX_LAG_BYTES && state.end.is_none() {
+            state = self.hashed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
         Ok(())
     }
 
-    /// Hashes the prefix as it grows, until it is the file.
-    fn hash(&self) -> Result<(Digest, u64), FsError> {
-        let failed = |error| FsError::new("read", &self.part.path, error);
-        let mut file = self.part.open()?;
-        let (mut hasher, mut at, mut epoch) = (Hasher::default(), 0, 0);
-        let mut chunk = vec![0; CHUNK_BYTES];
+    /// Hashes the prefix as it grows, until it is the file. None when that is of no interest any more.
+    fn hash(&self) -> Result<Option<Hashed>, FsError> {
+        let hashed = self.follow();
+        // Nobody waits for it any more.
+        self.lock().hashed = u64::MAX;
+        self.hashed.notify_all();
+        hashed
+    }
+
+    fn follow(&self) -> Result<Option<Hashed>, FsError> {
+        let (mut follower, mut epoch) = (Follower::new(&self.part.path)?, 0);
         loop {
             let mut state = self.lock();
-            while state.done.prefix() == at && state.epoch == epoch && !state.complete {
+            state.hashed = follower.at();
+            self.hashed.notify_all();
+            while state.done.prefix() == follower.at() && state.epoch == epoch && !state.complete {
                 state = self.grown.wait(state).unwrap_or_else(PoisonError::into_inner);
             }
-            let (prefix, now, over) = (state.done.prefix(), state.epoch, state.complete);
-            let given_up = state.given_up;
+            let (prefix, now, over, given_up) = (state.done.prefix(), state.epoch, state.complete, state.given_up);
             drop(state);
             if given_up {
-                return Ok(hasher.finish());
+                return Ok(None);
             }
             if now != epoch {
-                (hasher, at, epoch) = (Hasher::default(), 0, now);
-                file.rewind().map_err(failed)?;
-            } else if prefix == at && over {
-                return Ok(hasher.finish());
+                epoch = now;
+                follower.restart()?;
+            } else if prefix == follower.at() && over {
+                return follower.finish().map(Some);
             }
-            let ready = usize::try_from(prefix.saturating_sub(at)).unwrap_or(CHUNK_BYTES).min(CHUNK_BYTES);
-            file.read_exact(&mut chunk[..ready]).map_err(failed)?;
-            hasher.update(&chunk[..ready]);
-            at += ready as u64;
+            follower.advance(prefix)?;
         }
     }
+
+    /// Has the disk keep up with what comes, and journals what is on it: at the end little is left to wait for.
+    fn flush(&self) -> Result<(), FsError> {
+        let file = self.part.open()?;
+        let (mut flushed, mut epoch, mut last) = (0, 0, Instant::now());
+        loop {
+            let mut state = self.lock();
+            let due = |state: &State, since: Duration| {
+                let more = state.done.total().abs_diff(flushed);
+                state.complete || state.epoch != epoch || more >= FLUSH_BYTES || (more > 0 && since >= FLUSH_EVERY)
+            };
+            while !due(&state, last.elapsed()) {
+                state = self.grown.wait_timeout(state, FLUSH_EVERY / 4).unwrap_or_else(PoisonError::into_inner).0;
+            }
+            let (over, given_up) = (state.complete, state.given_up);
+            (flushed, epoch, last) = (state.done.total(), state.epoch, Instant::now());
+            drop(state);
+            if given_up {
+                return Ok(());
+            }
+            let journal = self.journal();
+            file.sync_data().map_err(|error| FsError::new("write", &self.part.path, error))?;
+            if over {
+                return Ok(());
+            }
+            journal.inspect(|journal| self.part.save(journal));
+        }
+    }
+}
+
+/// How much to ask for when `left` bytes are: less towards the end, so that all streams are done at once.
+pub fn range_bytes(left: u64, streams: usize, (least, most): (u64, u64)) -> u64 {
+    (left / (2 * streams as u64)).clamp(least, most)
 }
 
 const EARLY: &str = "the server ended the answer early";

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use super::*;
 use crate::base::cancel::Cancel;
-use crate::base::digest;
+use crate::base::{digest, fs};
 use crate::base::test_hub::{Hub as StandIn, Site, TOKEN, git_blob};
 use crate::base::test_server::{Reply, Seen};
 use crate::report::{Event, Reporter, Task};

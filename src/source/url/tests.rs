@@ -3,6 +3,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
 use crate::base::cancel::Cancel;
+use crate::base::digest;
 use crate::base::test_server::{Reply, Server};
 use crate::base::tree::Listing;
 use crate::report::Task;
