@@ -14,6 +14,13 @@ use super::server::{NAME, REPO, Server};
 use crate::job::Result;
 
 pub const BENCH: Bench = Bench { name: "download", about: "1 GiB from loopback", rounds: 5, warm_up: true, run };
+pub const THROTTLED: Bench = Bench {
+    name: "download-throttled",
+    about: "200 MB from a server that gives each connection 20 MB/s",
+    rounds: 3,
+    warm_up: false,
+    run: throttled,
+};
 pub const MEMORY: Bench = Bench {
     name: "sync-memory",
     about: "peak memory of a sync, by size of file",
@@ -25,12 +32,12 @@ pub const MEMORY: Bench = Bench {
 const MIB: u64 = 1 << 20;
 
 fn run(ground: &Ground<'_>, bench: &Bench, rounds: usize) -> Result<Vec<Series>> {
-    let server = Server::start(ground.sh, &ground.folder("served")?, 1024 * MIB)?;
+    let server = Server::start(ground.sh, &ground.folder("served")?, 1024 * MIB, None)?;
     let url = server.url();
     let hub = format!("hf = \"{REPO}\", files = [\"*.gguf\"]");
     let mut contenders = vec![
-        ours(ground, "aitools sync (url)", &server, &format!("url = \"{url}\""))?,
-        ours(ground, "aitools sync (hub)", &server, &hub)?,
+        ours(ground, "aitools sync (url)", &server, &format!("url = \"{url}\""), None)?,
+        ours(ground, "aitools sync (hub)", &server, &hub, None)?,
     ];
     let out = ground.folder("peers")?;
     let file = out.join(NAME).display().to_string();
@@ -51,15 +58,39 @@ fn run(ground: &Ground<'_>, bench: &Bench, rounds: usize) -> Result<Vec<Series>>
         ));
     };
     peer("hf download", &ground.peer("hf"), &["download", REPO, NAME, "--quiet"]);
-    if cfg!(unix) {
+    if there(ground, "curl") {
         let sh = PathBuf::from("sh");
         peer("curl", Path::new("curl"), &["-sSfo", &file, &url]);
         peer("curl, then sha256sum", &sh, &["-ec", &format!("curl -sSfo '{file}' {url}; sha256sum '{file}'")]);
         peer("curl | tee | sha256sum", &sh, &["-ec", &format!("curl -sSf {url} | tee '{file}' | sha256sum")]);
-        if cmd!(ground.sh, "aria2c --version").quiet().ignore_stdout().ignore_stderr().run().is_ok() {
-            let folder = out.display().to_string();
-            peer("aria2c -x 4", Path::new("aria2c"), &["-q", "-x", "4", "-s", "4", "-d", &folder, &url]);
-        }
+    }
+    if there(ground, "aria2c") {
+        let (folder, aria) = (out.display().to_string(), Path::new("aria2c"));
+        let checksum = format!("--checksum=sha-256={}", server.sha256);
+        let args = ["-q", "-x", "8", "-s", "8", "--file-allocation=falloc", "-d", &folder, &url];
+        peer("aria2c -x 8", aria, &args);
+        peer("aria2c -x 8 --checksum", aria, &[&args[..], &[&checksum]].concat());
+    }
+    interleave(&mut contenders, bench.warm_up, rounds)
+}
+
+/// Whether a peer is installed; says so when it is not.
+fn there(ground: &Ground<'_>, program: &str) -> bool {
+    let found = cfg!(unix) && cmd!(ground.sh, "{program} --version").quiet().ignore_stdout().ignore_stderr().run().is_ok();
+    if !found {
+        println!("not measured, because it is not here: {program}");
+    }
+    found
+}
+
+/// One connection's time is known: 10 s. N of them should take an N-th.
+fn throttled(ground: &Ground<'_>, bench: &Bench, rounds: usize) -> Result<Vec<Series>> {
+    let server = Server::start(ground.sh, &ground.folder("served")?, 200_000_000, Some(20_000_000))?;
+    let url = format!("url = \"{}\"", server.url());
+    let mut contenders = Vec::new();
+    for connections in ["1", "4", "8"] {
+        let name = format!("aitools sync ({connections} connections)");
+        contenders.push(ours(ground, &name, &server, &url, Some(connections))?);
     }
     interleave(&mut contenders, bench.warm_up, rounds)
 }
@@ -67,15 +98,21 @@ fn run(ground: &Ground<'_>, bench: &Bench, rounds: usize) -> Result<Vec<Series>>
 fn memory(ground: &Ground<'_>, bench: &Bench, rounds: usize) -> Result<Vec<Series>> {
     let mut contenders = Vec::new();
     for size in [64, 1024] {
-        let server = Server::start(ground.sh, &ground.folder(&format!("served-{size}"))?, size * MIB)?;
+        let server = Server::start(ground.sh, &ground.folder(&format!("served-{size}"))?, size * MIB, None)?;
         let name = format!("aitools sync ({size} MiB)");
-        contenders.push(ours(ground, &name, &server, &format!("url = \"{}\"", server.url()))?);
+        contenders.push(ours(ground, &name, &server, &format!("url = \"{}\"", server.url()), None)?);
     }
     interleave(&mut contenders, bench.warm_up, rounds)
 }
 
 /// A project of one model, locked; each run begins with an empty cache and without a link.
-fn ours<'a>(ground: &'a Ground<'_>, name: &str, server: &Server, source: &str) -> Result<Contender<'a>> {
+fn ours<'a>(
+    ground: &'a Ground<'_>,
+    name: &str,
+    server: &Server,
+    source: &str,
+    connections: Option<&'static str>,
+) -> Result<Contender<'a>> {
     let sh = ground.sh;
     let project = ground.folder(&name.replace(' ', "-"))?;
     let cache = project.join("cache");
@@ -89,6 +126,7 @@ fn ours<'a>(ground: &'a Ground<'_>, name: &str, server: &Server, source: &str) -
         move |args: &[&str]| {
             let mut command = ground.ours(&project, Some(&cache));
             command.env("HF_ENDPOINT", &origin).args(["-m", "big"]).args(args);
+            command.envs(connections.map(|count| ("AITOOLS_CONNECTIONS", count)));
             command
         }
     };

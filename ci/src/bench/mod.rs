@@ -12,6 +12,7 @@ mod noop_sync;
 mod powerinfer;
 mod run;
 mod server;
+mod verify;
 
 use std::process::ExitCode;
 
@@ -39,7 +40,9 @@ pub const BENCHES: &[Bench] = &[
     powerinfer::BENCH,
     gpu_index::BENCH,
     download::BENCH,
+    download::THROTTLED,
     download::MEMORY,
+    verify::BENCH,
     build::BENCH,
 ];
 

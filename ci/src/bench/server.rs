@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use std::io::{BufRead as _, BufReader, Read as _, Seek as _, SeekFrom, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use sha2::{Digest as _, Sha256};
 use xshell::Shell;
@@ -26,10 +27,12 @@ struct Served {
     file: PathBuf,
     size_bytes: u64,
     sha256: String,
+    /// Bytes a second for each connection; no limit when not given.
+    rate: Option<u64>,
 }
 
 /// Writes `size_bytes` that no compression makes smaller, beginning like weights without tensors. Returns their digest.
-fn make(file: &Path, size_bytes: u64, sh: &Shell) -> Result<String> {
+pub fn make(file: &Path, size_bytes: u64, sh: &Shell) -> Result<String> {
     let mut block = vec![0u8; 1 << 20];
     let (mut hash, mut state) = (Sha256::new(), 0x9E37_79B9_7F4A_7C15_u64);
     sh.write_file(file, [])?;
@@ -58,13 +61,13 @@ fn make(file: &Path, size_bytes: u64, sh: &Shell) -> Result<String> {
 }
 
 impl Server {
-    /// Serves a new file until the process ends.
-    pub fn start(sh: &Shell, folder: &Path, size_bytes: u64) -> Result<Self> {
+    /// Serves a new file until the process ends, each connection `rate` bytes a second at most.
+    pub fn start(sh: &Shell, folder: &Path, size_bytes: u64, rate: Option<u64>) -> Result<Self> {
         let file = folder.join(NAME);
         let sha256 = make(&file, size_bytes, sh)?;
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
         let address = listener.local_addr()?;
-        let served: &'static Served = Box::leak(Box::new(Served { file, size_bytes, sha256: sha256.clone() }));
+        let served: &'static Served = Box::leak(Box::new(Served { file, size_bytes, sha256: sha256.clone(), rate }));
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
                 std::thread::spawn(move || served.converse(stream));
@@ -87,12 +90,13 @@ impl Served {
     fn converse(&self, stream: TcpStream) -> std::io::Result<()> {
         stream.set_nodelay(true)?;
         let mut reader = BufReader::new(stream.try_clone()?);
+        let mut pace = Pace { begun: Instant::now(), sent: 0 };
         while let Some((line, range)) = head(&mut reader)? {
             let mut words = line.split_whitespace();
             let (method, path) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
             let path = path.split('?').next().unwrap_or_default();
             if path.ends_with(NAME) {
-                self.send_file(&stream, method == "HEAD", range)?;
+                self.send_file(&stream, method == "HEAD", range, &mut pace)?;
             } else {
                 self.send_json(&stream, path)?;
             }
@@ -100,7 +104,13 @@ impl Served {
         Ok(())
     }
 
-    fn send_file(&self, mut stream: &TcpStream, head_only: bool, range: Option<Range>) -> std::io::Result<()> {
+    fn send_file(
+        &self,
+        mut stream: &TcpStream,
+        head_only: bool,
+        range: Option<Range>,
+        pace: &mut Pace,
+    ) -> std::io::Result<()> {
         let last = self.size_bytes - 1;
         let (from, to) = range.map_or((0, last), |(from, to)| (from.min(last), to.unwrap_or(last).min(last)));
         let length = (to + 1).saturating_sub(from);
@@ -117,7 +127,10 @@ impl Served {
         if !head_only {
             let mut file = std::fs::OpenOptions::new().read(true).open(&self.file)?;
             file.seek(SeekFrom::Start(from))?;
-            std::io::copy(&mut file.take(length), &mut stream)?;
+            match self.rate {
+                None => drop(std::io::copy(&mut file.take(length), &mut stream)?),
+                Some(rate) => pace.copy(&mut file.take(length), stream, rate)?,
+            }
         }
         Ok(())
     }
@@ -139,6 +152,32 @@ impl Served {
         let body = body.to_string();
         let head = format!("HTTP/1.1 {status}\r\nContent-Type: application/json\r\nX-Repo-Commit: {COMMIT}\r\n");
         write!(stream, "{head}Content-Length: {}\r\n\r\n{body}", body.len())
+    }
+}
+
+/// What one connection has sent. A pause between two answers does not count as time to make up for.
+struct Pace {
+    begun: Instant,
+    sent: u64,
+}
+
+impl Pace {
+    fn copy(&mut self, from: &mut impl std::io::Read, mut to: &TcpStream, rate: u64) -> std::io::Result<()> {
+        let mut piece = vec![0; 64 << 10];
+        loop {
+            let count = from.read(&mut piece)?;
+            if count == 0 {
+                return Ok(());
+            }
+            #[expect(clippy::cast_precision_loss, reason = "sizes below 2^52")]
+            let due = self.begun + Duration::from_secs_f64(self.sent as f64 / rate as f64);
+            match due.checked_duration_since(Instant::now()) {
+                Some(early) => std::thread::sleep(early),
+                None => *self = Self { begun: Instant::now(), sent: 0 },
+            }
+            to.write_all(&piece[..count])?;
+            self.sent += count as u64;
+        }
     }
 }
 
@@ -186,7 +225,7 @@ mod tests {
     fn a_file_and_its_repository() {
         let sh = Shell::new().unwrap();
         let folder = sh.create_temp_dir().unwrap();
-        let server = Server::start(&sh, folder.path(), (1 << 20) + 5).unwrap();
+        let server = Server::start(&sh, folder.path(), (1 << 20) + 5, None).unwrap();
         let part = ask(&server, &format!("GET /{NAME}"));
         assert!(part.starts_with("HTTP/1.1 206 ") && part.ends_with("\r\n\r\n\x03\0\0\0"), "{part:?}");
         assert!(ask(&server, &format!("HEAD /{REPO}/resolve/{COMMIT}/{NAME}")).ends_with("\r\n\r\n"));
