@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
 use serde::Serialize;
 
@@ -77,6 +77,15 @@ impl Reporter for Silent {
 pub struct Task {
     reporter: Arc<dyn Reporter>,
     cancel: Cancel,
+    whole: Option<Arc<Whole>>,
+}
+
+/// A piece of work of several pieces, told as the bytes of those.
+#[derive(Debug)]
+struct Whole {
+    /// Until it ends.
+    progress: Option<Progress>,
+    done: AtomicI64,
 }
 
 impl fmt::Debug for Task {
@@ -87,7 +96,7 @@ impl fmt::Debug for Task {
 
 impl Task {
     pub fn new(reporter: Arc<dyn Reporter>, cancel: Cancel) -> Self {
-        Self { reporter, cancel }
+        Self { reporter, cancel, whole: None }
     }
 
     /// For tests and for work that nobody watches.
@@ -110,7 +119,17 @@ impl Task {
         let id = NEXT.fetch_add(1, Ordering::Relaxed);
         self.reporter.report(&Event::Started { id, verb, subject: subject.into(), total, unit });
         let total = AtomicU64::new(total.unwrap_or(u64::MAX));
-        Progress { task: self.clone(), id, done: AtomicU64::new(0), total, over: false }
+        let whole = self.whole.clone().filter(|_| unit == Unit::Bytes);
+        let task = Self { whole: None, ..self.clone() };
+        Progress { task, id, done: AtomicU64::new(0), total, over: false, whole }
+    }
+
+    /// A task whose pieces of work, those in bytes, together make up a `total` that is told beside them, until the last
+    /// clone of the task is gone.
+    #[must_use]
+    pub fn summed(&self, verb: &'static str, subject: impl Into<String>, total: u64) -> Self {
+        let progress = Self { whole: None, ..self.clone() }.start(verb, subject, Some(total), Unit::Bytes);
+        Self { whole: Some(Arc::new(Whole { progress: Some(progress), done: AtomicI64::new(0) })), ..self.clone() }
     }
 
     pub fn note(&self, text: impl Into<String>) {
@@ -134,6 +153,25 @@ pub struct Progress {
     done: AtomicU64,
     total: AtomicU64,
     over: bool,
+    whole: Option<Arc<Whole>>,
+}
+
+impl Whole {
+    /// Never more than there is: an archive may be larger than what is wanted of it.
+    fn add(&self, change: i64) {
+        let Some(progress) = &self.progress else { return };
+        let done = self.done.fetch_add(change, Ordering::Relaxed) + change;
+        progress.set(u64::try_from(done).unwrap_or(0).min(progress.known_total().unwrap_or(0)), None, None);
+    }
+}
+
+impl Drop for Whole {
+    fn drop(&mut self) {
+        let whole = |progress: &Progress| progress.known_total() == Some(progress.done());
+        if let Some(progress) = self.progress.take_if(|progress| whole(progress)) {
+            progress.finish("");
+        }
+    }
 }
 
 impl Progress {
@@ -145,15 +183,23 @@ impl Progress {
     pub fn add(&self, more: u64) {
         let done = self.done.fetch_add(more, Ordering::Relaxed) + more;
         self.tell(done, None);
+        self.add_to_whole(more, 0);
     }
 
     /// `done` units are done in all (a resumed or restarted transfer may go back).
     pub fn set(&self, done: u64, total: Option<u64>, detail: Option<String>) {
-        self.done.store(done, Ordering::Relaxed);
+        let before = self.done.swap(done, Ordering::Relaxed);
         if let Some(total) = total {
             self.total.store(total, Ordering::Relaxed);
         }
         self.tell(done, detail);
+        self.add_to_whole(done, before);
+    }
+
+    fn add_to_whole(&self, more: u64, less: u64) {
+        if let Some(whole) = &self.whole {
+            whole.add(more.cast_signed().saturating_sub(less.cast_signed()));
+        }
     }
 
     pub fn done(&self) -> u64 {
@@ -179,7 +225,56 @@ impl Progress {
 impl Drop for Progress {
     fn drop(&mut self) {
         if !self.over {
+            self.add_to_whole(0, self.done());
             self.task.reporter.report(&Event::Abandoned { id: self.id });
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::*;
+
+    #[derive(Default)]
+    struct Kept(Mutex<Vec<Event>>);
+
+    impl Reporter for Kept {
+        fn report(&self, event: &Event) {
+            self.0.lock().unwrap().push(event.clone());
+        }
+    }
+
+    #[test]
+    fn pieces_of_work_in_bytes_sum_up() {
+        let kept = Arc::<Kept>::default();
+        let task = Task::new(Arc::clone(&kept) as Arc<dyn Reporter>, Cancel::default());
+        let sum = || {
+            let told = kept.0.lock().unwrap();
+            let whole = |event: &&Event| matches!(event, Event::Progressed { total: Some(100), .. });
+            match told.iter().rfind(whole) {
+                Some(Event::Progressed { done, .. }) => *done,
+                _ => 0,
+            }
+        };
+        let weights = task.summed("fetching", "2 files", 100);
+        let first = weights.start("fetching", "a", Some(60), Unit::Bytes);
+        first.set(50, None, None);
+        drop(first);
+        assert_eq!(sum(), 0, "what was given up does not count");
+        let again = weights.start("fetching", "a", Some(60), Unit::Bytes);
+        again.set(60, None, None);
+        again.finish("");
+        weights.start("unpacking", "a", None, Unit::Files).add(7);
+        task.start("fetching", "something else", None, Unit::Bytes).add(7);
+        assert_eq!(sum(), 60);
+        let second = weights.start("fetching", "b", None, Unit::Bytes);
+        second.add(45);
+        second.finish("");
+        assert_eq!(sum(), 100, "never more than all");
+        let before = kept.0.lock().unwrap().len();
+        drop(weights);
+        assert!(matches!(kept.0.lock().unwrap()[before..], [Event::Finished { .. }]));
     }
 }

@@ -130,7 +130,8 @@ fn read_ahead(file: &File, mut take: impl FnMut(&[u8]) -> io::Result<()>) -> io:
     for _ in 0..BUFFERS {
         let _ = empty.send(vec![0; CHUNK_BYTES]);
     }
-    std::thread::scope(|scope| {
+    // Both ends go with this closure, however it ends: the other thread waits for neither.
+    std::thread::scope(move |scope| {
         scope.spawn(move || {
             let mut file = file;
             while let Ok(mut chunk) = emptied.recv() {

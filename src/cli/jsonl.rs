@@ -15,14 +15,19 @@ pub struct Lines(Mutex<BTreeMap<u64, Instant>>);
 
 impl Reporter for Lines {
     fn report(&self, event: &Event) {
-        if let Event::Progressed { id, .. } = event {
-            let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-            let now = Instant::now();
-            if last.get(id).is_some_and(|before| now - *before < PACE) {
-                return;
+        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match event {
+            Event::Progressed { id, .. } => {
+                let now = Instant::now();
+                if last.get(id).is_some_and(|before| now - *before < PACE) {
+                    return;
+                }
+                last.insert(*id, now);
             }
-            last.insert(*id, now);
+            Event::Finished { id, .. } | Event::Abandoned { id } => drop(last.remove(id)),
+            _ => {}
         }
+        drop(last);
         if let Ok(line) = serde_json::to_string(event) {
             let _ = writeln!(io::stderr().lock(), "{line}");
         }

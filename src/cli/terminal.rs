@@ -9,12 +9,39 @@ use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::report::{Event, Reporter, Unit};
 
+use super::verbs::size;
+
 /// A bar for each piece of work under way; a line for each that ended.
 #[derive(Debug)]
 pub struct Bars {
     all: MultiProgress,
-    bars: Mutex<BTreeMap<u64, (ProgressBar, String)>>,
+    bars: Mutex<BTreeMap<u64, Shown>>,
     colour: bool,
+}
+
+#[derive(Debug)]
+struct Shown {
+    bar: ProgressBar,
+    subject: String,
+    unit: Unit,
+    /// Something was told already: a resumed transfer's first number is no speed.
+    moved: bool,
+}
+
+impl Shown {
+    fn progress(&mut self, done: u64, total: Option<u64>, detail: Option<&str>) {
+        if let Some(total) = total.filter(|total| self.bar.length() != Some(*total)) {
+            if self.bar.length() == Some(0) {
+                self.bar.set_style(style(self.unit, true));
+            }
+            self.bar.set_length(total);
+        }
+        self.bar.set_position(done);
+        if !std::mem::replace(&mut self.moved, true) {
+            self.bar.reset_eta();
+        }
+        self.bar.set_message(detail.map_or_else(|| self.subject.clone(), |why| format!("{} ({why})", self.subject)));
+    }
 }
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -54,33 +81,26 @@ impl Reporter for Bars {
             Event::Started { id, verb, subject, total, unit } => {
                 let bar = self.all.add(ProgressBar::new(total.unwrap_or(0)));
                 bar.set_style(style(*unit, total.is_some()));
-                bar.set_message(format!("{verb} {subject}"));
+                let subject = format!("{verb} {subject}");
+                bar.set_message(subject.clone());
                 bar.enable_steady_tick(Duration::from_millis(120));
-                locked(&self.bars).insert(*id, (bar, format!("{verb} {subject}")));
+                locked(&self.bars).insert(*id, Shown { bar, subject, unit: *unit, moved: false });
             }
-            Event::Progressed { id, done, total, .. } => {
-                if let Some((bar, _)) = locked(&self.bars).get(id) {
-                    if let Some(total) = total
-                        && bar.length() != Some(*total)
-                    {
-                        if bar.length() == Some(0) {
-                            bar.set_style(style(Unit::Steps, true));
-                        }
-                        bar.set_length(*total);
-                    }
-                    bar.set_position(*done);
+            Event::Progressed { id, done, total, detail } => {
+                if let Some(shown) = locked(&self.bars).get_mut(id) {
+                    shown.progress(*done, *total, detail.as_deref());
                 }
             }
             Event::Finished { id, detail } => {
                 let ended = locked(&self.bars).remove(id);
-                if let Some((bar, subject)) = ended {
+                if let Some(Shown { bar, subject, .. }) = ended {
                     bar.finish_and_clear();
                     self.all.remove(&bar);
                     self.line("✓", "32", &ended_line(&subject, detail));
                 }
             }
             Event::Abandoned { id } => {
-                if let Some((bar, _)) = locked(&self.bars).remove(id) {
+                if let Some(Shown { bar, .. }) = locked(&self.bars).remove(id) {
                     bar.finish_and_clear();
                     self.all.remove(&bar);
                 }
@@ -103,7 +123,35 @@ const PACE: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub struct Plain {
     quiet: bool,
-    subjects: Mutex<BTreeMap<u64, (String, Instant)>>,
+    subjects: Mutex<BTreeMap<u64, Spoken>>,
+}
+
+#[derive(Debug)]
+struct Spoken {
+    text: String,
+    unit: Unit,
+    /// When and where it was told last.
+    last: (Instant, u64),
+}
+
+impl Spoken {
+    /// `fetching x: 1.2 GB of 4.8 GB, 100 MB/s, 36 s left`.
+    fn line(&mut self, done: u64, total: u64) -> String {
+        let (took, more) = (self.last.0.elapsed().as_secs_f64(), done.saturating_sub(self.last.1));
+        self.last = (Instant::now(), done);
+        let text = &self.text;
+        if self.unit != Unit::Bytes {
+            return format!("{text}: {done}/{total}");
+        }
+        #[expect(clippy::cast_precision_loss, reason = "sizes below 2^52")]
+        let (rate, left) = (more as f64 / took, total.saturating_sub(done) as f64);
+        let pace = match rate {
+            0.0 => String::new(),
+            #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a rate is not below zero")]
+            rate => format!(", {}/s, {:.0} s left", size(rate as u64), left / rate),
+        };
+        format!("{text}: {} of {}{pace}", size(done), size(total))
+    }
 }
 
 impl Plain {
@@ -121,22 +169,22 @@ impl Plain {
 impl Reporter for Plain {
     fn report(&self, event: &Event) {
         match event {
-            Event::Started { id, verb, subject, .. } => {
+            Event::Started { id, verb, subject, unit, .. } => {
                 let text = format!("{verb} {subject}");
                 self.line(&text);
-                locked(&self.subjects).insert(*id, (text, Instant::now()));
+                locked(&self.subjects).insert(*id, Spoken { text, unit: *unit, last: (Instant::now(), 0) });
             }
             Event::Progressed { id, done, total: Some(total), .. } => {
-                if let Some((text, last)) = locked(&self.subjects).get_mut(id)
-                    && last.elapsed() >= PACE
+                if let Some(spoken) = locked(&self.subjects).get_mut(id)
+                    && spoken.last.0.elapsed() >= PACE
                 {
-                    *last = Instant::now();
-                    self.line(&format!("{text}: {done}/{total}"));
+                    let line = spoken.line(*done, *total);
+                    self.line(&line);
                 }
             }
             Event::Progressed { .. } => {}
             Event::Finished { id, detail } => {
-                if let Some((text, _)) = locked(&self.subjects).remove(id) {
+                if let Some(Spoken { text, .. }) = locked(&self.subjects).remove(id) {
                     self.line(&ended_line(&text, detail));
                 }
             }
@@ -149,5 +197,31 @@ impl Reporter for Plain {
                 let _ = writeln!(io::stderr().lock(), "warning: {text}");
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_transfer_is_told_with_rate_and_time_left() {
+        let ten_seconds_ago = Instant::now().checked_sub(Duration::from_secs(10)).unwrap();
+        let spoken = |unit| Spoken { text: "fetching x".to_owned(), unit, last: (ten_seconds_ago, 0) };
+        let line = spoken(Unit::Bytes).line(1_000_000_000, 5_000_000_000);
+        assert!(line.starts_with("fetching x: 1.00 GB of 5.00 GB, ") && line.ends_with("MB/s, 40 s left"), "{line}");
+        assert_eq!(spoken(Unit::Steps).line(3, 9), "fetching x: 3/9");
+        assert_eq!(spoken(Unit::Bytes).line(0, 9), "fetching x: 0 B of 9 B");
+    }
+
+    #[test]
+    fn a_bar_learns_its_length_and_keeps_its_unit() {
+        let bar = ProgressBar::hidden();
+        bar.set_length(0);
+        let mut shown = Shown { bar, subject: "fetching x".to_owned(), unit: Unit::Bytes, moved: false };
+        shown.progress(5, None, None);
+        shown.progress(7, Some(9), Some("HTTP status 503; again in 2.0 s"));
+        assert_eq!((shown.bar.position(), shown.bar.length()), (7, Some(9)));
+        assert_eq!(shown.bar.message(), "fetching x (HTTP status 503; again in 2.0 s)");
     }
 }

@@ -32,7 +32,7 @@ pub fn fetch_tool(host: &Host, project: &Project, demand: &Demand<'_>, name: &Na
     let pin = only(package);
     let ask = Fetch { kind: Kind::Tool, pin: &pin, wanted: &[], staging: staging.path(), name: name.as_str() };
     let request = SourceSpec::Pypi(spec.clone());
-    let fetched = fetch(host, project, &request, &ask, name)?;
+    let fetched = fetch(host, project, &host.task, &request, &ask, name)?;
     host.store.admit_tool(&staging, &fetched.modes, &package.sha256, host.task.cancel())?;
     Ok(())
 }
@@ -51,7 +51,7 @@ pub fn fetch_source(host: &Host, project: &Project, engine: &EngineDemand<'_>) -
     let ask =
         Fetch { kind: Kind::Engine, pin: &engine.entry.pin, wanted: &[], staging: staging.path(), name: name.as_str() };
     let Some(source) = engine.entry.request.source() else { return Ok(()) };
-    let fetched = fetch(host, project, source, &ask, name)?;
+    let fetched = fetch(host, project, &host.task, source, &ask, name)?;
     let progress = host.task.start("verifying", format!("source of {name}"), None, Unit::None);
     let modes = &fetched.modes;
     let admitted =

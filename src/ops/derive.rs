@@ -108,7 +108,7 @@ fn bring(host: &Host, project: &Project, demand: &Demand<'_>, name: &Name) -> Re
     if missing.is_empty() {
         return Ok(here);
     }
-    sync::fetch_weights(host, project, model, &missing)?;
+    sync::fetch_weights(host, project, model, &host.task, &missing)?;
     held(host, project, model, files)
 }
 

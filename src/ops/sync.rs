@@ -4,8 +4,8 @@ use crate::base::fs;
 use crate::base::name::Name;
 use crate::format::lockfile::{FilePin, Kind, Lockfile, Pin};
 use crate::plan::{self, Plan, Step};
-use crate::report::Unit;
-use crate::source::{self, Fetch, Fetched};
+use crate::report::{Task, Unit};
+use crate::source::{self, Fetch, Fetched, World};
 use crate::store::blobs::Presence;
 
 use super::demand::{Demand, ModelDemand, demand};
@@ -92,16 +92,20 @@ fn carry_out(host: &Host, project: &Project, demand: &Demand<'_>, plan: &Plan) -
         plan.steps.iter().partition(|step| matches!(step, Step::Derive { .. }));
     let (engines, models): (Vec<&Step>, Vec<&Step>) = others.into_iter().partition(|step| is_engine_step(step));
     // The first failure ends the other lane soon, so that it is told in seconds rather than after a build.
-    let lane = |steps: &[&Step], step: fn(&Host, &Project, &Demand<'_>, &Step) -> Result<(), Failure>| {
-        let done = steps.iter().try_for_each(|due| step(host, project, demand, due));
+    let lane = |steps: &[&Step], step: &dyn Fn(&Step) -> Result<(), Failure>| {
+        let done = steps.iter().try_for_each(|due| step(due));
         if done.is_err() {
             host.task.cancel().cancel();
         }
         done
     };
     let (built, fetched) = std::thread::scope(|scope| {
-        let built = scope.spawn(|| lane(&engines, engine_step));
-        let fetched = lane(&models, model_step);
+        let built = scope.spawn(|| lane(&engines, &|step| engine_step(host, project, demand, step)));
+        let task = match weights_to_fetch(plan) {
+            (0 | 1, _) => host.task.clone(),
+            (files, bytes) => host.task.summed("fetching", format!("{files} files of weights"), bytes),
+        };
+        let fetched = lane(&models, &|step| model_step(host, project, demand, &task, step));
         (built.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), fetched)
     });
     match (built, fetched) {
@@ -109,7 +113,7 @@ fn carry_out(host: &Host, project: &Project, demand: &Demand<'_>, plan: &Plan) -
         (built, fetched) => built.and(fetched),
     }?;
     // What is derived needs both.
-    lane(&derived, model_step)
+    lane(&derived, &|step| model_step(host, project, demand, &host.task, step))
 }
 
 fn is_engine_step(step: &Step) -> bool {
@@ -117,6 +121,14 @@ fn is_engine_step(step: &Step) -> bool {
         Step::FetchTool { .. } | Step::FetchSource { .. } | Step::Build { .. } | Step::LinkBuild { .. } => true,
         Step::Hash { .. } | Step::FetchWeights { .. } | Step::Place { .. } | Step::Derive { .. } => false,
     }
+}
+
+/// How many files, and their bytes.
+fn weights_to_fetch(plan: &Plan) -> (usize, u64) {
+    plan.steps.iter().fold((0, 0), |(count, sum), step| match step {
+        Step::FetchWeights { files, bytes, .. } => (count + files.len(), bytes.saturating_add(sum)),
+        _ => (count, sum),
+    })
 }
 
 /// All weights together must fit, before the first byte.
@@ -159,7 +171,7 @@ fn engine_step(host: &Host, project: &Project, demand: &Demand<'_>, step: &Step)
     }
 }
 
-fn model_step(host: &Host, project: &Project, demand: &Demand<'_>, step: &Step) -> Result<(), Failure> {
+fn model_step(host: &Host, project: &Project, demand: &Demand<'_>, task: &Task, step: &Step) -> Result<(), Failure> {
     host.task.check()?;
     let (name, files) = match step {
         Step::Derive { model, .. } => return derive::derive(host, project, demand, model),
@@ -176,9 +188,9 @@ fn model_step(host: &Host, project: &Project, demand: &Demand<'_>, step: &Step) 
             if model.derive.is_some() && !wrong.is_empty() {
                 return derive::derive(host, project, demand, name);
             }
-            fetch_weights(host, project, model, &wrong)
+            fetch_weights(host, project, model, task, &wrong)
         }
-        _ => fetch_weights(host, project, model, files),
+        _ => fetch_weights(host, project, model, task, files),
     }
 }
 
@@ -216,7 +228,13 @@ fn place(host: &Host, project: &Project, model: &ModelDemand<'_>, index: usize) 
 ///
 /// # Errors
 /// What the source or the store said.
-pub fn fetch_weights(host: &Host, project: &Project, model: &ModelDemand<'_>, files: &[usize]) -> Result<(), Failure> {
+pub fn fetch_weights(
+    host: &Host,
+    project: &Project,
+    model: &ModelDemand<'_>,
+    task: &Task,
+    files: &[usize],
+) -> Result<(), Failure> {
     if files.is_empty() {
         return Ok(());
     }
@@ -239,7 +257,7 @@ pub fn fetch_weights(host: &Host, project: &Project, model: &ModelDemand<'_>, fi
             name: name.as_str(),
         };
         let Some(source) = model.entry.request.source() else { return Ok(()) };
-        fetch(host, project, source, &ask, name)?;
+        fetch(host, project, task, source, &ask, name)?;
         for index in &missing {
             let pin = &model.wish.files[*index];
             let what = format!("weights file `{}`", pin.path);
@@ -258,11 +276,12 @@ pub fn fetch_weights(host: &Host, project: &Project, model: &ModelDemand<'_>, fi
 pub fn fetch(
     host: &Host,
     project: &Project,
+    task: &Task,
     request: &crate::format::manifest::SourceSpec,
     ask: &Fetch<'_>,
     name: &Name,
 ) -> Result<Fetched, Failure> {
-    let fetched = source::of(request).fetch(&host.world(project), ask);
+    let fetched = source::of(request).fetch(&World { task: task.clone(), ..host.world(project) }, ask);
     let fetched = fetched.map_err(|error| Failure::source(ask.kind, name, error, project.lock_line(name)))?;
     fetched.hashed.iter().for_each(|hashed| host.store.records().learn(hashed));
     Ok(fetched)

@@ -18,7 +18,7 @@ use crate::format::manifest::HfSpec;
 use crate::report::Task;
 
 use self::hub::{Hub, Listed, Revision};
-use super::download::{Download, STREAMS, download, require_space};
+use super::download::{Download, download, require_space};
 use super::globs::Globs;
 use super::hub_cache::HubCache;
 use super::{Fetch, Fetched, Source, SourceError, World};
@@ -62,7 +62,8 @@ impl Source for HfSpec {
         }
         let Some(first) = missing.first() else { return Ok(fetched) };
         hub.require_online(&format!("`{}` of {}", first.path, hub.what()))?;
-        let bringing = Bringing { parts: cache.parts(), hub, cache, commit, task: &world.task };
+        let (parts, connections) = (cache.parts(), world.connections());
+        let bringing = Bringing { parts, hub, cache, commit, task: &world.task, connections };
         let needed = missing.iter().map(|pin| bringing.missing_bytes(pin)).sum();
         require_space(&bringing.parts, needed)?;
         for pin in missing {
@@ -102,6 +103,7 @@ struct Bringing<'a> {
     parts: PathBuf,
     commit: &'a str,
     task: &'a Task,
+    connections: usize,
 }
 
 impl Bringing<'_> {
@@ -124,7 +126,7 @@ impl Bringing<'_> {
             sha256: Some(pin.sha256),
             parts: &self.parts,
             to,
-            streams: STREAMS,
+            streams: self.connections,
         }
     }
 

@@ -50,6 +50,12 @@ impl World {
         Http::new(Settings { env: self.env.clone(), offline: self.offline, cancel, ..Settings::default() })
     }
 
+    /// Connections for one file: `AITOOLS_CONNECTIONS`, within reason.
+    pub fn connections(&self) -> usize {
+        let asked = self.env.get("AITOOLS_CONNECTIONS").and_then(|text| text.trim().parse().ok());
+        asked.map_or(download::STREAMS, |count: usize| count.clamp(1, download::MAX_STREAMS))
+    }
+
     /// The address to really ask, after `[mirrors]`: the longest prefix decides.
     pub fn mirrored(&self, url: &str) -> String {
         let fitting =

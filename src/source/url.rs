@@ -18,7 +18,7 @@ use crate::format::lockfile::{FilePin, Kind, Pin};
 use crate::format::manifest::UrlSpec;
 
 use super::archive::{Archive, Limits, Select, is_archive};
-use super::download::{Download, STREAMS, already, download, likely_content};
+use super::download::{Download, already, download, likely_content};
 use super::globs::Globs;
 use super::{Fetch, Fetched, Source, SourceError, World};
 
@@ -130,7 +130,7 @@ impl UrlSpec {
             sha256,
             parts: &parts,
             to,
-            streams: STREAMS,
+            streams: world.connections(),
         };
         download(&world.http(), &world.task, &ask)
     }
