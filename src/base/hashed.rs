@@ -9,13 +9,16 @@
 use std::fs::File;
 use std::io::{self, Read as _, Seek as _};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{channel, sync_channel};
 
 use super::digest::{CHUNK_BYTES, Digest, Hasher};
 use super::fs::{self, FsError, Placed, Stamp};
 
-/// Larger files are read by a thread of their own while their bytes are hashed.
+/// Larger files are read by a thread of their own while their bytes are hashed, unless all processors have work anyway.
 const READ_AHEAD_BYTES: u64 = 8 << 20;
+/// Files that are being hashed now, in this process.
+static BUSY: AtomicUsize = AtomicUsize::new(0);
 /// Buffers that are between the two threads at most, [`CHUNK_BYTES`] each.
 const BUFFERS: usize = 3;
 
@@ -41,7 +44,11 @@ impl Hashed {
             hasher.update(bytes);
             seen(bytes.len() as u64)
         };
-        let read = if stamp.size_bytes > READ_AHEAD_BYTES { read_ahead(&file, take) } else { read(&file, &mut take) };
+        let busy = BUSY.fetch_add(1, Ordering::Relaxed) + 1;
+        let idle = 2 * busy <= std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let ahead = idle && stamp.size_bytes > READ_AHEAD_BYTES;
+        let read = if ahead { read_ahead(&file, take) } else { read(&file, &mut take) };
+        BUSY.fetch_sub(1, Ordering::Relaxed);
         read.map_err(failed)?;
         let (sha256, size_bytes) = hasher.finish();
         if size_bytes != stamp.size_bytes {

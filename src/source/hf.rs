@@ -11,8 +11,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use crate::base::digest::Digest;
-use crate::base::name::RelPath;
 use crate::base::hashed::Hashed;
+use crate::base::name::RelPath;
 use crate::format::lockfile::{FilePin, Kind, Pin};
 use crate::format::manifest::HfSpec;
 use crate::report::Task;

@@ -16,8 +16,8 @@ use crate::job::Result;
 pub const BENCH: Bench = Bench { name: "download", about: "1 GiB from loopback", rounds: 5, warm_up: true, run };
 pub const THROTTLED: Bench = Bench {
     name: "download-throttled",
-    about: "200 MB from a server that gives each connection 20 MB/s",
-    rounds: 3,
+    about: "800 MB from a server that gives each connection 20 MB/s",
+    rounds: 2,
     warm_up: false,
     run: throttled,
 };
@@ -58,13 +58,13 @@ fn run(ground: &Ground<'_>, bench: &Bench, rounds: usize) -> Result<Vec<Series>>
         ));
     };
     peer("hf download", &ground.peer("hf"), &["download", REPO, NAME, "--quiet"]);
-    if there(ground, "curl") {
+    if ground.has("curl") {
         let sh = PathBuf::from("sh");
         peer("curl", Path::new("curl"), &["-sSfo", &file, &url]);
         peer("curl, then sha256sum", &sh, &["-ec", &format!("curl -sSfo '{file}' {url}; sha256sum '{file}'")]);
         peer("curl | tee | sha256sum", &sh, &["-ec", &format!("curl -sSf {url} | tee '{file}' | sha256sum")]);
     }
-    if there(ground, "aria2c") {
+    if ground.has("aria2c") {
         let (folder, aria) = (out.display().to_string(), Path::new("aria2c"));
         let checksum = format!("--checksum=sha-256={}", server.sha256);
         let args = ["-q", "-x", "8", "-s", "8", "--file-allocation=falloc", "-d", &folder, &url];
@@ -74,18 +74,9 @@ fn run(ground: &Ground<'_>, bench: &Bench, rounds: usize) -> Result<Vec<Series>>
     interleave(&mut contenders, bench.warm_up, rounds)
 }
 
-/// Whether a peer is installed; says so when it is not.
-fn there(ground: &Ground<'_>, program: &str) -> bool {
-    let found = cfg!(unix) && cmd!(ground.sh, "{program} --version").quiet().ignore_stdout().ignore_stderr().run().is_ok();
-    if !found {
-        println!("not measured, because it is not here: {program}");
-    }
-    found
-}
-
-/// One connection's time is known: 10 s. N of them should take an N-th.
+/// One connection's time is known: 40 s. N of them should take an N-th.
 fn throttled(ground: &Ground<'_>, bench: &Bench, rounds: usize) -> Result<Vec<Series>> {
-    let server = Server::start(ground.sh, &ground.folder("served")?, 200_000_000, Some(20_000_000))?;
+    let server = Server::start(ground.sh, &ground.folder("served")?, 800_000_000, Some(20_000_000))?;
     let url = format!("url = \"{}\"", server.url());
     let mut contenders = Vec::new();
     for connections in ["1", "4", "8"] {

@@ -65,6 +65,16 @@ impl<'a> Ground<'a> {
         self.peers.join(if cfg!(windows) { "Scripts" } else { "bin" }).join(program(name))
     }
 
+    /// Whether a program of the machine's own is there; says so when it is not.
+    pub fn has(&self, program: &str) -> bool {
+        let find = format!("command -v {program}");
+        let found = cfg!(unix) && cmd!(self.sh, "sh -c {find}").quiet().ignore_stdout().ignore_stderr().run().is_ok();
+        if !found {
+            println!("not measured, because it is not here: {program}");
+        }
+        found
+    }
+
     /// Our program in `folder`, with a cache of its own when one is given.
     pub fn ours(&self, folder: &Path, cache: Option<&Path>) -> Command {
         let mut command = Command::new(&self.aitools);

@@ -5,8 +5,6 @@
 use std::path::Path;
 use std::process::Command;
 
-use xshell::cmd;
-
 use super::Bench;
 use super::ground::{Ground, command};
 use super::measure::{Contender, Series, interleave};
@@ -41,11 +39,11 @@ fn run(ground: &Ground<'_>, bench: &Bench, rounds: usize) -> Result<Vec<Series>>
     let here = project.as_path();
     let mut contenders = vec![Contender::command("aitools verify", || ours("verify"))];
     let mut peer = |name: &str, program: &str, args: &[&str]| {
-        if cmd!(ground.sh, "{program} --version").quiet().ignore_stdout().ignore_stderr().run().is_err() {
-            println!("not measured, because it is not here: {program}");
+        if !ground.has(program) {
             return;
         }
-        let words: Vec<String> = [program].iter().chain(args).map(|word| (*word).to_owned()).chain(files.clone()).collect();
+        let words: Vec<String> =
+            [program].iter().chain(args).map(|word| (*word).to_owned()).chain(files.clone()).collect();
         contenders.push(Contender::command(name, move || by_words(&words, here)));
     };
     peer("openssl dgst -sha256", "openssl", &["dgst", "-sha256"]);

@@ -112,11 +112,7 @@ impl Part {
         let mut own = [0; 8];
         let _ = getrandom::fill(&mut own);
         let key = if lock.excludes() { key.to_owned() } else { format!("{key}-{:016x}", u64::from_le_bytes(own)) };
-        Ok(Self {
-            path: folder.join(format!("{key}.part")),
-            journal: journal_path(folder, &key),
-            _lock: lock,
-        })
+        Ok(Self { path: folder.join(format!("{key}.part")), journal: journal_path(folder, &key), _lock: lock })
     }
 
     /// What a former run left, when it can be believed so far.

@@ -19,7 +19,7 @@ use super::server::{Asked, content_range, peeked, strong_etag};
 use super::{Download, MAX_STREAMS, SourceError, no_space};
 
 /// What one request asks for at least and at most; less in tests, which then need not move so much.
-const RANGE_BYTES: (u64, u64) = if cfg!(test) { (1 << 20, 1 << 20) } else { (2 << 20, 16 << 20) };
+const RANGE_BYTES: (u64, u64) = if cfg!(test) { (1 << 20, 1 << 20) } else { (1 << 20, 16 << 20) };
 /// Tries that bring less count as failed.
 const PROGRESS_BYTES: u64 = 64 << 10;
 const BUFFER_BYTES: usize = 256 << 10;

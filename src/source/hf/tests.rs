@@ -5,9 +5,9 @@ use std::sync::{Arc, Mutex};
 
 use super::*;
 use crate::base::cancel::Cancel;
-use crate::base::{digest, fs};
 use crate::base::test_hub::{Hub as StandIn, Site, TOKEN, git_blob};
 use crate::base::test_server::{Reply, Seen};
+use crate::base::{digest, fs};
 use crate::report::{Event, Reporter, Task};
 
 const REPO: &str = "Org/Tiny-Model_1.0-gguf";
