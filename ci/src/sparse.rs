@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use xshell::{Cmd, Shell, cmd};
 
-use crate::job::{Result, Skip};
+use crate::job::{Result, Skip, cargo};
 
 #[path = "../../tests/support/tiny_powerinfer.rs"]
 pub mod model;
@@ -69,7 +69,7 @@ impl<'a> Project<'a> {
         let aitools = match sh.var_os(PROGRAM) {
             Some(program) => PathBuf::from(program),
             None => {
-                cmd!(sh, "cargo build --release --locked --bin aitools").run()?;
+                cargo(sh, "build --release --locked --bin aitools").run()?;
                 root.join("target/release").join(format!("aitools{}", std::env::consts::EXE_SUFFIX))
             }
         };

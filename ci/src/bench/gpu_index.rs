@@ -9,7 +9,7 @@ use xshell::cmd;
 use super::Bench;
 use super::ground::Ground;
 use super::measure::{Contender, Series, interleave};
-use crate::job::Result;
+use crate::job::{Result, cargo};
 use crate::sparse::Engine;
 use crate::sparse::model::{self, Shape};
 
@@ -26,7 +26,7 @@ const BUDGET_BYTES: u64 = 4 << 30;
 
 fn run(ground: &Ground<'_>, bench: &Bench, rounds: usize) -> Result<Vec<Series>> {
     let sh = ground.sh;
-    cmd!(sh, "cargo build --release --locked --package ci --features library --bin gpu-index").run()?;
+    cargo(sh, "build --release --locked --package ci --features library --bin gpu-index").run()?;
     let ours = crate::step::root().join("target/release").join(format!("gpu-index{}", std::env::consts::EXE_SUFFIX));
     let folder = ground.folder("activation")?;
     for (name, bytes) in model::activation_files(&SHAPE) {

@@ -5,7 +5,7 @@ use std::process::Command;
 
 use xshell::{Shell, cmd};
 
-use crate::job::Result;
+use crate::job::{Result, cargo};
 
 /// The peers, by their names in the Python package index. Installed into a folder below `target/`.
 const PEERS: &[&str] = &["uv==0.11.*", "cmake==4.4.4", "ninja==1.13.2", "huggingface_hub[cli]"];
@@ -28,7 +28,7 @@ impl std::fmt::Debug for Ground<'_> {
 impl<'a> Ground<'a> {
     pub fn new(sh: &'a Shell, name: &str) -> Result<Self> {
         let target = crate::step::root().join("target");
-        cmd!(sh, "cargo build --release --locked --bin aitools").run()?;
+        cargo(sh, "build --release --locked --bin aitools").run()?;
         let scratch = target.join("bench").join("scratch").join(name);
         sh.remove_path(&scratch)?;
         sh.create_dir(&scratch)?;

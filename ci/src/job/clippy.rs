@@ -1,13 +1,13 @@
 //! The lints of Cargo.toml and clippy.toml hold everywhere, tests included.
 
-use xshell::{Shell, cmd};
+use xshell::Shell;
 
-use super::{Job, Result, need_component};
+use super::{Job, Result, cargo, need_component};
 
 pub const JOB: Job = Job { name: "clippy", about: "no lint warns", run };
 
 fn run(sh: &Shell) -> Result<()> {
     need_component(sh, "clippy", "clippy")?;
-    cmd!(sh, "cargo clippy --workspace --all-targets --all-features --locked -- -D warnings").run()?;
+    cargo(sh, "clippy --workspace --all-targets --all-features --locked -- -D warnings").run()?;
     Ok(())
 }

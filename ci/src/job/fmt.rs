@@ -1,13 +1,13 @@
 //! The code is formatted as rustfmt.toml says.
 
-use xshell::{Shell, cmd};
+use xshell::Shell;
 
-use super::{Job, Result, need_component};
+use super::{Job, Result, cargo, need_component};
 
 pub const JOB: Job = Job { name: "fmt", about: "every source file is formatted", run };
 
 fn run(sh: &Shell) -> Result<()> {
     need_component(sh, "fmt", "rustfmt")?;
-    cmd!(sh, "cargo fmt --all --check").run().map_err(|_| "not formatted\n  hint: run `cargo fmt`")?;
+    cargo(sh, "fmt --all --check").run().map_err(|_| "not formatted\n  hint: run `cargo fmt`")?;
     Ok(())
 }

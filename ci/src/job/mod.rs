@@ -10,7 +10,7 @@ mod test;
 mod tidy;
 mod wire;
 
-use xshell::{Shell, cmd};
+use xshell::{Cmd, Shell, cmd};
 
 /// One thing that can pass or fail.
 #[derive(Debug)]
@@ -44,9 +44,16 @@ pub const E2E: &[Job] = &[quickstart::JOB, wire::JOB, powerinfer::JOB, powerinfe
 /// How many of [`E2E`] need nothing but what the README lists.
 pub const ALWAYS: usize = 3;
 
+/// Cargo as a person starts it. What the cargo that started us says of our own crate would make build scripts run again.
+pub fn cargo<'a>(sh: &'a Shell, words: &str) -> Cmd<'a> {
+    const OURS: &[&str] = &["NAME", "VERSION", "VERSION_MAJOR", "VERSION_MINOR", "VERSION_PATCH", "VERSION_PRE"];
+    let cargo = cmd!(sh, "cargo").args(words.split_whitespace()).env_remove("CARGO_MANIFEST_DIR");
+    OURS.iter().fold(cargo, |cargo, name| cargo.env_remove(format!("CARGO_PKG_{name}")))
+}
+
 /// Fails, saying how to get it, when a cargo subcommand is not installed.
 fn need_component(sh: &Shell, subcommand: &str, component: &str) -> Result<()> {
-    match cmd!(sh, "cargo {subcommand} --version").quiet().ignore_stderr().read() {
+    match cargo(sh, &format!("{subcommand} --version")).quiet().ignore_stderr().read() {
         Ok(_) => Ok(()),
         Err(_) => {
             Err(format!("`cargo {subcommand}` is not installed\n  hint: run `rustup component add {component}`").into())

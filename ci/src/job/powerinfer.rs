@@ -1,9 +1,9 @@
 //! PowerInfer itself, from a copy of its repository: locked, built, checked and run through our program; a sparse model made
 //! here answers as its forward pass in plain Rust does; the faults of its server are provoked and survived.
 
-use xshell::{Shell, cmd};
+use xshell::Shell;
 
-use super::{Job, Result};
+use super::{Job, Result, cargo};
 use crate::sparse::model::{self, Tiny};
 use crate::sparse::{Engine, Project};
 
@@ -44,7 +44,7 @@ fn run(sh: &Shell) -> Result<()> {
     let server = project.program("server");
     let _wire = sh.push_env("AITOOLS_TEST_POWERINFER_WIRE_SERVER", &server);
     let _own = sh.push_env("AITOOLS_TEST_POWERINFER_SERVER", &server);
-    cmd!(sh, "cargo test --workspace --locked --lib engine::powerinfer::real -- --ignored").run()?;
+    cargo(sh, "test --workspace --locked --lib engine::powerinfer::real -- --ignored").run()?;
     Ok(())
 }
 

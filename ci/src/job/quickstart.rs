@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use xshell::{Shell, cmd};
 
-use super::{Job, Result};
+use super::{Job, Result, cargo};
 
 pub const JOB: Job = Job { name: "quickstart", about: "the README's first command answers", run };
 
@@ -18,7 +18,7 @@ const EXPECTED: &str = "Paris";
 
 fn run(sh: &Shell) -> Result<()> {
     let answer =
-        cmd!(sh, "cargo run --release --locked -- -m quickstart run {POLICY} --sync --prompt {PROMPT}").read()?;
+        cargo(sh, "run --release --locked -- -m quickstart run").args([POLICY, "--sync", "--prompt", PROMPT]).read()?;
     println!("{answer}");
     if !answer.contains(EXPECTED) {
         return Err(format!("the answer does not name {EXPECTED}").into());
@@ -39,6 +39,6 @@ fn real_engine(sh: &Shell) -> Result<()> {
     let weights = root.join("models/llama-cpp").join(POLICY).join("model.gguf");
     let _server = sh.push_env("AITOOLS_TEST_LLAMA_SERVER", server);
     let _weights = sh.push_env("AITOOLS_TEST_WEIGHTS", weights);
-    cmd!(sh, "cargo test --workspace --locked --test engine_real -- --ignored").run()?;
+    cargo(sh, "test --workspace --locked --test engine_real -- --ignored").run()?;
     Ok(())
 }

@@ -1,12 +1,12 @@
 //! Every test of the workspace. None of them needs a network.
 
-use xshell::{Shell, cmd};
+use xshell::Shell;
 
-use super::{Job, Result};
+use super::{Job, Result, cargo};
 
 pub const JOB: Job = Job { name: "test", about: "every test of the workspace passes", run };
 
 fn run(sh: &Shell) -> Result<()> {
-    cmd!(sh, "cargo test --workspace --locked").run()?;
+    cargo(sh, "test --workspace --locked").run()?;
     Ok(())
 }

@@ -1,9 +1,9 @@
 //! The adapter for PowerInfer against a real server of the same protocol: the llama.cpp that it grew from, which is in
 //! `llama-cpp-python` 0.2.19 and so in the Python package index. Built through our program, as a user would.
 
-use xshell::{Shell, cmd};
+use xshell::Shell;
 
-use super::{Job, Result, powerinfer};
+use super::{Job, Result, cargo, powerinfer};
 use crate::sparse::model::Tiny;
 use crate::sparse::{Engine, Project};
 
@@ -17,6 +17,6 @@ fn run(sh: &Shell) -> Result<()> {
     project.ours(&["sync"]).run()?;
     powerinfer::answers(&project, "dense", &dense)?;
     let _server = sh.push_env("AITOOLS_TEST_POWERINFER_WIRE_SERVER", project.program("server"));
-    cmd!(sh, "cargo test --workspace --locked --lib engine::powerinfer::real::a_real_server -- --ignored").run()?;
+    cargo(sh, "test --workspace --locked --lib engine::powerinfer::real::a_real_server -- --ignored").run()?;
     Ok(())
 }

@@ -34,13 +34,17 @@ struct Served {
 
 /// One thread: with more, sparse answers differ from run to run.
 fn serve(model: &Tiny, program: &Path) -> Served {
+    serve_with(model, program, 64)
+}
+
+fn serve_with(model: &Tiny, program: &Path, context: u32) -> Served {
     let folder = tempfile::tempdir().unwrap();
     let root = folder.path().join("un modèle");
     fs::create_dir_all(&root.join("scratch")).unwrap();
     fs::write_atomic(&root.join("tiny.gguf"), &model.to_bytes()).unwrap();
     let server = root.join("artifact/bin").join(executable("server"));
     fs::place(program, &server).unwrap();
-    let policy = policy("runtime: {threads: 1, context_size: 64}\ngeneration: {temperature: 0}");
+    let policy = policy(&format!("runtime: {{threads: 1, context_size: {context}}}\ngeneration: {{temperature: 0}}"));
     let ready = Ready {
         engine: &PowerInfer,
         name: "tiny".parse().unwrap(),
@@ -254,10 +258,11 @@ fn a_real_server_that_is_busy_is_asked_again() {
 #[ignore = "needs AITOOLS_TEST_POWERINFER_WIRE_SERVER"]
 fn a_real_server_that_dies_in_the_middle_leaves_half_an_answer_and_an_error() {
     let program = named(WIRE);
-    let served = serve(&DENSE, &program);
+    // Long enough not to be over, or on its way to us, when the server dies.
+    let served = serve_with(&DENSE, &program, 512);
     let pid = served.backend.pid().to_string();
     let (deadline, cancel) = (Instant::now() + Duration::from_secs(30), Cancel::default());
-    let policy = policy("runtime: {context_size: 64}\ngeneration: {temperature: 0, max_tokens: 60}");
+    let policy = policy("runtime: {context_size: 512}\ngeneration: {temperature: 0, max_tokens: 500}");
     let ask = GenerateRequest {
         policy: &policy,
         header: &served.ready.header,
