@@ -501,10 +501,23 @@ mod tests {
         let (from, to) = (root.path().join("a b"), root.path().join("d/é"));
         write_atomic(&from, b"new")?;
         write_atomic(&to, b"old")?;
-        place(&from, &to)?;
+        assert!(matches!(place(&from, &to)?, Placed::Reflink | Placed::HardLink));
         place(&from, &to)?;
         assert_eq!(fs::read(&to)?, b"new");
         assert_eq!(read_dir(&root.path().join("d"))?.len(), 1);
+        Ok(())
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_place_on_another_file_system_gets_a_link() -> std::result::Result<(), Box<dyn std::error::Error>> {
+        let (root, memory) = (tempfile::tempdir()?, tempfile::tempdir_in("/dev/shm")?);
+        let (from, to) = (root.path().join("a b"), memory.path().join("d/é"));
+        write_atomic(&from, b"new")?;
+        if Stamp::of(&metadata(root.path())?).device != Stamp::of(&metadata(memory.path())?).device {
+            assert_eq!(place(&from, &to)?, Placed::Symlink);
+            assert_eq!(fs::read(&to)?, b"new");
+        }
         Ok(())
     }
 

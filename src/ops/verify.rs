@@ -32,14 +32,15 @@ struct Target {
     recorded_in: String,
 }
 
-/// Hashes everything that the policies need and that is on this machine.
+/// Hashes everything that the policies need and that is on this machine; of that, the files of `only` when it has any.
 ///
 /// # Errors
 /// When the project cannot be read, or the user asked to stop. Damage is a result, not an error.
-pub fn run(host: &Host, project: &Project, names: &[String]) -> Result<Verified, Failure> {
+pub fn run(host: &Host, project: &Project, names: &[String], only: &[Damaged]) -> Result<Verified, Failure> {
     let lockfile = lock::require(project)?;
     let demand = demand(host, project, &lockfile, names)?;
-    let targets = targets(host, project, &demand)?;
+    let mut targets = targets(host, project, &demand)?;
+    targets.retain(|target| only.is_empty() || only.iter().any(|damage| damage.path == target.path));
     let size_bytes = targets.iter().map(|target| target.size_bytes).sum();
     let progress = host.task.start("verifying", format!("{} files", targets.len()), Some(size_bytes), Unit::Bytes);
     let damages = hash_all(host, &targets, &progress)?;

@@ -13,14 +13,14 @@ use super::size;
 pub fn run(ask: &args::Verify, session: &Session<'_>, output: &Output) -> Result<u8, Failure> {
     let project = session.project(output)?;
     let host = session.host(&project.root, Some(&ask.build))?;
-    let mut verified = verify::run(&host, &project, &ask.policies)?;
+    let mut verified = verify::run(&host, &project, &ask.policies, &[])?;
     if ask.repair && !verified.damages.is_empty() {
         for damage in &verified.damages {
             output.say(&format!("repairing `{}`", damage.path.display()));
         }
         // What was found wrong is remembered as such, so `sync` fetches or builds exactly that.
         sync::run(&host, &project, &Ask { policies: &ask.policies, mode: LockMode::Frozen, dry_run: false })?;
-        verified = verify::run(&host, &project, &ask.policies)?;
+        verified.damages = verify::run(&host, &project, &ask.policies, &verified.damages)?.damages;
     }
     if !verified.damages.is_empty() {
         return Err(Failure::Damaged { damages: verified.damages });

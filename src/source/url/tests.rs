@@ -74,6 +74,8 @@ fn an_engine_is_the_tree_in_the_archive() {
     let asked = server.seen().len();
     let staging = project.fetch(&spec, Kind::Engine, &pin).unwrap();
     assert_eq!(Some(scan(&staging)), pin.tree);
+    let left = fs::read_dir(&folder(&project.world)).unwrap();
+    assert!(left.iter().all(|path| path.extension().is_some_and(|end| end == "lock")), "{left:?}");
     assert_eq!(server.seen().len(), asked, "what was fetched at lock is used");
     // Somebody wrote over it.
     fs::write_atomic(&home(&project.world, &pin.downloads[0].sha256), b"other").unwrap();
@@ -190,4 +192,14 @@ fn a_broken_archive_is_refused() {
     let server = serving(bytes.into());
     let result = spec(&server.url("/a.tar.gz")).resolve(&Project::new().world, Kind::Engine);
     assert!(matches!(result, Err(SourceError::Hostile { .. })), "{result:?}");
+}
+
+#[test]
+fn the_user_may_say_how_many_connections() {
+    let mut world = Project::new().world;
+    assert_eq!(world.connections(), 4);
+    for (text, count) in [("2", 2), (" 8 ", 8), ("0", 1), ("99", 8), ("many", 4), ("-1", 4)] {
+        world.env.insert("AITOOLS_CONNECTIONS".to_owned(), text.to_owned());
+        assert_eq!(world.connections(), count, "{text}");
+    }
 }
