@@ -134,8 +134,16 @@ pub struct DeriveWish {
     /// In words: `quantize to Q4_0`.
     pub how: String,
     pub engine: Name,
-    /// The engine's build that is used.
-    pub build: Digest,
+    pub by: Maker,
+}
+
+/// What of an engine makes a model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Maker {
+    /// The build of that fingerprint.
+    Build(Digest),
+    /// The source tree alone.
+    Source(Digest),
 }
 
 /// How a file stands to its pin.
@@ -260,10 +268,22 @@ pub fn plan(engines: &[EngineWish], models: &[ModelWish], survey: &Survey) -> Pl
             derived.push((wish, derive));
         }
     }
-    let used = |wish: &EngineWish| wish.wanted || derived.iter().any(|(_, derive)| derive.build == wish.fingerprint);
+    let used = |wish: &EngineWish| {
+        wish.wanted || derived.iter().any(|(_, derive)| derive.by == Maker::Build(wish.fingerprint))
+    };
     let (mut steps, mut tools) = (Vec::new(), BTreeSet::new());
     for wish in engines.iter().filter(|wish| used(wish)) {
         steps.extend(plan_engine(wish, survey, &mut tools));
+    }
+    for (_, derive) in derived.iter().rev() {
+        let fetched =
+            |tree| steps.iter().any(|step| matches!(step, Step::FetchSource { tree: other, .. } if *other == tree));
+        if let Maker::Source(tree) = derive.by
+            && !survey.trees.contains(&tree)
+            && !fetched(tree)
+        {
+            steps.push(Step::FetchSource { engine: derive.engine.clone(), tree, reason: Reason::Missing });
+        }
     }
     let due = |wish: &ModelWish| derived.iter().any(|(other, _)| other.name == wish.name);
     for wish in models.iter().filter(|wish| needed.contains(&wish.name) && !due(wish)) {
@@ -453,7 +473,7 @@ mod tests {
             from: vec![from.parse().unwrap()],
             how: "quantize to Q4_0".to_owned(),
             engine: "e".parse().unwrap(),
-            build: Digest::of(b"build"),
+            by: Maker::Build(Digest::of(b"build")),
         });
         let place = format!("models/{name}/{path}").parse().unwrap();
         ModelWish { name: name.parse().unwrap(), files: vec![file(path)], places: vec![place], derive, wanted: true }

@@ -248,3 +248,61 @@ fn killed_while_deriving_nothing_runs_on_and_the_next_sync_finishes() {
     world.run(&["verify", "p"]).expect(0);
     assert!(fs::read_dir(&world.cache().join("staging")).unwrap().is_empty());
 }
+
+/// A `convert.py` that takes the model's file for the result, if it was started as it should be.
+const CONVERT: &str = r#"
+import os, pickle, shutil, socket, sys
+assert sys.flags.isolated and sys.flags.no_site and sys.flags.dont_write_bytecode, sys.flags
+assert not any("site-packages" in path or "dist-packages" in path for path in sys.path), sys.path
+assert "SECRET" not in os.environ and os.listdir(os.environ["PATH"]) == ["model", "predictor"] or os.name == "nt", os.environ
+class Reader(pickle.Unpickler):
+    pass
+try:
+    Reader(__import__("io").BytesIO(b"cos\nsystem\n(S'exit 0'\ntR.")).load()
+    sys.exit("a pickle ran a program")
+except pickle.UnpicklingError:
+    pass
+kind, out, model, predictor = sys.argv[2], sys.argv[4], sys.argv[5], sys.argv[6]
+assert kind == "f16" and os.path.exists(os.path.join(predictor, "model_0.pt"))
+shutil.copyfile(os.path.join(model, "model.safetensors"), out)
+print("[1/1] done")
+"#;
+
+#[test]
+fn converted_by_a_script_of_the_source_in_a_python_that_has_nothing_else() {
+    let world = new_world();
+    let manifest = MANIFEST.replace(
+        "[models.again.derive]",
+        "[models.published]\nsource = { path = \"publié\" }\n[models.predictor]\nsource = { path = \"prédit\" }\n\
+         [models.converted.derive]\nfrom = \"published\"\nengine = \"sparse\"\nconvert = { predictor = \"predictor\" }\n\
+         [models.again.derive]",
+    );
+    world.write("manifests/default.toml", &manifest.replace("model: q4", "model: converted"));
+    world.write("configs/models/tiny/p.yaml", "engine: sparse\nmodel: converted\ngeneration:\n  max_tokens: 8\n");
+    world.write("engine source/convert.py", CONVERT);
+    world.write("publié/config.json", "{ \"model_type\": \"mistral\" }");
+    world.write("publié/tokenizer.model", "pieces");
+    world.write("prédit/model_0.pt", "predictor");
+    fs::write_atomic(&world.project().join("publié/model.safetensors"), &tiny::Tiny::sparse().to_bytes()).unwrap();
+    let refused = world.run(&["sync", "p"]).expect(2);
+    assert!(refused.stderr.contains("converts llama and bamboo, not `mistral`"), "{}", refused.stderr);
+    world.write("publié/config.json", "{ \"model_type\": \"llama\", \"hidden_act\": \"silu\" }");
+    world.run(&["lock", "--upgrade", "published"]).expect(0);
+    assert!(world.run(&["sync", "p"]).expect(2).stderr.contains("`silu`"));
+    world.write("publié/config.json", "{ \"model_type\": \"llama\", \"hidden_act\": \"fatrelu\" }");
+    world.run(&["lock", "--upgrade", "published"]).expect(0);
+    Ran::of(world.command(&["sync", "p"]).env("SECRET", "x").output().unwrap()).expect(0);
+    let made = world.project().join("models/converted/converted.gguf");
+    assert_eq!(fs::read_bounded(&made, 64 << 20).unwrap(), tiny::Tiny::sparse().to_bytes());
+    assert_eq!(steps(&world.run(&["sync", "p", "--json"]).expect(0)), [""; 0]);
+    // The script's words are shown when it fails, and no Python is said to be none.
+    world.write("engine source/convert.py", "raise SystemExit('out of sorts')");
+    world.run(&["lock", "--upgrade", "sparse"]).expect(0);
+    assert!(world.run(&["sync", "p"]).expect(5).stderr.contains("out of sorts"));
+    let none = world.command(&["sync", "p"]).env("AITOOLS_PYTHON", world.project().join("no python")).output().unwrap();
+    assert!(Ran::of(none).expect(8).stderr.contains("no CPython 3"));
+    // A predictor is an input, too.
+    world.write("prédit/model_0.pt", "another");
+    world.run(&["lock", "--upgrade", "predictor"]).expect(0);
+    assert!(world.run(&["status", "--why", "converted"]).expect(0).stdout.contains("predictor:"));
+}

@@ -9,6 +9,9 @@ use crate::job::{Result, Skip, cargo};
 #[path = "../../tests/support/tiny_powerinfer.rs"]
 pub mod model;
 
+#[path = "../../tests/support/tiny_published.rs"]
+pub mod published;
+
 use model::{Shape, Tiny};
 
 /// Where PowerInfer is at home: what the manifest says.

@@ -13,7 +13,7 @@ use crate::build::toolchain::ToolError;
 use crate::engine::EngineError;
 use crate::engine::backend::BackendError;
 use crate::ops::Failure;
-use crate::ops::derive::DeriveError;
+use crate::ops::derive::{DeriveError, PythonError};
 use crate::ops::failure::{Damaged, Staleness, Why};
 use crate::ops::run::RunError;
 use crate::source::SourceError;
@@ -312,6 +312,11 @@ fn derive(error: &DeriveError, message: String) -> Told {
         DeriveError::Command(CommandError::Failed { tail, log: path, .. }) => {
             Told::new("derive.failed", exit::BUILD, message).details(tail.clone()).hint(log(path))
         }
+        DeriveError::Python(PythonError::Cancelled(_)) => Told::new("interrupted", exit::INTERRUPTED, message),
+        DeriveError::Python(_) => Told::new("machine.program", exit::MACHINE, message).hint(format!(
+            "set `{}` to a Python that fits, or choose other versions in `[tools]`",
+            crate::source::pypi::PYTHON
+        )),
         DeriveError::Useless { log: path, .. } => Told::new("derive.useless", exit::BUILD, message).hint(log(path)),
     }
 }

@@ -121,8 +121,8 @@ pub trait Engine: std::fmt::Debug + Sync {
     /// # Errors
     /// When nothing of use can come of these inputs.
     fn derive(&self, ask: &DeriveRequest<'_>) -> Result<Launch, EngineError> {
-        let (engine, step) = (self.id(), ask.step.to_string());
-        Err(EngineError::Underivable { why: format!("engine `{engine}` has no step to {step}"), hint: None })
+        let why = format!("engine `{}` makes no `{}`", self.id(), ask.output.display());
+        Err(EngineError::Underivable { why, hint: None })
     }
 
     /// What is wrong with a file that was derived, of `size` bytes. Pure.

@@ -283,12 +283,13 @@ impl Lockfile {
 }
 
 impl Lockfile {
-    /// The digest that a derived model's entry must have: over the entries of the engine and models that `request` names,
+    /// The digest that a derived model's entry must have: over the entries of all that `request` names,
     /// in the order of their lists. None when the lockfile lacks one of them.
     pub fn inputs(&self, request: &DeriveSpec) -> Option<Digest> {
         let models = request.inputs().into_iter().map(|name| (Kind::Model, name));
         let mut text = String::new();
-        for (kind, name) in models.chain([(Kind::Engine, &request.engine)]) {
+        let tools = request.packages().iter().map(|name| (Kind::Tool, name));
+        for (kind, name) in models.chain([(Kind::Engine, &request.engine)]).chain(tools) {
             write_entry(&mut text, kind, self.get(kind, name)?);
         }
         Some(Digest::of(text.as_bytes()))

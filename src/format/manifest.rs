@@ -22,13 +22,13 @@ use super::schema::Schema;
 
 pub(super) use check::is_commit;
 pub use check::{check_source, glob};
-pub use derive::{DeriveSpec, Request, Step};
+pub use derive::{ConvertSpec, DeriveSpec, Request, Step};
 
 /// The format's version that this program reads.
 pub const VERSION: u32 = 1;
 /// Bytes of a manifest at most.
 pub const MAX_BYTES: usize = 1 << 20;
-/// The build tools that `[tools]` can name.
+/// The build tools that `[tools]` can name, beside the Python packages of conversions.
 pub const TOOLS: [&str; 2] = ["cmake", "ninja"];
 
 static SCHEMA: Schema<Manifest> = Schema::new();
@@ -53,7 +53,8 @@ pub struct Manifest {
     /// The version of this format: 1.
     #[schemars(range(min = 1, max = 1))]
     pub version: u32,
-    /// Build tools the machine need not have (`cmake`, `ninja`): locked like everything else.
+    /// Build tools the machine need not have (`cmake`, `ninja`), and Python packages that models are converted with: locked
+    /// like everything else.
     #[serde(default)]
     pub tools: BTreeMap<Name, PypiSpec>,
     #[serde(default)]

@@ -1,6 +1,6 @@
 //! The engine side of `sync`: tools and source into the store, a build, an artifact with its receipt.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use crate::base::fs;
@@ -23,18 +23,26 @@ use super::{Failure, Host, Project};
 pub fn fetch_tool(host: &Host, project: &Project, demand: &Demand<'_>, name: &Name) -> Result<(), Failure> {
     let mut packages = demand.engines.iter().flat_map(|engine| &engine.wish.tools);
     let Some((_, package)) = packages.find(|(tool, _)| tool == name) else { return Ok(()) };
-    let Some(spec) = project.manifest.value.tools.get(name) else { return Ok(()) };
+    fetch_package(host, project, name, package).map(drop)
+}
+
+/// Brings one package of `[tools]` into the store, unless it is there, and gives the folder that it is unpacked in.
+///
+/// # Errors
+/// What the source or the store said.
+pub fn fetch_package(host: &Host, project: &Project, name: &Name, package: &FilePin) -> Result<PathBuf, Failure> {
     let _held = hold(host, "tool", Some(package), &format!("tool `{name}`"))?;
-    if host.store.tool(&package.sha256, true, host.task.cancel())?.is_some() {
-        return Ok(());
+    if let Some(folder) = host.store.tool(&package.sha256, true, host.task.cancel())? {
+        return Ok(folder);
     }
+    let spec = project.manifest.value.tools.get(name);
+    let spec = spec.ok_or_else(|| Failure::NoLock { path: project.lock_path.clone() })?;
     let staging = host.store.stage()?;
     let pin = only(package);
     let ask = Fetch { kind: Kind::Tool, pin: &pin, wanted: &[], staging: staging.path(), name: name.as_str() };
     let request = SourceSpec::Pypi(spec.clone());
     let fetched = fetch(host, project, &host.task, &request, &ask, name)?;
-    host.store.admit_tool(&staging, &fetched.modes, &package.sha256, host.task.cancel())?;
-    Ok(())
+    Ok(host.store.admit_tool(&staging, &fetched.modes, &package.sha256, host.task.cancel())?)
 }
 
 /// Brings an engine's source tree into the store, unless somebody else did meanwhile.

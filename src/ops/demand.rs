@@ -59,6 +59,8 @@ pub struct DeriveDemand<'a> {
     pub beside: Vec<FilePin>,
     /// The engine's build, as an index into the demand's engines.
     pub engine: usize,
+    /// Python packages that the engine's script is given.
+    pub packages: Vec<&'a Entry>,
     /// Every named input; the fingerprint is their digest.
     pub inputs: BTreeMap<String, String>,
 }

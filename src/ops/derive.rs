@@ -1,6 +1,8 @@
 //! Makes a model from others, as `[models.<name>.derive]` asks: with the engine's own program, off the network, into staging;
 //! what came out is looked into, hashed, taken into the store and recorded under the fingerprint of everything it was made of.
 
+mod python;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -11,12 +13,15 @@ use crate::base::name::Name;
 use crate::base::process::Program;
 use crate::build::command::{self, Command, CommandError};
 use crate::engine::EngineError;
-use crate::engine::derive::DeriveRequest;
+use crate::engine::derive::{DeriveRequest, Work};
 use crate::format::gguf::Header;
 use crate::format::lockfile::FilePin;
+use crate::format::manifest::Step;
 use crate::format::receipt::{self, InstalledFile, Receipt};
 use crate::plan::{self, DeriveWish};
 use crate::report::Unit;
+
+pub use python::PythonError;
 
 use super::demand::{Demand, DeriveDemand, EngineDemand, ModelDemand, made};
 use super::{Failure, Host, Project, build, check, sync};
@@ -28,6 +33,8 @@ pub enum DeriveError {
     Engine(#[from] EngineError),
     #[error(transparent)]
     Command(#[from] CommandError),
+    #[error(transparent)]
+    Python(#[from] PythonError),
     /// What the program made without a word of complaint.
     #[error("what came out is of no use: {}", .why.join("; "))]
     Useless { why: Vec<String>, log: PathBuf },
@@ -125,10 +132,27 @@ impl Job<'_> {
         Failure::Derive { model: self.model.wish.name.clone(), error: error.into() }
     }
 
+    fn nothing(&self) -> Failure {
+        self.failed(EngineError::Underivable { why: "there is nothing to derive from".to_owned(), hint: None })
+    }
+
+    /// A folder with links to the files of a model under their own names.
+    fn lay_out(&self, host: &Host, demand: &Demand<'_>, name: &Name, folder: &Path) -> Result<PathBuf, Failure> {
+        let model = demand.find(name).ok_or_else(|| self.nothing())?;
+        for file in files_of(host, model) {
+            let (from, to) = (self.held.get(&file.sha256).ok_or_else(|| self.nothing())?, file.path.under(folder));
+            fs::create_dir_all(fs::parent(&to))?;
+            // A symbolic link leaves the times of what it leads to alone.
+            if fs::symlink(&fs::canonical(from)?, &to).is_err() {
+                host.store.place(from, &to, file.sha256)?;
+            }
+        }
+        Ok(folder.to_owned())
+    }
+
     /// The main weights file of the model it is made from.
     fn input(&self, host: &Host, project: &Project, demand: &Demand<'_>) -> Result<PathBuf, Failure> {
-        let why =
-            || self.failed(EngineError::Underivable { why: "there is no GGUF to derive from".to_owned(), hint: None });
+        let why = || self.nothing();
         let from = demand.find(&self.wish.from[0]).ok_or_else(why)?;
         let files = files_of(host, from);
         let layout = plan::layout(&from.wish.name, from.spec, &files);
@@ -144,26 +168,53 @@ impl Job<'_> {
     }
 }
 
-/// Runs the engine's program, looks at what it made, and takes that in.
+/// Gets together what the step takes, and has it made.
 fn make(host: &Host, project: &Project, demand: &Demand<'_>, job: &Job<'_>) -> Result<FilePin, Failure> {
     let engine = &demand.engines[job.derive.engine];
-    build::build(host, project, engine)?;
-    let input = job.input(host, project, demand)?;
-    let (header, _) = check::header_of(&input).map_err(|problem| Failure::Input(problem.into()))?;
+    let scratch = host.store.stage()?;
+    match job.derive.step {
+        Step::Quantize(kind) => {
+            build::build(host, project, engine)?;
+            let input = job.input(host, project, demand)?;
+            let (header, _) = check::header_of(&input).map_err(|problem| Failure::Input(problem.into()))?;
+            let artifact = host.store.artifact_path(&engine.wish.fingerprint);
+            let work = Work::Quantize { kind, input: &input, header: &header, artifact: &artifact };
+            finish(host, engine, job, work, scratch.path())
+        }
+        Step::Convert(_) => {
+            build::fetch_source(host, project, engine)?;
+            let python = python::find(host, &job.derive.packages).map_err(|error| job.failed(error))?;
+            let packages = python.packages.iter().map(|(name, pin)| build::fetch_package(host, project, name, pin));
+            let packages: Vec<PathBuf> = packages.collect::<Result<_, _>>()?;
+            let folders = job.wish.from.iter().zip(["model", "predictor"]);
+            let folders = folders.map(|(name, folder)| job.lay_out(host, demand, name, &scratch.path().join(folder)));
+            let [model, predictor] = &folders.collect::<Result<Vec<_>, _>>()?[..] else { return Err(job.nothing()) };
+            let source = host.store.tree_path(&engine.wish.tree);
+            let python = &python.program;
+            let work = Work::Convert { model, predictor, source: &source, python, packages: &packages };
+            finish(host, engine, job, work, scratch.path())
+        }
+    }
+}
+
+/// Runs the engine's program, looks at what it made, and takes that in.
+fn finish(
+    host: &Host,
+    engine: &EngineDemand<'_>,
+    job: &Job<'_>,
+    work: Work<'_>,
+    scratch: &Path,
+) -> Result<FilePin, Failure> {
     let name = &job.model.wish.name;
     let file = plan::derived_file(name);
-    let (staging, scratch) = (host.store.stage()?, host.store.stage()?);
+    let staging = host.store.stage()?;
     let began = Instant::now();
     let output = file.under(staging.path());
-    let artifact = host.store.artifact_path(&engine.wish.fingerprint);
     let ask = DeriveRequest {
-        step: job.derive.step,
+        work,
         commit: engine.entry.pin.commit.as_deref(),
-        artifact: &artifact,
-        input: &input,
-        header: &header,
         output: &output,
-        scratch: scratch.path(),
+        scratch,
         threads: host.jobs.max(1),
     };
     let log = host.store.logs().join(format!("{name}-{}.log", &job.wish.fingerprint.hex()[..12]));

@@ -19,12 +19,12 @@ pub fn survey(host: &Host, project: &Project, demand: &Demand<'_>) -> Result<Sur
     let mut survey = Survey::default();
     for engine in &demand.engines {
         let wish = &engine.wish;
+        if fs::exists(&host.store.tree_path(&wish.tree)) {
+            survey.trees.insert(wish.tree);
+        }
         if host.store.artifact(&wish.fingerprint)?.is_some() {
             survey.artifacts.insert(wish.fingerprint);
         } else {
-            if fs::exists(&host.store.tree_path(&wish.tree)) {
-                survey.trees.insert(wish.tree);
-            }
             for (_, package) in &wish.tools {
                 if host.store.tool(&package.sha256, false, host.task.cancel())?.is_some() {
                     survey.tools.insert(package.sha256);

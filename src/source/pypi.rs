@@ -29,7 +29,7 @@ use super::globs::Globs;
 use super::{Fetch, Fetched, Source, SourceError, World};
 
 pub use index::PYTHON;
-pub use wheel::{package_here, program};
+pub use wheel::{Cpython, package_for_python, package_here, program, pythons};
 
 /// No package is larger: the limit for one whose size the index does not say.
 const MAX_PACKAGE_BYTES: u64 = 64 << 30;

@@ -5,7 +5,7 @@ use xshell::Shell;
 
 use super::{Job, Result, cargo};
 use crate::sparse::model::{self, Tiny};
-use crate::sparse::{Engine, Project};
+use crate::sparse::{Engine, Project, published};
 
 pub const JOB: Job = Job { name: "powerinfer", about: "PowerInfer's own tree builds, runs and is survived", run };
 
@@ -22,6 +22,26 @@ weights = "model.gguf"
 from = "sparse"
 engine = "powerinfer"
 quantize = "Q4_0"
+
+[tools.numpy]
+pypi = "numpy"
+version = "1.26.4"
+[tools.sentencepiece]
+pypi = "sentencepiece"
+version = "0.2.0"
+
+[models.published]
+source = { path = "published/published" }
+[models.predictor]
+source = { path = "published/predictor" }
+[models.converted.derive]
+from = "published"
+engine = "powerinfer"
+convert = { predictor = "predictor", python = ["numpy", "sentencepiece"] }
+[models.converted-q4.derive]
+from = "converted"
+engine = "powerinfer"
+quantize = "Q4_0"
 "#;
 
 fn run(sh: &Shell) -> Result<()> {
@@ -31,7 +51,14 @@ fn run(sh: &Shell) -> Result<()> {
     project.add_model("sparse", &sparse, GREEDY)?;
     project.add_model("dense", &dense, GREEDY)?;
     project.more = DERIVED.to_owned();
-    project.add_policy("q4", "q4", GREEDY)?;
+    for name in ["q4", "converted", "converted-q4"] {
+        project.add_policy(name, name, GREEDY)?;
+    }
+    for (folder, files) in [("published", published::model(&sparse)), ("predictor", published::predictor(&sparse))] {
+        for (file, bytes) in files {
+            project.write(&format!("published/{folder}/{file}"), bytes)?;
+        }
+    }
     project.write_manifest(&engine, true, "targets = [\"main\", \"server\", \"quantize\"]")?;
     locked(&project, sh)?;
     project.ours(&["sync"]).run()?;
@@ -40,6 +67,8 @@ fn run(sh: &Shell) -> Result<()> {
         answers(&project, name, model)?;
     }
     derived(&project, sh)?;
+    // Published, converted, and read by the engine: still the numbers of the model.
+    answers(&project, "converted", &sparse)?;
     refused(&mut project, &engine, &sparse)?;
     let server = project.program("server");
     let _wire = sh.push_env("AITOOLS_TEST_POWERINFER_WIRE_SERVER", &server);
@@ -98,10 +127,13 @@ fn derived(project: &Project<'_>, sh: &Shell) -> Result<()> {
     if small * 2 > whole || size("q4/activation/activation_1.pt")? == 0 {
         return Err("what was derived is not Q4_0".into());
     }
-    let answer = || project.json(&["run", "q4", "--prompt", "hi"]).map(|ran| ran["text"].to_string());
-    let (first, second) = (answer()?, answer()?);
+    let answer = |name| project.json(&["run", name, "--prompt", "hi"]).map(|ran| ran["text"].to_string());
+    let (first, second, converted) = (answer("q4")?, answer("q4")?, answer("converted-q4")?);
     println!("q4: {first}");
-    if first != second || first.len() < 8 { Err(format!("q4 answers {first}, then {second}").into()) } else { Ok(()) }
+    if first != second || first != converted || first.len() < 8 {
+        return Err(format!("q4 answers {first}, then {second}; converted {converted}").into());
+    }
+    Ok(())
 }
 
 /// Weights that PowerInfer would load, and answer nonsense with, do not get there; neither does a prompt that it would cut.

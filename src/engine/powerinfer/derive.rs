@@ -1,31 +1,56 @@
-//! Models made with PowerInfer's own programs. Read against `examples/quantize/quantize.cpp` at commit d3ebd7c.
+//! Models made with PowerInfer's own programs. Read against `examples/quantize/quantize.cpp` and `convert.py` at commit d3ebd7c.
 //!
 //! Its `quantize` writes every type of its time without a word, but what computes sparse layers knows two of them and takes
 //! any other for F16: nonsense, and an exit code of 0. Therefore `Q4_0` alone is a target here, and what came out is looked at.
+//!
+//! Its `convert.py` knows the architectures `llama` and `bamboo`. For any other it means to start another script with whatever
+//! `python3` there is, says that the architecture is `True`, and ends well whatever became of that: refused here. It reads
+//! PyTorch's pickles with a reader of its own, which would run what they name outside of `torch`: not here.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
 
+use crate::base::fs;
 use crate::base::platform::executable;
-use crate::engine::derive::{Derivation, DeriveRequest};
+use crate::engine::derive::{Derivation, DeriveRequest, Maker, Work};
 use crate::engine::{EngineError, Finding, Launch};
-use crate::format::gguf::Header;
+use crate::format::gguf::{Header, Magic};
 use crate::format::manifest::{EngineSpec, Step};
 
 use super::check;
 
-pub(super) const QUANTIZE: &str = "quantize";
+const QUANTIZE: &str = "quantize";
 /// The statistics from which the GPU index is made.
 const BESIDE: &[&str] = &["activation"];
 /// F32 and F16: anything else was quantized before, and `quantize` does not do it twice.
 const WHOLE_TYPES: &[u32] = &[0, 1];
+/// `model_type` of the models that `convert.py` itself converts.
+const CONVERTED: &[&str] = &["llama", "bamboo"];
+const MAX_CONFIG_BYTES: u64 = 4 << 20;
+/// Runs a script (the first argument) with folders (up to `--`) to find packages in. Python itself is started without any.
+/// Pickles that the script reads may name nothing but what a saved dictionary needs.
+const START: &str = "import pickle, runpy, sys
+class Unpickler(pickle.Unpickler):
+    def find_class(self, module, name):
+        if (module, name) != ('collections', 'OrderedDict'):
+            raise pickle.UnpicklingError(f'{module}.{name} has no place in a saved tensor')
+        return super().find_class(module, name)
+pickle.Unpickler = Unpickler
+at = sys.argv.index('--')
+sys.path[:0] = sys.argv[2:at]
+sys.argv = [sys.argv[1]] + sys.argv[at + 1:]
+runpy.run_path(sys.argv[0], run_name='__main__')
+";
 
 pub(super) fn derivation(step: Step<'_>, spec: &EngineSpec) -> Result<Derivation, EngineError> {
     match step {
+        Step::Convert(_) => Ok(Derivation { version: 1, by: Maker::Source, beside: BESIDE, percent: 105 }),
         Step::Quantize(_) if !spec.targets.is_empty() && !spec.targets.iter().any(|target| target == QUANTIZE) => Err(
             refused("the engine is built without its program `quantize`", "add `quantize` to the engine's `targets`"),
         ),
         // 4.5 of 16 bits, and 6.6 for the output.
-        Step::Quantize("Q4_0") => Ok(Derivation { version: 1, beside: BESIDE, percent: 45 }),
+        Step::Quantize("Q4_0") => Ok(Derivation { version: 1, by: Maker::Build, beside: BESIDE, percent: 45 }),
         Step::Quantize(kind) => {
             let why = match kind {
                 "F16" => "from F16 to F16 its `quantize` makes the output Q8_0 and the predictors Q5_0".to_owned(),
@@ -42,32 +67,83 @@ fn refused(why: impl Into<String>, hint: &str) -> EngineError {
     EngineError::Underivable { why: why.into(), hint: Some(hint.to_owned()) }
 }
 
-/// `quantize IN OUT TYPE THREADS`.
 pub(super) fn command(ask: &DeriveRequest<'_>) -> Result<Launch, EngineError> {
-    let Step::Quantize(kind) = ask.step;
+    let (program, args) = match ask.work {
+        Work::Quantize { kind, input, header, artifact } => quantize(ask, (kind, input, header, artifact))?,
+        Work::Convert { model, predictor, source, python, packages } => {
+            convertible(model, predictor)?;
+            let mut args: Vec<OsString> = ["-I", "-S", "-B", "-c", START].map(OsString::from).into();
+            args.push(source.join("convert.py").into());
+            args.extend(packages.iter().map(OsString::from));
+            args.extend(["--", "--outtype", "f16", "--outfile"].map(OsString::from));
+            args.extend([ask.output, model, predictor].map(OsString::from));
+            (python.to_owned(), args)
+        }
+    };
+    Ok(Launch { program, args, env: BTreeMap::new(), cwd: ask.scratch.to_owned(), files: BTreeMap::new() })
+}
+
+type Command = (PathBuf, Vec<OsString>);
+
+/// `quantize IN OUT TYPE THREADS`.
+fn quantize(ask: &DeriveRequest<'_>, of: (&str, &Path, &Header, &Path)) -> Result<Command, EngineError> {
+    let (kind, input, header, artifact) = of;
     let wide = |shape: &[u64]| shape.iter().filter(|length| **length > 1).count() > 1;
-    let done = ask.header.tensors.iter().find(|tensor| wide(&tensor.shape) && !WHOLE_TYPES.contains(&tensor.kind));
+    let done = header.tensors.iter().find(|tensor| wide(&tensor.shape) && !WHOLE_TYPES.contains(&tensor.kind));
     if let Some(tensor) = done {
         let name = tensor.tensor_type().map_or_else(|| format!("type {}", tensor.kind), |kind| kind.name.to_owned());
         let why = format!("`{}` is {name} already: what was quantized once is not quantized again", tensor.name);
         return Err(refused(why, "derive from the model in F16"));
     }
-    let program = ask.artifact.join("bin").join(executable(QUANTIZE));
-    let args = vec![ask.input.into(), ask.output.into(), kind.into(), ask.threads.to_string().into()];
-    Ok(Launch { program, args, env: BTreeMap::new(), cwd: ask.scratch.to_owned(), files: BTreeMap::new() })
+    let args = vec![input.into(), ask.output.into(), kind.into(), ask.threads.to_string().into()];
+    Ok((artifact.join("bin").join(executable(QUANTIZE)), args))
+}
+
+/// What `convert.py` would stumble over, or not notice.
+fn convertible(model: &Path, predictor: &Path) -> Result<(), EngineError> {
+    let bytes = fs::read_bounded(&model.join("config.json"), MAX_CONFIG_BYTES);
+    let config: Option<serde_json::Value> = bytes.ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
+    let Some(config) = config else {
+        return Err(refused("the model has no `config.json` that can be read", "name it in the `files` of the model"));
+    };
+    let kind = config["model_type"].as_str().unwrap_or("none");
+    if !CONVERTED.contains(&kind) {
+        let why = format!("PowerInfer's `convert.py` converts {}, not `{kind}`", CONVERTED.join(" and "));
+        return Err(refused(why, "choose a model of one of these architectures"));
+    }
+    let act = config["hidden_act"].as_str().unwrap_or("relu");
+    if !act.contains("relu") {
+        let why =
+            format!("the model's activation is `{act}`: its neurons never rest, and PowerInfer would compute ReLU");
+        return Err(refused(why, "choose a model that was trained with ReLU"));
+    }
+    for (folder, file) in [(model, "tokenizer.model"), (predictor, "model_0.pt")] {
+        if !fs::exists(&folder.join(file)) {
+            return Err(refused(format!("there is no `{file}`"), "name it in the `files` of the model or predictor"));
+        }
+    }
+    Ok(())
 }
 
 /// What is wrong with what came out: everything that is wrong with any model, or that it is another one.
 pub(super) fn check(ask: &DeriveRequest<'_>, header: &Header, size: u64) -> Vec<Finding> {
     let mut found = check::of_model(size, ask.commit, header);
     found.retain(|finding| finding.error);
-    let error = |message: &str| Finding { error: true, key: "", message: message.to_owned(), hint: None };
-    if header.magic != ask.header.magic {
-        found.push(error("its first bytes are not those of the model it was made from"));
-    }
+    let mut error = |message: &str| {
+        found.push(Finding { error: true, key: "", message: message.to_owned(), hint: None });
+    };
     let names = |header: &Header| header.tensors.iter().map(|tensor| tensor.name.clone()).collect::<Vec<_>>();
-    if names(header) != names(ask.header) {
-        found.push(error("it has other tensors than the model it was made from"));
+    match ask.work {
+        Work::Quantize { header: from, .. } => {
+            if header.magic != from.magic {
+                error("its first bytes are not those of the model it was made from");
+            }
+            if names(header) != names(from) {
+                error("it has other tensors than the model it was made from");
+            }
+        }
+        Work::Convert { .. } if header.magic != Magic::Pwri => error("its first bytes are not `PWRI`"),
+        Work::Convert { .. } => {}
     }
     found
 }

@@ -313,6 +313,7 @@ fn a_derived_model_is_locked_by_what_it_is_made_from() {
         from: "m1".parse().expect("name"),
         engine: "a".parse().expect("name"),
         quantize: Some("Q4_0".to_owned()),
+        convert: None,
     };
     let mut lock = sample();
     lock.sort();

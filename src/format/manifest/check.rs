@@ -36,7 +36,7 @@ pub(super) fn check(manifest: &Manifest, document: &Document) -> Diagnostics {
     check.names("engines", manifest.engines.keys());
     check.names("models", manifest.models.keys());
     for (name, spec) in &manifest.tools {
-        check.tool(name, spec);
+        check.tool(name, spec, manifest.derives_with(name));
     }
     for (name, spec) in &manifest.engines {
         check.engine(name, spec);
@@ -97,15 +97,15 @@ impl Check<'_> {
         }
     }
 
-    fn tool(&mut self, name: &Name, spec: &PypiSpec) {
+    fn tool(&mut self, name: &Name, spec: &PypiSpec, used: bool) {
         let path = ["tools", name.as_str()];
-        if !TOOLS.contains(&name.as_str()) {
+        if !used && !TOOLS.contains(&name.as_str()) {
             let hint = nearest(name.as_str(), TOOLS).map(|near| format!("did you mean `{near}`?"));
             let more = |mut problem: Diagnostic| {
                 problem.hint = hint;
                 problem.expected(format!("one of {}", quoted_list(TOOLS.into_iter())))
             };
-            self.say(&path, more, format!("no build uses the tool `{name}`"));
+            self.say(&path, more, format!("no build and no conversion uses the tool `{name}`"));
         }
         self.pypi(&path, spec);
         self.no_files(&path, &spec.files, Kind::Tool);

@@ -22,23 +22,44 @@ pub struct DeriveSpec {
     /// The type that its weights are quantized to, in the engine's words: `Q4_0`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub quantize: Option<String>,
+    /// With the engine's own converter, from the files that models are trained and published in.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub convert: Option<ConvertSpec>,
+}
+
+/// What a converter needs beside the model.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ConvertSpec {
+    /// The model of this manifest that says which neurons will be busy.
+    pub predictor: Name,
+    /// The Python packages that the converter is given, and no others: entries of `[tools]`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub python: Vec<Name>,
 }
 
 /// What is done to the model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step<'a> {
     Quantize(&'a str),
+    Convert(&'a ConvertSpec),
 }
 
 impl DeriveSpec {
     /// The parser has seen to it that there is one.
     pub fn step(&self) -> Option<Step<'_>> {
-        self.quantize.as_deref().map(Step::Quantize)
+        let convert = self.convert.as_ref().map(Step::Convert);
+        convert.or_else(|| self.quantize.as_deref().map(Step::Quantize))
     }
 
-    /// The models that it is made from.
+    /// The models that it is made from: `from`, and the predictor.
     pub fn inputs(&self) -> Vec<&Name> {
-        vec![&self.from]
+        [&self.from].into_iter().chain(self.convert.as_ref().map(|convert| &convert.predictor)).collect()
+    }
+
+    /// The Python packages that it takes.
+    pub fn packages(&self) -> &[Name] {
+        self.convert.as_ref().map_or(&[], |convert| &convert.python)
     }
 }
 
@@ -46,6 +67,7 @@ impl std::fmt::Display for Step<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Quantize(kind) => write!(f, "quantize to {kind}"),
+            Self::Convert(_) => f.write_str("convert"),
         }
     }
 }
@@ -71,6 +93,11 @@ impl From<SourceSpec> for Request {
 }
 
 impl Manifest {
+    /// Whether a model is derived with that Python package.
+    pub(super) fn derives_with(&self, tool: &Name) -> bool {
+        self.models.values().filter_map(|spec| spec.derive.as_ref()).any(|derive| derive.packages().contains(tool))
+    }
+
     /// Every model after those that it is derived from.
     pub fn models_in_order(&self) -> Vec<&Name> {
         let mut order = Vec::with_capacity(self.models.len());
@@ -122,9 +149,21 @@ impl Check<'_> {
         let at = |key| ["models", name.as_str(), "derive", key];
         self.known(&at("from"), "model", &spec.from, self.manifest.models.keys());
         self.known(&at("engine"), "engine", &spec.engine, self.manifest.engines.keys());
-        if spec.step().is_none() {
-            let message = format!("model `{name}`: `derive` does not say what is done");
-            self.say(&at("from")[..3], message, "add `quantize = \"…\"`");
+        match (&spec.quantize, &spec.convert) {
+            (None, None) => {
+                let message = format!("model `{name}`: `derive` does not say what is done");
+                self.say(&at("from")[..3], message, "add `quantize = \"…\"` or `convert = { … }`");
+            }
+            (Some(_), Some(_)) => {
+                let message = format!("model `{name}`: `derive` says both `quantize` and `convert`");
+                self.say(&at("convert"), message, "derive one model from the other");
+            }
+            _ => {}
+        }
+        if let Some(convert) = &spec.convert {
+            let at = |key| ["models", name.as_str(), "derive", "convert", key];
+            self.known(&at("predictor"), "model", &convert.predictor, self.manifest.models.keys());
+            convert.python.iter().for_each(|tool| self.known(&at("python"), "tool", tool, self.manifest.tools.keys()));
         }
         if let Some(circle) = self.circle(name) {
             self.say(&at("from"), format!("model `{name}` is derived from itself: {circle}"), "name another model");

@@ -142,7 +142,7 @@ include = ["/etc/*.yaml"]
     assert_eq!(
         told(&problems),
         [
-            "4:1: no build uses the tool `cmak`; expected one of `cmake`, `ninja`; hint did you mean `cmake`?",
+            "4:1: no build and no conversion uses the tool `cmak`; expected one of `cmake`, `ninja`; hint did you mean `cmake`?",
             "4:36: this is no exact version; expected such as `4.4.4`, without `==`, `>=` or `*`",
             "5:10: `a` and `A` differ in case alone",
             "6:18: an address must not carry a user or password: it would be written to the lockfile; expected an address without `user:password@`",
@@ -248,7 +248,7 @@ fn derived_models() {
         [
             "6:9: model `b` has neither `source` nor `derive`; hint say where it comes from with `source`, or what it is made from with `derive`",
             "9:1: model `c` has both `source` and `derive`; hint remove one of them",
-            "10:11: model `d`: `derive` does not say what is done; hint add `quantize = \"…\"`",
+            "10:11: model `d`: `derive` does not say what is done; hint add `quantize = \"…\"` or `convert = { … }`",
             "11:8: the manifest has no model `aa`; hint did you mean `a`?",
             "12:10: the manifest has no engine `f`",
             "14:8: model `x` is derived from itself: `x` from `y` from `x`; hint name another model",

@@ -8,6 +8,7 @@ use crate::base::name::{Name, RelPath};
 use crate::base::platform::Variant;
 use crate::build::fingerprint;
 use crate::engine::EngineError;
+use crate::engine::derive::Maker;
 use crate::format::lockfile::{Entry, FilePin, Kind};
 use crate::format::manifest::{DeriveSpec, Manifest, ModelSpec, Request, Step};
 use crate::format::receipt::Receipt;
@@ -54,6 +55,7 @@ pub fn check(project: &Project) -> Result<(), Failure> {
 fn refusal(project: &Project, model: &Name, step: Step<'_>, error: EngineError) -> crate::base::diagnostic::Diagnostic {
     let key = match step {
         Step::Quantize(_) => "quantize",
+        Step::Convert(_) => "convert",
     };
     let mut problem = project.manifest.document.error(&["models", model.as_str(), "derive", key], error.to_string());
     if let EngineError::Underivable { hint, .. } = error {
@@ -94,11 +96,22 @@ impl<'a> Surroundings<'_, 'a> {
         let mut inputs: BTreeMap<String, String> = [
             ("step", step.to_string()),
             ("adapter", format!("{} {}", engine.adapter.id(), derivation.version)),
-            ("engine", engine.wish.fingerprint.to_string()),
+            (
+                "engine",
+                match derivation.by {
+                    Maker::Build => engine.wish.fingerprint.to_string(),
+                    Maker::Source => engine.wish.tree.to_string(),
+                },
+            ),
         ]
         .map(|(name, value)| (name.to_owned(), value))
         .into();
-        for (role, input) in ["from"].into_iter().zip(request.inputs()) {
+        let packages = request.packages().iter().map(|name| self.entry(Kind::Tool, name));
+        let packages: Vec<&Entry> = packages.collect::<Result<_, _>>()?;
+        for package in &packages {
+            inputs.insert(format!("tool {}", package.name), listing(&package.pin.downloads).to_string());
+        }
+        for (role, input) in ["from", "predictor"].into_iter().zip(request.inputs()) {
             let model = demand.find(input).ok_or_else(|| self.absent(input))?;
             inputs.insert(role.to_owned(), identity(model).to_string());
         }
@@ -111,8 +124,8 @@ impl<'a> Surroundings<'_, 'a> {
         };
         let beside = from.derive.as_ref().map_or(&from.wish.files, |derive| &derive.beside);
         let beside: Vec<FilePin> = beside.iter().filter(along).cloned().collect();
-        let bytes: u64 =
-            from.wish.files.iter().filter(|file| file.path.as_str().ends_with(".gguf")).map(|file| file.size).sum();
+        let models = request.inputs().into_iter().filter_map(|name| demand.find(name));
+        let bytes: u64 = models.flat_map(|model| &model.wish.files).map(|file| file.size).sum();
         let mut files = self.host.store.derived(&fingerprint).map(|receipt| made(&receipt)).unwrap_or_default();
         let layout = if files.is_empty() {
             plan::layout_to_be(name, of.spec)
@@ -125,12 +138,15 @@ impl<'a> Surroundings<'_, 'a> {
             from: request.inputs().into_iter().cloned().collect(),
             how: step.to_string(),
             engine: request.engine.clone(),
-            build: engine.wish.fingerprint,
+            by: match derivation.by {
+                Maker::Build => plan::Maker::Build(engine.wish.fingerprint),
+                Maker::Source => plan::Maker::Source(engine.wish.tree),
+            },
         };
         let (places, name) = (layout.places.clone(), name.clone());
         let wish = ModelWish { name, files, places, derive: Some(derive), wanted: of.wanted };
         let size_bytes = (bytes / 100).saturating_mul(derivation.percent);
-        let derive = Some(DeriveDemand { step, size_bytes, beside, engine: index, inputs });
+        let derive = Some(DeriveDemand { step, size_bytes, beside, engine: index, packages, inputs });
         Ok(ModelDemand { wish, layout, entry: of.entry, spec: of.spec, derive })
     }
 
@@ -161,6 +177,11 @@ fn identity(model: &ModelDemand<'_>) -> Digest {
     if let (Some(derive), Request::Derive(_)) = (&model.wish.derive, &model.entry.request) {
         return derive.fingerprint;
     }
+    listing(&model.wish.files)
+}
+
+/// The digest of a list of files.
+fn listing(files: &[FilePin]) -> Digest {
     let line = |file: &FilePin| format!("{} {} {}\n", file.sha256, file.size, file.path);
-    Digest::of(model.wish.files.iter().map(line).collect::<String>().as_bytes())
+    Digest::of(files.iter().map(line).collect::<String>().as_bytes())
 }

@@ -76,6 +76,45 @@ fn needs(name: &str) -> (u32, u32) {
     tags(name).and_then(|(_, tags)| tags.filter_map(numbers).min()).unwrap_or_default()
 }
 
+/// A Python that runs wheels: CPython 3.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Cpython {
+    /// 11, for 3.11.
+    pub minor: u32,
+    /// Built without the global lock: a binary interface of its own.
+    pub threaded: bool,
+}
+
+/// The package for one Python of this machine.
+pub fn package_for_python(pin: &Pin, python: Cpython) -> Option<&FilePin> {
+    let (platform, musl) = (Platform::HOST, platform::is_musl());
+    let fits = |file: &&FilePin| runs(file.path.file_name(), platform, musl) && suits(file.path.file_name(), python);
+    pin.downloads.iter().filter(fits).min_by_key(|file| needs(file.path.file_name()))
+}
+
+/// The Pythons of this machine's kind that a package has wheels for: `3.9`, `3.10`.
+pub fn pythons(pin: &Pin) -> Vec<String> {
+    let has = |minor: &u32| package_for_python(pin, Cpython { minor: *minor, threaded: false }).is_some();
+    (6..40).filter(has).map(|minor| format!("3.{minor}")).collect()
+}
+
+/// Whether a wheel's tags are among those of a Python.
+fn suits(name: &str, python: Cpython) -> bool {
+    let mut parts = name.strip_suffix(".whl").unwrap_or_default().rsplitn(4, '-').skip(1);
+    let (Some(abi), Some(tags)) = (parts.next(), parts.next()) else { return false };
+    let own = format!("cp3{}", python.minor);
+    let abi_of_own = if python.threaded { format!("{own}t") } else { own.clone() };
+    let not_newer = |tag: &str, start: &str| {
+        tag.strip_prefix(start)
+            .is_some_and(|minor| minor.is_empty() || minor.parse().is_ok_and(|minor: u32| minor <= python.minor))
+    };
+    tags.split('.').any(|tag| {
+        (tag == own && (abi == abi_of_own || abi == "none"))
+            || (abi == "abi3" && !python.threaded && tag != "cp3" && not_newer(tag, "cp3"))
+            || (abi == "none" && not_newer(tag, "py3"))
+    })
+}
+
 /// This platform, for messages.
 pub fn here() -> String {
     let musl = if platform::is_musl() { " (musl)" } else { "" };
@@ -140,6 +179,25 @@ mod tests {
         assert_eq!(chosen(&names, "linux", "aarch64", false).as_deref(), Some(names[0]));
         assert_eq!(chosen(&["x-1.tar.gz"], "linux", "x86_64", false).as_deref(), Some("x-1.tar.gz"));
         assert_eq!(chosen(&["x-1", "x.whl", "-.whl"], "linux", "x86_64", false), None);
+    }
+
+    #[test]
+    fn a_python_gets_what_suits_it() {
+        let old = Cpython { minor: 11, threaded: false };
+        let free = Cpython { minor: 13, threaded: true };
+        for (name, with_old, with_free) in [
+            ("numpy-1.26.4-cp311-cp311-manylinux_2_17_x86_64.manylinux2014_x86_64.whl", true, false),
+            ("numpy-1.26.4-cp312-cp312-manylinux_2_17_x86_64.whl", false, false),
+            ("x-1-cp313-cp313t-manylinux_2_17_x86_64.whl", false, true),
+            ("x-1-cp39-abi3-manylinux_2_17_x86_64.whl", true, false),
+            ("x-1-cp312-abi3-manylinux_2_17_x86_64.whl", false, false),
+            ("x-1-py2.py3-none-any.whl", true, true),
+            ("x-1-1-py312-none-any.whl", false, true),
+            ("x-1-pp310-pypy310_pp73-manylinux_2_17_x86_64.whl", false, false),
+            ("x-1.tar.gz", false, false),
+        ] {
+            assert_eq!((suits(name, old), suits(name, free)), (with_old, with_free), "{name}");
+        }
     }
 
     #[test]
