@@ -56,6 +56,7 @@ fn recipe() -> BuildRecipe {
         build_type: "Release".to_owned(),
         edits: Vec::new(),
         outputs: vec![rule("deep/bin/hello*", "bin"), rule("deep/lib/lib*", "lib")],
+        evidence: Vec::new(),
         native: false,
     }
 }
@@ -293,6 +294,17 @@ fn an_edit_that_does_not_fit_stops_the_build() {
             vec![SourceEdit { path: path.parse().unwrap(), find: find.to_owned(), replace: String::new() }];
         assert!(matches!(bench.run(), Err(BuildError::Edit { .. })), "{path} {find}");
     }
+}
+
+#[test]
+fn what_the_binary_must_hold_it_must_hold() {
+    let mut bench = bench(HELLO);
+    bench.ask.recipe.evidence = vec![" from ".to_owned()];
+    bench.built();
+    bench.ask.recipe.evidence.push("ggml_cuda_init".to_owned());
+    let error = bench.run().unwrap_err();
+    assert!(matches!(&error, BuildError::NoEvidence { text, .. } if text == "ggml_cuda_init"), "{error}");
+    assert!(bench.prefix_is_empty());
 }
 
 #[test]

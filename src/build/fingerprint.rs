@@ -51,6 +51,9 @@ pub fn inputs(of: &Ingredients<'_>) -> BTreeMap<String, String> {
     let optional = [("ninja", of.ninja), ("cuda", of.toolchain.cuda.as_ref()), ("hip", of.toolchain.hip.as_ref())];
     all.extend(optional.into_iter().filter_map(|(name, tool)| Some((format!("tool.{name}"), tool?.identity.clone()))));
     all.extend(recipe.define.iter().map(|(name, value)| (format!("define.{name}"), value.clone())));
+    if !recipe.evidence.is_empty() {
+        all.insert("evidence".to_owned(), recipe.evidence.join("\n"));
+    }
     for (index, edit) in recipe.edits.iter().enumerate() {
         all.insert(format!("edit.{index}"), format!("{}: {:?} becomes {:?}", edit.path, edit.find, edit.replace));
     }
@@ -132,6 +135,7 @@ mod tests {
                 build_type: "Release".to_owned(),
                 edits: vec![edit],
                 outputs: vec![output],
+                evidence: Vec::new(),
                 native: false,
             },
             toolchain: Toolchain { cc: tool("/cc", "gcc 12"), cxx: tool("/c++", "gcc 12"), cuda: None, hip: None },
@@ -181,6 +185,7 @@ mod tests {
             ("targets", |case| case.recipe.targets.push("server".to_owned())),
             ("require", |case| case.recipe.require.clear()),
             ("build-type", |case| case.recipe.build_type = "Debug".to_owned()),
+            ("evidence", |case| case.recipe.evidence.push("x".to_owned())),
             ("edit.0", |case| case.recipe.edits[0].replace = "d".to_owned()),
             ("output.0", |case| case.recipe.outputs[0].required = false),
             ("native", |case| case.recipe.native = true),

@@ -60,6 +60,9 @@ pub struct BuildRecipe {
     pub edits: Vec<SourceEdit>,
     /// What is installed: globs over the build folder, and the folder of the artifact they go to.
     pub outputs: Vec<OutputRule>,
+    /// Texts of which each must be in an installed file, such as a function of the accelerator's library: what CMake says it
+    /// will build and what comes out are two things.
+    pub evidence: Vec<String>,
     /// Built for exactly this machine's processor: the processor's model then is an input.
     pub native: bool,
 }
@@ -195,6 +198,8 @@ pub enum BuildError {
         said: Vec<String>,
         log: PathBuf,
     },
+    #[error("the build went well, but nothing that it made holds `{text}`: this is not the variant that was asked for")]
+    NoEvidence { text: String, log: PathBuf },
     #[error("no space left on the disk ({available_bytes} bytes free): {said}")]
     NoSpace { said: String, available_bytes: u64, log: PathBuf },
     #[error("the build made nothing that matches `{glob}`")]

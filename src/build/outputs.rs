@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use globset::{GlobBuilder, GlobMatcher};
 
-use super::{BuildError, OutputRule};
+use super::{BuildError, BuildRecipe, OutputRule};
 use crate::base::cancel::Cancel;
 use crate::base::digest;
 use crate::base::fs::{self, FsError};
@@ -26,9 +26,11 @@ pub struct Outputs {
     pub files: BTreeMap<RelPath, InstalledFile>,
     /// Files that hold one of the folders' paths.
     pub leaks: Vec<RelPath>,
+    /// The texts that no file holds though one should.
+    pub unproven: Vec<String>,
 }
 
-/// Copies what `rules` name from `binary` to `prefix`. `folders` are the paths that nothing may hold.
+/// Copies what the recipe's rules name from `binary` to `prefix`. `folders` are the paths that nothing may hold.
 ///
 /// # Errors
 /// When a required rule matches nothing, two files claim one name, a name cannot be carried to other platforms, or the disk
@@ -36,13 +38,13 @@ pub struct Outputs {
 pub fn collect(
     binary: &Path,
     prefix: &Path,
-    rules: &[OutputRule],
+    recipe: &BuildRecipe,
     folders: &[&Path],
     cancel: &Cancel,
 ) -> Result<Outputs, BuildError> {
     let files = walk(binary, cancel)?;
     let mut plan: BTreeMap<RelPath, PathBuf> = BTreeMap::new();
-    for rule in rules {
+    for rule in &recipe.outputs {
         let glob = matcher(&rule.glob)?;
         let matching: Vec<_> = files.iter().filter(|(name, _)| glob.is_match(name)).collect();
         if matching.is_empty() && rule.required {
@@ -57,7 +59,9 @@ pub fn collect(
             }
         }
     }
-    install(plan, prefix, folders, cancel)
+    let mut outputs = Outputs { unproven: recipe.evidence.clone(), ..Outputs::default() };
+    install(plan, prefix, folders, cancel, &mut outputs)?;
+    Ok(outputs)
 }
 
 fn install(
@@ -65,9 +69,9 @@ fn install(
     prefix: &Path,
     folders: &[&Path],
     cancel: &Cancel,
-) -> Result<Outputs, BuildError> {
+    outputs: &mut Outputs,
+) -> Result<(), BuildError> {
     let needles: Vec<Vec<u8>> = folders.iter().filter_map(|it| it.to_str()).map(|it| it.as_bytes().to_vec()).collect();
-    let mut outputs = Outputs::default();
     let mut copied: BTreeMap<PathBuf, RelPath> = BTreeMap::new();
     for (name, from) in plan {
         cancel.check()?;
@@ -80,19 +84,22 @@ fn install(
             continue;
         }
         fs::copy(&from, &to)?;
-        let mut search = Search::new(&needles);
-        let file = fs::open(&to)?;
-        let mut tee = Tee { file, search: &mut search };
+        let texts: Vec<Vec<u8>> = outputs.unproven.iter().map(|text| text.clone().into_bytes()).collect();
+        let mut searches = vec![Search::new(&needles)];
+        searches.extend(texts.iter().map(|text| Search::new(std::slice::from_ref(text))));
+        let mut tee = Tee { file: fs::open(&to)?, searches: &mut searches };
         let (sha256, size) = digest::of_reader(&mut tee, |_| Ok(())).map_err(|why| FsError::new("read", &to, why))?;
-        if search.found {
+        let mut found = searches.iter().map(|search| search.found);
+        if found.next() == Some(true) {
             outputs.leaks.push(name.clone());
         }
+        outputs.unproven.retain(|_| found.next() == Some(false));
         let is_exe = to.extension().is_some_and(|extension| extension == "exe");
         let executable = is_exe || fs::is_executable(&fs::metadata(&to)?);
         outputs.files.insert(name.clone(), InstalledFile { size, sha256, executable });
         copied.insert(from, name);
     }
-    Ok(outputs)
+    Ok(())
 }
 
 /// Every file below, by its path with `/`, and where it really is. Links to files of the build folder count, others and
@@ -169,13 +176,13 @@ impl<'a> Search<'a> {
 
 struct Tee<'a, 'b> {
     file: std::fs::File,
-    search: &'a mut Search<'b>,
+    searches: &'a mut [Search<'b>],
 }
 
 impl io::Read for Tee<'_, '_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let count = self.file.read(buffer)?;
-        self.search.feed(&buffer[..count]);
+        self.searches.iter_mut().for_each(|search| search.feed(&buffer[..count]));
         Ok(count)
     }
 }
@@ -186,6 +193,20 @@ mod tests {
 
     fn rule(glob: &str, to: &str, required: bool) -> OutputRule {
         OutputRule { glob: glob.to_owned(), to: to.parse().unwrap(), required }
+    }
+
+    fn recipe(rules: &[OutputRule], evidence: &[&str]) -> BuildRecipe {
+        BuildRecipe {
+            version: 1,
+            define: BTreeMap::new(),
+            targets: Vec::new(),
+            require: Vec::new(),
+            build_type: String::new(),
+            edits: Vec::new(),
+            outputs: rules.to_vec(),
+            evidence: evidence.iter().map(|text| (*text).to_owned()).collect(),
+            native: false,
+        }
     }
 
     fn run(files: &[(&str, &str)], rules: &[OutputRule]) -> Result<(tempfile::TempDir, Outputs), BuildError> {
@@ -201,7 +222,8 @@ mod tests {
             fs::symlink(Path::new("nowhere"), &binary.join("bin/dangling")).unwrap();
         }
         let secret = Path::new("/the/secret é");
-        let outputs = collect(&binary, &root.path().join("out"), rules, &[secret], &Cancel::default())?;
+        let recipe = recipe(rules, &["other", "#!", "in none"]);
+        let outputs = collect(&binary, &root.path().join("out"), &recipe, &[secret], &Cancel::default())?;
         Ok((root, outputs))
     }
 
@@ -216,6 +238,7 @@ mod tests {
             if cfg!(unix) { &["bin/libx.so", "bin/libx.so.1", "bin/main"] } else { &["bin/libx.so.1", "bin/main"] };
         assert_eq!(names, expected);
         assert_eq!(outputs.leaks.len(), 1);
+        assert_eq!(outputs.unproven, ["other", "in none"], "`other` is in a file that is not installed");
         assert!(root.path().join("out/bin/main").is_file());
         for (name, file) in &outputs.files {
             assert_eq!(digest::of_file(&name.under(&root.path().join("out"))).unwrap(), (file.sha256, file.size));

@@ -58,8 +58,11 @@ pub fn run(ask: &BuildRequest, task: &Task) -> Result<Built, BuildError> {
     let binary = ask.binary();
     let mut folders = vec![ask.source.as_path(), &ask.folder];
     folders.extend(job.room.iter().flat_map(|room| [room.source.as_path(), &room.folder]));
-    let made = outputs::collect(&binary, &ask.prefix, &ask.recipe.outputs, &folders, task.cancel());
+    let made = outputs::collect(&binary, &ask.prefix, &ask.recipe, &folders, task.cancel());
     let made = made.map_err(|error| job.or_no_space(error))?;
+    if let Some(text) = made.unproven.into_iter().next() {
+        return Err(BuildError::NoEvidence { text, log: ask.log.clone() });
+    }
     job.warnings.extend(
         made.leaks.iter().map(|path| {
             format!("`{path}` holds the path of the folder it was built in: built elsewhere it would differ")

@@ -290,6 +290,7 @@ fn build(error: &BuildError, message: String) -> Told {
             failed("build.failed").details(details).hint(log(&what.log))
         }
         BuildError::NotBuilt { said, log: path, .. } => failed("build.variant").details(said.clone()).hint(log(path)),
+        BuildError::NoEvidence { log: path, .. } => failed("build.variant").hint(log(path)),
         BuildError::NoSpace { .. } => Told::new("machine.no-space", exit::MACHINE, &message)
             .hint("free some space, or name another folder with `--cache-dir`".to_owned()),
         BuildError::NoOutput { beside, .. } => {

@@ -79,6 +79,7 @@ impl Engine for LlamaCpp {
             require,
             build_type: format!("{:?}", spec.build_type.unwrap_or(BuildType::Release)),
             edits: Vec::new(),
+            evidence: evidence(ask.variant).map(str::to_owned).into_iter().collect(),
             native: spec.native,
         })
     }
@@ -164,6 +165,15 @@ fn accelerator(variant: Variant) -> Option<&'static str> {
         Variant::Cuda => Some("GGML_CUDA"),
         Variant::Rocm => Some("GGML_HIP"),
         Variant::Metal => Some("GGML_METAL"),
+    }
+}
+
+/// A function of the backend that tells its name when it starts; HIP's is CUDA's, compiled for it.
+fn evidence(variant: Variant) -> Option<&'static str> {
+    match variant {
+        Variant::Cpu => None,
+        Variant::Cuda | Variant::Rocm => Some("ggml_cuda_init"),
+        Variant::Metal => Some("ggml_metal_"),
     }
 }
 

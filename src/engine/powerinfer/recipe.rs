@@ -50,6 +50,7 @@ pub(super) fn recipe(ask: &RecipeRequest<'_>) -> Result<BuildRecipe, EngineError
         require,
         build_type: format!("{:?}", spec.build_type.unwrap_or(BuildType::Release)),
         edits: edits(ask),
+        evidence: evidence(ask.variant).map(str::to_owned).into_iter().collect(),
         native: spec.native,
     })
 }
@@ -61,6 +62,15 @@ fn accelerator(variant: Variant) -> &'static [&'static str] {
         Variant::Cuda => &["LLAMA_CUBLAS", "CMAKE_CUDA_FLAGS_RELEASE"],
         Variant::Rocm => &["LLAMA_HIPBLAS", "hipblas_DIR"],
         Variant::Cpu | Variant::Metal => &[],
+    }
+}
+
+/// What its programs import from the vendor's library.
+fn evidence(variant: Variant) -> Option<&'static str> {
+    match variant {
+        Variant::Cuda => Some("cublasCreate"),
+        Variant::Rocm => Some("hipblasCreate"),
+        Variant::Cpu | Variant::Metal => None,
     }
 }
 
@@ -168,6 +178,7 @@ mod tests {
         let cuda = of("[variant.cuda]\ndefine = { CMAKE_CUDA_ARCHITECTURES = '90' }", "linux", Variant::Cuda).unwrap();
         assert_eq!((&*cuda.define["LLAMA_CUBLAS"], &*cuda.define["CMAKE_CUDA_ARCHITECTURES"]), ("ON", "90"));
         assert!(cuda.require.iter().any(|name| name == "LLAMA_CUBLAS") && cuda.require.len() == 2);
+        assert_eq!(cuda.evidence, ["cublasCreate"]);
         assert_eq!(of("", "linux", Variant::Rocm).unwrap().define["LLAMA_HIPBLAS"], "ON");
         for (os, variant) in [("macos", Variant::Metal), ("macos", Variant::Cuda), ("windows", Variant::Rocm)] {
             assert!(matches!(of("", os, variant), Err(EngineError::NoVariant { .. })), "{os} {variant}");
