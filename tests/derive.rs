@@ -159,6 +159,10 @@ fn another_input_is_another_lock_and_another_derivation() {
     assert!(stale.stderr.contains("derived from has changed"), "{}", stale.stderr);
     world.run(&["sync"]).expect(0);
     assert_eq!(world.read("models/again/activation/activation_0.pt"), "other statistics");
+    // A lockfile that is older than the manifest.
+    world.edit("manifests/default.toml", "sparse", "dense");
+    world.edit("configs/models/tiny/p.yaml", "sparse", "dense");
+    assert!(world.run(&["run", "p", "--prompt", "x"]).expect(1).stderr.contains("out of date"));
 }
 
 #[test]

@@ -10,8 +10,9 @@ use crate::build::fingerprint;
 use crate::engine::EngineError;
 use crate::engine::derive::Maker;
 use crate::format::lockfile::{Entry, FilePin, Kind};
-use crate::format::manifest::{DeriveSpec, Manifest, ModelSpec, Request, Step};
+use crate::format::manifest::{DeriveSpec, EngineSpec, Manifest, ModelSpec, Request, Step};
 use crate::format::receipt::Receipt;
+use crate::ops::failure::{Staleness, Why};
 use crate::ops::{Failure, Project};
 use crate::plan::{self, DeriveWish, ModelWish};
 
@@ -86,13 +87,16 @@ pub(super) struct Asked<'a> {
 impl<'a> Surroundings<'_, 'a> {
     pub(super) fn derived(&mut self, of: &Asked<'a>, demand: &mut Demand<'a>) -> Result<ModelDemand<'a>, Failure> {
         let (name, request) = (of.name, of.request);
-        let index = self.deriving_engine(&request.engine, demand)?;
+        let manifest = &self.project.manifest.value;
+        // The lockfile may be older than the manifest.
+        let tools = request.packages().iter().all(|tool| manifest.tools.contains_key(tool));
+        let spec = manifest.engines.get(&request.engine).filter(|_| tools).ok_or_else(|| self.outdated(name))?;
+        let index = self.deriving_engine(&request.engine, spec, demand)?;
         let engine = &demand.engines[index];
-        let step = request.step().ok_or_else(|| self.absent(name))?;
-        let spec = &self.project.manifest.value.engines[&request.engine];
+        let step = request.step().ok_or_else(|| self.outdated(name))?;
         let derivation = engine.adapter.derivation(step, spec);
         let derivation = derivation.map_err(|error| Failure::Input(refusal(self.project, name, step, error).into()))?;
-        let from = demand.find(&request.from).ok_or_else(|| self.absent(&request.from))?;
+        let from = demand.find(&request.from).ok_or_else(|| self.outdated(name))?;
         let mut inputs: BTreeMap<String, String> = [
             ("step", step.to_string()),
             ("adapter", format!("{} {}", engine.adapter.id(), derivation.version)),
@@ -112,7 +116,7 @@ impl<'a> Surroundings<'_, 'a> {
             inputs.insert(format!("tool {}", package.name), listing(&package.pin.downloads).to_string());
         }
         for (role, input) in ["from", "predictor"].into_iter().zip(request.inputs()) {
-            let model = demand.find(input).ok_or_else(|| self.absent(input))?;
+            let model = demand.find(input).ok_or_else(|| self.outdated(name))?;
             inputs.insert(role.to_owned(), identity(model).to_string());
         }
         let fingerprint = fingerprint::fingerprint(&inputs);
@@ -150,13 +154,13 @@ impl<'a> Surroundings<'_, 'a> {
         Ok(ModelDemand { wish, layout, entry: of.entry, spec: of.spec, derive })
     }
 
-    fn absent(&self, model: &Name) -> Failure {
-        self.entry(Kind::Model, model).err().unwrap_or_else(|| Failure::NoLock { path: self.project.lock_path.clone() })
+    fn outdated(&self, model: &Name) -> Failure {
+        let entries = vec![Staleness { kind: Kind::Model, name: model.clone(), why: Why::Inputs }];
+        Failure::Stale { path: self.project.lock_path.clone(), entries }
     }
 
     /// The engine's build `cpu`, where it has one: what is derived is then the same with every accelerator and without.
-    fn deriving_engine(&mut self, name: &Name, demand: &mut Demand<'a>) -> Result<usize, Failure> {
-        let spec = &self.project.manifest.value.engines[name];
+    fn deriving_engine(&mut self, name: &Name, spec: &EngineSpec, demand: &mut Demand<'a>) -> Result<usize, Failure> {
         let plain = spec.variant.is_empty() || spec.variant.contains_key(&Variant::Cpu);
         let linked = !demand.engines.iter().any(|other| other.wish.name == *name);
         let mut engine = self.engine(name, plain.then_some(Variant::Cpu), linked)?;
