@@ -301,6 +301,7 @@ fn what_the_binary_must_hold_it_must_hold() {
     let mut bench = bench(HELLO);
     bench.ask.recipe.evidence = vec![" from ".to_owned()];
     bench.built();
+    fs::remove_dir_all(&bench.ask.prefix).unwrap();
     bench.ask.recipe.evidence.push("ggml_cuda_init".to_owned());
     let error = bench.run().unwrap_err();
     assert!(matches!(&error, BuildError::NoEvidence { text, .. } if text == "ggml_cuda_init"), "{error}");
