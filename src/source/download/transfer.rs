@@ -28,10 +28,10 @@ const WRITE_BYTES: usize = 64 << 10;
 const WRITE_EVERY: Duration = Duration::from_millis(200);
 pub const TELL_EVERY: Duration = Duration::from_millis(100);
 /// Bytes that came are on the disk, and journalled, when they are this many, or this late.
-const FLUSH_BYTES: u64 = 32 << 20;
+const FLUSH_BYTES: u64 = 8 << 20;
 const FLUSH_EVERY: Duration = Duration::from_secs(2);
 /// Workers wait while the hash is this much behind: what is left to hash at the end would only be waited for then.
-const MAX_LAG_BYTES: u64 = 32 << 20;
+const MAX_LAG_BYTES: u64 = 16 << 20;
 /// Larger files are not believed.
 const MAX_FILE_BYTES: u64 = 1 << 44;
 
