@@ -39,6 +39,7 @@ fn real_engine(sh: &Shell) -> Result<()> {
     let weights = root.join("models/llama-cpp").join(POLICY).join("model.gguf");
     let _server = sh.push_env("AITOOLS_TEST_LLAMA_SERVER", server);
     let _weights = sh.push_env("AITOOLS_TEST_WEIGHTS", weights);
-    cargo(sh, "test --workspace --locked --test engine_real -- --ignored").run()?;
+    // One engine at a time: each uses all processors.
+    cargo(sh, "test --workspace --locked --test engine_real -- --ignored --test-threads=1").run()?;
     Ok(())
 }
