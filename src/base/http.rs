@@ -3,16 +3,19 @@
 //!
 //! Absent: cookies, caches, compression (bytes are hashed as they travel), retries (see [`Backoff`] for who wants them).
 
+mod forward;
+
 use std::collections::BTreeMap;
 use std::io::{self, Read};
 use std::net::IpAddr;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use ureq::config::Config;
 use ureq::http::header::{HeaderMap, HeaderName, HeaderValue};
 pub use ureq::http::{Method, Uri};
 use ureq::tls::{PemItem, RootCerts, TlsConfig, parse_pem};
-use ureq::{Agent, Proxy, Timeout};
+use ureq::{Agent, Proxy, ProxyProtocol, Timeout};
 
 use super::cancel::{Cancel, Cancelled};
 
@@ -73,7 +76,7 @@ impl Agents {
         let proxied = ["http", "https"].into_iter().filter_map(|scheme| {
             let value = proxy_for(&settings.env, scheme)?;
             let made = Proxy::new(value)
-                .map(|proxy| (agent(settings, Some(proxy)), shown(value)))
+                .map(|proxy| (through(settings, scheme, proxy), shown(value)))
                 .map_err(|error| format!("the proxy `{}` is of no use: {error}", shown(value)));
             Some((scheme, made))
         });
@@ -410,7 +413,19 @@ fn roots(settings: &Settings) -> RootCerts {
     RootCerts::new_with_certs(&certificates.collect::<Vec<_>>())
 }
 
+/// Through a tunnel, unless both sides speak plain `http`: then the proxy is asked as Python's clients ask it.
+fn through(settings: &Settings, scheme: &str, proxy: Proxy) -> Agent {
+    match proxy.protocol() {
+        ProxyProtocol::Http if scheme == "http" => forward::agent(config(settings, None), &proxy),
+        _ => agent(settings, Some(proxy)),
+    }
+}
+
 fn agent(settings: &Settings, proxy: Option<Proxy>) -> Agent {
+    config(settings, proxy).new_agent()
+}
+
+fn config(settings: &Settings, proxy: Option<Proxy>) -> Config {
     let tls = TlsConfig::builder().root_certs(roots(settings)).build();
     Agent::config_builder()
         .tls_config(tls)
@@ -427,7 +442,6 @@ fn agent(settings: &Settings, proxy: Option<Proxy>) -> Agent {
         .timeout_recv_response(Some(settings.stall_timeout * 2))
         .max_idle_connections_per_host(8)
         .build()
-        .new_agent()
 }
 
 fn build(

@@ -63,6 +63,26 @@ fn a_proxy_is_used_unless_no_proxy_covers_the_host() {
     assert_eq!(with("x, 127.0.0.0/8").send(&Request::get(&url, &[])).unwrap().status, 200);
 }
 
+/// As squid and its like are asked: no tunnel, the whole address in the first line, on one connection again and again.
+#[test]
+fn a_proxy_is_given_whole_addresses_of_plain_http() {
+    let proxy = Server::start(|seen, _| Reply::text(&format!("{} {}", seen.method, seen.path)));
+    let address = proxy.url("").replace("http://", "http://us%65r:pass@");
+    let http = http(|settings| drop(settings.env.insert("http_proxy".to_owned(), address.clone())));
+    let target = "http://hub.example.invalid:8080/a?b=c";
+    for _ in 0..2 {
+        let answer = http.answer(&Request::get(target, &[]), 100).unwrap();
+        assert_eq!(answer.body, format!("GET {target}").into_bytes());
+    }
+    let body = Request { method: Method::POST, body: Some(b"body"), ..Request::get(target, &[]) };
+    http.send(&body).unwrap();
+    for seen in proxy.seen() {
+        assert_eq!(seen.header("proxy-authorization"), Some("Basic dXNlcjpwYXNz"));
+        assert_eq!(seen.header("host"), Some("hub.example.invalid:8080"));
+    }
+    assert_eq!(proxy.seen().last().map(|seen| seen.body.clone()), Some(b"body".to_vec()));
+}
+
 #[test]
 fn no_proxy_entries() {
     let url: Uri = "https://a.example.org/x".parse().unwrap();
