@@ -204,8 +204,8 @@ pub fn git(folder: &Path, args: &[&str]) -> String {
     git_with(folder, args, b"")
 }
 
-/// A proxy that only knows CONNECT; gives its address and what it was asked to connect to.
-pub fn connect_proxy() -> (String, Arc<Mutex<Vec<Request>>>) {
+/// A proxy for plain HTTP; gives its address and what it was asked for.
+pub fn proxy() -> (String, Arc<Mutex<Vec<Request>>>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     let seen = Arc::new(Mutex::new(Vec::new()));
@@ -215,13 +215,17 @@ pub fn connect_proxy() -> (String, Arc<Mutex<Vec<Request>>>) {
             let log = Arc::clone(&log);
             std::thread::spawn(move || -> Option<()> {
                 let request = read_request(&mut BufReader::new(stream.try_clone().ok()?))?;
-                let mut there = TcpStream::connect(&request.path).ok()?;
-                log.lock().unwrap().push(request);
-                stream.write_all(b"HTTP/1.1 200 ok\r\n\r\n").ok()?;
-                let (mut up_from, mut up_to) = (stream.try_clone().ok()?, there.try_clone().ok()?);
-                std::thread::spawn(move || std::io::copy(&mut up_from, &mut up_to));
+                log.lock().unwrap().push(request.clone());
+                let (host, path) = request.path.strip_prefix("http://")?.split_once('/')?;
+                let mut there = TcpStream::connect(host).ok()?;
+                write!(there, "{} /{path} HTTP/1.1\r\n", request.method).ok()?;
+                for (name, value) in &request.headers {
+                    write!(there, "{name}: {value}\r\n").ok()?;
+                }
+                write!(there, "\r\n").ok()?;
+                there.write_all(&request.body).ok()?;
                 std::io::copy(&mut there, &mut stream).ok()?;
-                stream.shutdown(std::net::Shutdown::Both).ok()
+                Some(())
             });
         }
     });
