@@ -195,7 +195,9 @@ fn an_interrupted_answer_is_kept_and_the_engine_stops_working() {
             true
         })
         .unwrap();
-    assert_eq!((ran.answer.finish, ran.answer.completion_tokens), (Finish::Cancelled, 1));
+    // Its first piece and nothing after it, however much was already in the socket.
+    assert_eq!((ran.answer.finish, ran.answer.completion_tokens), (Finish::Cancelled, ran.answer.first_tokens));
+    assert!(!ran.answer.text.is_empty());
     // An engine that stays, as a gateway's would: after the connection is closed the slot is free for the next.
     let scene = Scene::new("runtime: {parallel: 1}");
     let backend = scene.start();

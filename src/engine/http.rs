@@ -187,11 +187,13 @@ impl Wire<'_> {
         Ok(())
     }
 
+    /// Looks at the patience first: bytes that never pause must not outrun it.
     fn receive(&mut self, into: &mut [u8]) -> Result<usize, HttpError> {
         loop {
+            self.patience.check()?;
             match self.stream.read(into) {
                 Ok(count) => return Ok(count),
-                Err(error) if only_slow(&error) => self.patience.check()?,
+                Err(error) if only_slow(&error) => {}
                 Err(error) => return Err(error.into()),
             }
         }
@@ -337,6 +339,21 @@ mod tests {
         for parts in bad {
             assert!(get(answering(parts)).is_err(), "{parts:?}");
         }
+    }
+
+    #[test]
+    fn an_endless_answer_is_left_in_time() {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let _ = stream.write_all(b"HTTP/1.1 200 OK\r\n\r\n");
+            while stream.write_all(&[b'a'; 65536]).is_ok() {}
+        });
+        let cancel = Cancel::default();
+        let patience = Patience { cancel: &cancel, deadline: Instant::now() + Duration::from_millis(50) };
+        let response = send(port, Request { path: "/", key: None, json: None }, patience).unwrap();
+        assert!(matches!(response.text(usize::MAX), Err(HttpError::Timeout)));
     }
 
     #[test]

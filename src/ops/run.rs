@@ -11,7 +11,7 @@ use crate::base::process::GRACE;
 use crate::engine::answer::{Sink, ms};
 use crate::engine::backend::{Backend, BackendError, Driver, Supervision};
 use crate::engine::metrics::{Measured, Metrics, Record};
-use crate::engine::{EngineError, GenerateRequest, Generated, Ready};
+use crate::engine::{EngineError, GenerateRequest, Generated, Piece, Ready};
 use crate::report::{Task, Unit};
 
 /// Seconds for a whole run when the policy has no `runtime.timeout`.
@@ -131,7 +131,9 @@ fn attempt(
         deadline,
         cancel: task.cancel(),
     };
-    let answer = ready.engine.generate(backend.endpoint(), &request, sink);
+    // What is already in the socket when the user stops is not shown any more.
+    let mut until_cancelled = |piece: Piece<'_>| sink(piece) && !task.cancel().is_cancelled();
+    let answer = ready.engine.generate(backend.endpoint(), &request, &mut until_cancelled);
     let total_ms = ms(began.elapsed());
     let answer = match answer {
         Ok(answer) => answer,

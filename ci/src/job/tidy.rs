@@ -7,6 +7,7 @@ use super::{Job, Result, cargo};
 pub const JOB: Job = Job { name: "tidy", about: "layers, sizes, words and links are as the house wants them", run };
 
 fn run(sh: &Shell) -> Result<()> {
-    cargo(sh, "test --package ci --locked --quiet -- tidy").run()?;
+    // The whole workspace, so that its crates are built with the features that the next job wants.
+    cargo(sh, "test --workspace --bin ci --locked --quiet -- tidy").run()?;
     Ok(())
 }
