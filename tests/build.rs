@@ -9,7 +9,6 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
 
 use aitools::base::cancel::Cancel;
 use aitools::base::fs;
@@ -17,9 +16,6 @@ use aitools::build::settings::Env;
 use aitools::build::toolchain::Finder;
 use aitools::build::{self, BuildError, BuildRecipe, BuildRequest, Built, OutputRule, Phase, SourceEdit, ToolPath};
 use aitools::report::{Event, Reporter, Task};
-
-/// How long something that must happen may take.
-const PATIENCE: Duration = Duration::from_secs(60);
 
 const HELLO: &[(&str, &str)] = &[
     (
@@ -385,10 +381,13 @@ mod ends {
     use super::*;
     use std::io::Write as _;
     use std::process::Stdio;
+    use std::time::{Duration, Instant};
 
     use aitools::base::process::Program;
     use rustix::process::{Pid, Signal, kill_process};
 
+    /// How long something that must happen may take.
+    const PATIENCE: Duration = Duration::from_secs(60);
     const ENDLESS: &str = "cmake_minimum_required(VERSION 3.20)\nproject(x C)\n\
         add_custom_target(hello ALL COMMAND sh ${CMAKE_SOURCE_DIR}/endless.sh ${CMAKE_BINARY_DIR}/ids)\n";
     /// `trap`: a compiler that does not end when it is asked.

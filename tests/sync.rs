@@ -166,7 +166,6 @@ fn four_at_once_build_once_and_all_succeed() {
     world.run(&["verify"]).expect(0);
 }
 
-#[cfg(unix)]
 #[test]
 fn killed_at_any_moment_the_next_sync_finishes() {
     let world = World::new();
@@ -202,7 +201,6 @@ fn killed_at_any_moment_the_next_sync_finishes() {
 }
 
 /// So that the next rounds have something to do again.
-#[cfg(unix)]
 fn remove_artifacts(world: &World) {
     fs::remove_dir_all(&world.cache().join("artifacts")).unwrap();
     fs::remove_dir_all(&world.project().join("models")).unwrap();

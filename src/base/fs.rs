@@ -8,6 +8,12 @@ use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
+#[cfg_attr(unix, path = "fs/unix.rs")]
+#[cfg_attr(windows, path = "fs/windows.rs")]
+mod platform;
+
+pub use platform::{is_executable, read_dir_link, symlink};
+
 /// What was tried, where, and what the system said.
 #[derive(Debug, thiserror::Error)]
 #[error("could not {verb} `{}`: {source}", path.display())]
@@ -98,8 +104,10 @@ pub fn create_dir_all(path: &Path) -> Result<()> {
     fs::create_dir_all(path).map_err(naming("create folder", path))
 }
 
+/// Replaces a file that has the new name.
 pub fn rename(from: &Path, to: &Path) -> Result<()> {
-    fs::rename(from, to).map_err(naming("move a file to", to))
+    let moved = platform::make_replaceable(to).and_then(|()| fs::rename(from, to));
+    moved.map_err(naming("move a file to", to))
 }
 
 /// Copies a file: by reflink where the file system can. The permission to be run goes along.
@@ -147,9 +155,9 @@ pub fn copy_tree(from: &Path, to: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Removes a file or link. A missing one is fine.
+/// Removes a file or link, also a read-only one. A missing one is fine.
 pub fn remove_file(path: &Path) -> Result<()> {
-    match fs::remove_file(path) {
+    match platform::make_replaceable(path).and_then(|()| fs::remove_file(path)) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(FsError::new("remove", path, error)),
         _ => Ok(()),
     }
@@ -191,61 +199,22 @@ pub fn read_dir(path: &Path) -> Result<Vec<PathBuf>> {
 
 /// Clears or sets the permission to write (on unix: for everybody / for the owner).
 pub fn set_read_only(path: &Path, read_only: bool) -> Result<()> {
-    let mut permissions = metadata(path)?.permissions();
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt as _;
-        let mode = permissions.mode();
-        permissions.set_mode(if read_only { mode & !0o222 } else { mode | 0o200 });
-    }
-    #[cfg(not(unix))]
-    permissions.set_readonly(read_only);
-    fs::set_permissions(path, permissions).map_err(naming("change permissions of", path))
+    platform::set_read_only(path, read_only).map_err(naming("change permissions of", path))
 }
 
 /// Gives a file the permission to be run, where the platform has one.
 pub fn set_executable(path: &Path) -> Result<()> {
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt as _;
-        let mut permissions = metadata(path)?.permissions();
-        permissions.set_mode(permissions.mode() | 0o111);
-        fs::set_permissions(path, permissions).map_err(naming("change permissions of", path))
-    }
-    #[cfg(not(unix))]
-    metadata(path).map(drop)
-}
-
-/// Whether a file may be run. Always false where the platform has no such permission.
-pub fn is_executable(meta: &fs::Metadata) -> bool {
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt as _;
-        meta.permissions().mode() & 0o111 != 0
-    }
-    #[cfg(not(unix))]
-    {
-        let _ = meta;
-        false
-    }
+    platform::set_executable(path).map_err(naming("change permissions of", path))
 }
 
 /// Makes the names in a folder durable, where the platform has a way.
 pub fn sync_dir(path: &Path) -> Result<()> {
-    #[cfg(unix)]
-    {
-        open(path)?.sync_all().map_err(naming("sync folder", path))
-    }
-    #[cfg(not(unix))]
-    {
-        let _ = path;
-        Ok(())
-    }
+    platform::sync_dir(path).map_err(naming("sync folder", path))
 }
 
 /// Makes a file's content durable.
 pub fn sync_file(path: &Path) -> Result<()> {
-    open(path)?.sync_all().map_err(naming("sync", path))
+    platform::sync_file(path).map_err(naming("sync", path))
 }
 
 /// Makes everything below a folder durable. Where the platform can flush a whole file system, that is one call.
@@ -289,14 +258,9 @@ pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
     let mut staged =
         tempfile::Builder::new().prefix(".aitools-").tempfile_in(folder).map_err(naming("create a file in", folder))?;
     staged.write_all(bytes).map_err(naming("write", path))?;
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt as _;
-        let mode = fs::metadata(path).map_or(0o644, |meta| meta.permissions().mode() & 0o7777);
-        staged.as_file().set_permissions(fs::Permissions::from_mode(mode)).map_err(naming("write", path))?;
-    }
+    platform::take_mode_of(path, staged.as_file()).map_err(naming("write", path))?;
     staged.as_file().sync_all().map_err(naming("write", path))?;
-    staged.persist(path).map_err(|error| FsError::new("replace", path, error.error))?;
+    persist(staged, path)?;
     sync_dir(folder)
 }
 
@@ -335,25 +299,25 @@ pub struct Stamp {
     pub changed_ns: u64,
 }
 
-impl Stamp {
-    pub fn of(meta: &fs::Metadata) -> Self {
-        let modified = meta.modified().ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok());
-        let modified_ns = modified.map_or(0, |since| u64::try_from(since.as_nanos()).unwrap_or(u64::MAX));
-        #[cfg(unix)]
-        {
-            use std::os::unix::fs::MetadataExt as _;
-            let changed = i128::from(meta.ctime()) * 1_000_000_000 + i128::from(meta.ctime_nsec());
-            Self {
-                device: meta.dev(),
-                inode: meta.ino(),
-                size_bytes: meta.len(),
-                modified_ns,
-                changed_ns: u64::try_from(changed).unwrap_or(0),
-            }
-        }
-        #[cfg(not(unix))]
-        Self { device: 0, inode: 0, size_bytes: meta.len(), modified_ns, changed_ns: 0 }
-    }
+/// The stamp of a file; follows a symbolic link.
+pub fn stamp(path: &Path) -> Result<Stamp> {
+    platform::stamp(path).map_err(naming("look at", path))
+}
+
+/// The stamp of an open file.
+pub fn stamp_of(file: &File, path: &Path) -> Result<Stamp> {
+    platform::stamp_of(file).map_err(naming("look at", path))
+}
+
+fn modified_ns(meta: &fs::Metadata) -> u64 {
+    let modified = meta.modified().ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok());
+    modified.map_or(0, |since| u64::try_from(since.as_nanos()).unwrap_or(u64::MAX))
+}
+
+/// Gives a staged file (or link) its name, in place of what has it.
+fn persist<T>(staged: tempfile::NamedTempFile<T>, to: &Path) -> Result<T> {
+    platform::make_replaceable(to).map_err(naming("replace", to))?;
+    staged.persist(to).map_err(|error| FsError::new("replace", to, error.error))
 }
 
 /// Bytes free for this user on the file system that holds `path` (or its nearest existing parent).
@@ -374,16 +338,16 @@ pub fn allocate(file: &File, path: &Path, size_bytes: u64) -> Result<()> {
 
 /// Moves a file, also to another file system: it appears under the new name as a whole.
 pub fn move_file(from: &Path, to: &Path) -> Result<()> {
-    match fs::rename(from, to) {
-        Err(error) if error.kind() == io::ErrorKind::CrossesDevices => {
+    match rename(from, to) {
+        Err(error) if error.source.kind() == io::ErrorKind::CrossesDevices => {
             let folder = parent(to);
             let staged = tempfile::NamedTempFile::with_prefix_in(".aitools-", folder);
             let staged = staged.map_err(naming("create a file in", folder))?;
             fs::copy(from, staged.path()).map_err(naming("copy a file to", to))?;
-            staged.persist(to).map_err(|error| FsError::new("replace", to, error.error))?;
+            persist(staged, to)?;
             remove_file(from)
         }
-        result => result.map_err(naming("move a file to", to)),
+        result => result,
     }
 }
 
@@ -403,9 +367,9 @@ pub fn place(from: &Path, to: &Path) -> Result<Placed> {
     let folder = parent(to);
     create_dir_all(folder)?;
     // POSIX leaves both names when one hard link is renamed over another to the same file, so that case ends here.
-    if let (Ok(old), Ok(new)) = (symlink_metadata(to), metadata(from))
-        && cfg!(unix)
-        && Stamp::of(&old) == Stamp::of(&new)
+    if symlink_metadata(to).is_ok_and(|meta| meta.is_file())
+        && let (Ok(old), Ok(new)) = (stamp(to), stamp(from))
+        && old == new
     {
         return Ok(Placed::HardLink);
     }
@@ -413,9 +377,7 @@ pub fn place(from: &Path, to: &Path) -> Result<Placed> {
         .prefix(".aitools-")
         .make_in(folder, |path| place_at(from, path))
         .map_err(naming("link into", folder))?;
-    let how = *staged.as_file();
-    staged.persist(to).map_err(|error| FsError::new("replace", to, error.error))?;
-    Ok(how)
+    persist(staged, to)
 }
 
 fn place_at(from: &Path, to: &Path) -> io::Result<Placed> {
@@ -431,16 +393,10 @@ fn place_at(from: &Path, to: &Path) -> io::Result<Placed> {
     fs::copy(from, to).map(|_| Placed::Copy)
 }
 
-/// Makes a symbolic link to a file.
-pub fn symlink(target: &Path, link: &Path) -> io::Result<()> {
-    #[cfg(unix)]
-    {
-        std::os::unix::fs::symlink(target, link)
-    }
-    #[cfg(windows)]
-    {
-        std::os::windows::fs::symlink_file(target, link)
-    }
+/// Writes a symbolic link of a source tree. Where links need a privilege it becomes a file that holds the target, as git
+/// does there; a tree's modes say which files those are.
+pub fn write_link(target: &str, link: &Path) -> Result<()> {
+    platform::write_link(target, link).map_err(naming("create link", link))
 }
 
 /// Makes a symbolic link to a file, replacing what has its name in one step.
@@ -449,8 +405,7 @@ pub fn replace_by_symlink(target: &Path, link: &Path) -> Result<()> {
     create_dir_all(folder)?;
     let staged = tempfile::Builder::new().prefix(".aitools-").make_in(folder, |path| symlink(target, path));
     let staged = staged.map_err(naming("create a link in", folder))?;
-    staged.persist(link).map_err(|error| FsError::new("replace", link, error.error))?;
-    Ok(())
+    persist(staged, link).map(drop)
 }
 
 /// Points `link` at the folder `target`, replacing a former link in one step where the platform can.
@@ -458,37 +413,12 @@ pub fn replace_by_symlink(target: &Path, link: &Path) -> Result<()> {
 pub fn link_dir(target: &Path, link: &Path) -> Result<()> {
     let folder = parent(link);
     create_dir_all(folder)?;
-    if let Ok(old) = fs::read_link(link)
-        && old == target
-    {
+    if read_dir_link(link).is_some_and(|old| old == target) {
         return Ok(());
     }
     let staged = folder.join(format!(".aitools-link-{}", std::process::id()));
     remove_file(&staged)?;
-    #[cfg(unix)]
-    {
-        std::os::unix::fs::symlink(target, &staged).map_err(naming("create link", &staged))?;
-        rename(&staged, link)
-    }
-    #[cfg(windows)]
-    {
-        let _ = fs::remove_dir(link);
-        remove_file(link)?;
-        if std::os::windows::fs::symlink_dir(target, link).is_ok() {
-            return Ok(());
-        }
-        write_atomic(link, target.to_string_lossy().as_bytes())
-    }
-}
-
-/// Where a link made by [`link_dir`] points.
-pub fn read_dir_link(link: &Path) -> Option<PathBuf> {
-    match fs::read_link(link) {
-        Ok(target) => Some(target),
-        // Windows without the privilege for links: the text file.
-        Err(_) if cfg!(windows) => Some(PathBuf::from(String::from_utf8(read_bounded(link, 32 << 10).ok()?).ok()?)),
-        Err(_) => None,
-    }
+    platform::replace_dir_link(target, &staged, link).map_err(naming("create link", link))
 }
 
 #[cfg(test)]
@@ -514,7 +444,7 @@ mod tests {
         let (root, memory) = (tempfile::tempdir()?, tempfile::tempdir_in("/dev/shm")?);
         let (from, to) = (root.path().join("a b"), memory.path().join("d/é"));
         write_atomic(&from, b"new")?;
-        if Stamp::of(&metadata(root.path())?).device != Stamp::of(&metadata(memory.path())?).device {
+        if stamp(root.path())?.device != stamp(memory.path())?.device {
             assert_eq!(place(&from, &to)?, Placed::Symlink);
             assert_eq!(fs::read(&to)?, b"new");
         }

@@ -196,7 +196,7 @@ impl<'a> Finder<'a> {
     /// # Errors
     /// When it cannot be run or fails.
     pub fn ask(&self, path: &Path, args: &[&str]) -> Result<String, ToolError> {
-        let stamp = Stamp::of(&fs::metadata(path)?);
+        let stamp = fs::stamp(path)?;
         let key = format!("{}\n{}\n{}", path.display(), args.join(" "), platform::selection(self.env));
         if let Some(known) = self.known.borrow().get(&key).filter(|known| known.stamp == stamp) {
             return Ok(known.said.clone());

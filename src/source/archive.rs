@@ -14,7 +14,7 @@ mod zipped;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, BufReader, Read, Write as _};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use flate2::read::MultiGzDecoder;
 
@@ -93,15 +93,8 @@ pub struct Archive<'a> {
 pub struct Unpacked {
     pub size_bytes: u64,
     pub files: usize,
-    /// For platforms whose files have no such permission.
-    pub executables: BTreeSet<RelPath>,
-}
-
-impl Unpacked {
-    /// The same, for a listing.
-    pub fn modes(&self) -> Modes {
-        self.executables.iter().map(|path| (path.clone(), Mode::Executable)).collect()
-    }
+    /// What is not a plain file, for file systems that cannot tell.
+    pub modes: Modes,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -215,7 +208,7 @@ impl<'a> Archive<'a> {
             })?;
             if member.content == (Content::File { executable: true }) {
                 fs::set_executable(&to)?;
-                done.executables.insert(path.clone());
+                done.modes.insert(path.clone(), Mode::Executable);
             }
             Ok(())
         })?;
@@ -223,26 +216,20 @@ impl<'a> Archive<'a> {
         for (path, member) in self.members.iter().filter(|(path, _)| keep(path)) {
             done.files += 1;
             done.size_bytes += member.size_bytes;
-            self.link(path, member, into, &mut done.executables)?;
+            self.link(path, member, into, &mut done.modes)?;
         }
         progress.finish(format!("{} files", done.files));
         Ok(done)
     }
 
-    fn link(
-        &self,
-        path: &RelPath,
-        member: &Member,
-        into: &Path,
-        executables: &mut BTreeSet<RelPath>,
-    ) -> Result<(), SourceError> {
+    fn link(&self, path: &RelPath, member: &Member, into: &Path, modes: &mut Modes) -> Result<(), SourceError> {
         let to = path.under(into);
         fs::create_dir_all(fs::parent(&to))?;
         match &member.content {
             Content::File { .. } => Ok(()),
             Content::Symlink(target) => {
-                let target: PathBuf = target.split('/').collect();
-                Ok(fs::symlink(&target, &to).map_err(|error| FsError::new("create link", &to, error))?)
+                modes.insert(path.clone(), Mode::Symlink);
+                Ok(fs::write_link(target, &to)?)
             }
             Content::HardLink(other) => {
                 let from = other.under(into);
@@ -250,8 +237,8 @@ impl<'a> Archive<'a> {
                     let why = format!("`{path}` is a link to `{other}`, which is left out");
                     return Err(SourceError::Hostile { what: self.what.to_owned(), why });
                 }
-                if executables.contains(other) {
-                    executables.insert(path.clone());
+                if modes.get(other) == Some(&Mode::Executable) {
+                    modes.insert(path.clone(), Mode::Executable);
                 }
                 Ok(fs::copy(&from, &to)?)
             }

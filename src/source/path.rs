@@ -57,8 +57,8 @@ impl Source for PathSpec {
             let (from, to) = (path.under(&root), path.under(ask.staging));
             if entry.mode == Mode::Symlink {
                 fs::create_dir_all(fs::parent(&to))?;
-                let target = fs::read_link(&from)?;
-                fs::symlink(&target, &to).map_err(|error| FsError::new("create link", &to, error))?;
+                let target = fs::read_link(&from)?.to_string_lossy().replace(std::path::MAIN_SEPARATOR, "/");
+                fs::write_link(&target, &to)?;
             } else {
                 copy(&from, &to)?;
             }

@@ -91,7 +91,7 @@ impl PypiSpec {
         if let Some(path) = wanted.iter().find(|path| !archive.members().contains_key(**path)) {
             return Err(self.bad_pin(&format!("`{}` has no `{path}`", package.path)));
         }
-        Ok(archive.unpack(ask.staging, &|path| wanted.contains(path))?.modes())
+        Ok(archive.unpack(ask.staging, &|path| wanted.contains(path))?.modes)
     }
 
     fn what(&self) -> String {
@@ -260,7 +260,7 @@ impl PypiSpec {
     /// Gives the files that may be run. A wheel's scripts may be, whatever its zip entries say (PEP 427).
     fn unpack(&self, world: &World, package: &FilePin, file: &Path, into: &Path) -> Result<Modes, SourceError> {
         let archive = self.open(world, package, file)?;
-        let mut modes = archive.unpack(into, &|_| true)?.modes();
+        let mut modes = archive.unpack(into, &|_| true)?.modes;
         for script in archive.members().keys().filter(|path| path.as_str().contains(".data/scripts/")) {
             fs::set_executable(&script.under(into))?;
             modes.insert(script.clone(), Mode::Executable);

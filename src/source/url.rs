@@ -63,7 +63,7 @@ impl Source for UrlSpec {
         let unpacked = archive.unpack(ask.staging, &|path| ask.kind != Kind::Model || wanted.contains(path))?;
         // Its content is staged: a second copy would be of no use.
         fs::remove_file(file.path())?;
-        Ok(unpacked.modes().into())
+        Ok(unpacked.modes.into())
     }
 }
 

@@ -53,7 +53,7 @@ impl Records {
 
     /// The digest of a file that was hashed before and not touched since. Follows a symbolic link.
     pub fn known(&self, path: &Path) -> Option<Digest> {
-        let stamp = Stamp::of(&fs::metadata(path).ok()?);
+        let stamp = fs::stamp(path).ok()?;
         let state = self.state();
         let record = state.by_file.get(&name_of(path, &stamp))?;
         (record.stamp == stamp).then_some(record.digest)
@@ -69,8 +69,8 @@ impl Records {
     /// Carries a digest over an operation of ours that changes a file's times but not its content (linking, renaming,
     /// changing permissions): `known` is what [`Records::known`] said just before.
     pub fn carry(&self, path: &Path, known: Option<Digest>) {
-        let (Some(digest), Ok(meta)) = (known, fs::metadata(path)) else { return };
-        self.state().insert(path, Stamp::of(&meta), digest);
+        let (Some(digest), Ok(stamp)) = (known, fs::stamp(path)) else { return };
+        self.state().insert(path, stamp, digest);
     }
 
     /// The digest of the file, from the records or by hashing it now.
@@ -78,7 +78,7 @@ impl Records {
     /// # Errors
     /// When it cannot be read.
     pub fn digest_of(&self, path: &Path) -> Result<(Digest, u64), FsError> {
-        let before = Stamp::of(&fs::metadata(path)?);
+        let before = fs::stamp(path)?;
         if let Some(digest) = self.known(path) {
             return Ok((digest, before.size_bytes));
         }

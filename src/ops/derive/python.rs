@@ -100,7 +100,8 @@ mod tests {
     #[test]
     fn what_interpreters_say() {
         let python = Cpython { minor: 11, threaded: false };
-        assert_eq!(answer("cpython 3 11 False /opt/é x/python3"), Some(("/opt/é x/python3".into(), python)));
+        let program = if cfg!(windows) { "C:/é x/python.exe" } else { "/opt/é x/python3" };
+        assert_eq!(answer(&format!("cpython 3 11 False {program}")), Some((program.into(), python)));
         for said in
             ["", "pypy 3 10 False /x", "cpython 2 7 False /x", "cpython 3 11 False python3", "cpython 3 y False /x"]
         {

@@ -37,7 +37,7 @@ fn gz(bytes: &[u8]) -> Vec<u8> {
 fn zip_of(entries: &[(&str, u32, &[u8])]) -> Vec<u8> {
     let mut zip = ZipWriter::new(Cursor::new(Vec::new()));
     for (name, mode, bytes) in entries {
-        let options = SimpleFileOptions::default().unix_permissions(mode & 0o7777);
+        let options = SimpleFileOptions::default().system(zip::System::Unix).unix_permissions(mode & 0o7777);
         if mode & 0o170_000 == 0o120_000 {
             zip.add_symlink(*name, str::from_utf8(bytes).unwrap(), options).unwrap();
         } else {
@@ -108,8 +108,7 @@ fn all_formats_give_the_same_tree() {
         assert_eq!((unpacked.files, unpacked.size_bytes), (3, 5));
         assert_eq!(read(&root, "run é"), b"12345");
         let listing =
-            crate::base::tree::Listing::scan(&root.path().join("into"), &unpacked.modes(), &Default::default())
-                .unwrap();
+            crate::base::tree::Listing::scan(&root.path().join("into"), &unpacked.modes, &Default::default()).unwrap();
         assert_eq!(listing.0.len(), 3);
         digests.insert(listing.digest());
         let (file, task) = (root.path().join("ä b.bin"), Task::silent());

@@ -198,9 +198,11 @@ mod tests {
         assert_eq!(way("https://h/a b"), Ok(Way::Http("https://h/a b".into())));
         assert_eq!(way("../é/x.git"), Ok(Way::Local("/p/../é/x.git".into())));
         assert_eq!(way("file:///a%20b/%C3%A9"), Ok(Way::Local("/a b/é".into())));
-        for address in ["ssh://git@h/x", "git@h:x/y.git", "h:x", "git://h/x"] {
+        for address in ["ssh://git@h/x", "git@h:x/y.git", "host:x", "git://h/x"] {
             assert_eq!(way(address), Ok(Way::Program(address.into())));
         }
+        let drive = if cfg!(windows) { Way::Local("h:x".into()) } else { Way::Program("h:x".into()) };
+        assert_eq!(way("h:x"), Ok(drive));
         for address in ["", "-u", "--upload-pack=x", "ext::sh -c x", "ftp://h/x", "file://h/x", "https:///x", "a\nb"] {
             assert!(way(address).is_err(), "{address:?}");
         }

@@ -317,13 +317,12 @@ fn is_dot_git(name: &str) -> bool {
     matches!(stem, ".git" | "git~1")
 }
 
-/// Writes one file of a snapshot below `root`. Where links need a privilege they become files that hold their target.
+/// Writes one file of a snapshot below `root`.
 pub fn write(root: &Path, path: &RelPath, mode: Mode, bytes: &[u8]) -> Result<(), FsError> {
     let to = path.under(root);
     fs::create_dir_all(fs::parent(&to))?;
-    if mode == Mode::Symlink && cfg!(unix) {
-        let target = PathBuf::from(String::from_utf8_lossy(bytes).into_owned());
-        return fs::symlink(&target, &to).map_err(|error| FsError::new("create link", &to, error));
+    if mode == Mode::Symlink {
+        return fs::write_link(&String::from_utf8_lossy(bytes), &to);
     }
     let mut file = fs::create_new(&to)?;
     file.write_all(bytes).map_err(|error| FsError::new("write", &to, error))?;

@@ -46,22 +46,28 @@ impl Project {
         Self { root, world }
     }
 
-    fn fetch(&self, spec: &UrlSpec, kind: Kind, pin: &Pin) -> Result<PathBuf, SourceError> {
+    fn bring(&self, spec: &UrlSpec, kind: Kind, pin: &Pin) -> Result<(PathBuf, Fetched), SourceError> {
         let staging = self.root.path().join("staging");
         fs::remove_dir_all(&staging).unwrap();
         fs::create_dir_all(&staging).unwrap();
         let wanted: Vec<usize> = (0..pin.files.len()).collect();
-        spec.fetch(&self.world, &Fetch { kind, pin, wanted: &wanted, staging: &staging, name: "x" })?;
-        Ok(staging)
+        let fetched = spec.fetch(&self.world, &Fetch { kind, pin, wanted: &wanted, staging: &staging, name: "x" })?;
+        Ok((staging, fetched))
+    }
+
+    fn fetch(&self, spec: &UrlSpec, kind: Kind, pin: &Pin) -> Result<PathBuf, SourceError> {
+        self.bring(spec, kind, pin).map(|(staging, _)| staging)
+    }
+
+    /// The digest of the engine's source as it was brought.
+    fn tree(&self, spec: &UrlSpec, pin: &Pin) -> Digest {
+        let (staging, fetched) = self.bring(spec, Kind::Engine, pin).unwrap();
+        Listing::scan(&staging, &fetched.modes, &Cancel::default()).unwrap().digest()
     }
 }
 
 fn spec(url: &str) -> UrlSpec {
     UrlSpec { url: url.to_owned(), sha256: None, subdir: None, files: Vec::new() }
-}
-
-fn scan(root: &Path) -> Digest {
-    Listing::scan(root, &Default::default(), &Cancel::default()).unwrap().digest()
 }
 
 #[test]
@@ -72,22 +78,19 @@ fn an_engine_is_the_tree_in_the_archive() {
     assert_eq!(pin.downloads[0].path.as_str(), "top 1.tar.gz");
     assert_eq!(pin.downloads[0].sha256, Digest::of(&engine()));
     let asked = server.seen().len();
-    let staging = project.fetch(&spec, Kind::Engine, &pin).unwrap();
-    assert_eq!(Some(scan(&staging)), pin.tree);
+    assert_eq!(Some(project.tree(&spec, &pin)), pin.tree);
     let left = fs::read_dir(&folder(&project.world)).unwrap();
     assert!(left.iter().all(|path| path.extension().is_some_and(|end| end == "lock")), "{left:?}");
     assert_eq!(server.seen().len(), asked, "what was fetched at lock is used");
     // Somebody wrote over it.
     fs::write_atomic(&home(&project.world, &pin.downloads[0].sha256), b"other").unwrap();
-    let staging = project.fetch(&spec, Kind::Engine, &pin).unwrap();
-    assert_eq!(Some(scan(&staging)), pin.tree);
+    assert_eq!(Some(project.tree(&spec, &pin)), pin.tree);
     assert!(server.seen().len() > asked);
 
     let below = UrlSpec { subdir: Some("s".parse().unwrap()), ..spec };
     let pin = below.resolve(&project.world, Kind::Engine).unwrap();
-    let staging = project.fetch(&below, Kind::Engine, &pin).unwrap();
-    assert_eq!(Some(scan(&staging)), pin.tree);
-    assert_eq!(fs::read_dir(&staging).unwrap().len(), 2);
+    assert_eq!(Some(project.tree(&below, &pin)), pin.tree);
+    assert_eq!(fs::read_dir(&project.root.path().join("staging")).unwrap().len(), 2);
 }
 
 #[test]

@@ -1,0 +1,81 @@
+//! What Linux, macOS and their kin have: modes, links for everybody, device and inode, a time of change.
+
+use std::fs::{self, File, Metadata};
+use std::io;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink as make_symlink};
+use std::path::{Path, PathBuf};
+
+use super::{Stamp, modified_ns};
+
+pub fn set_read_only(path: &Path, read_only: bool) -> io::Result<()> {
+    let mut permissions = fs::metadata(path)?.permissions();
+    let mode = permissions.mode();
+    permissions.set_mode(if read_only { mode & !0o222 } else { mode | 0o200 });
+    fs::set_permissions(path, permissions)
+}
+
+pub fn set_executable(path: &Path) -> io::Result<()> {
+    let mut permissions = fs::metadata(path)?.permissions();
+    permissions.set_mode(permissions.mode() | 0o111);
+    fs::set_permissions(path, permissions)
+}
+
+pub fn is_executable(meta: &Metadata) -> bool {
+    meta.permissions().mode() & 0o111 != 0
+}
+
+/// A new file that replaces `old` may be read by whom `old` could be.
+pub fn take_mode_of(old: &Path, new: &File) -> io::Result<()> {
+    let mode = fs::metadata(old).map_or(0o644, |meta| meta.permissions().mode() & 0o7777);
+    new.set_permissions(fs::Permissions::from_mode(mode))
+}
+
+/// A file's own permissions do not keep its name from being used for another.
+#[expect(clippy::unnecessary_wraps, reason = "its twin can fail")]
+pub fn make_replaceable(_: &Path) -> io::Result<()> {
+    Ok(())
+}
+
+pub fn sync_file(path: &Path) -> io::Result<()> {
+    File::open(path)?.sync_all()
+}
+
+pub fn sync_dir(path: &Path) -> io::Result<()> {
+    File::open(path)?.sync_all()
+}
+
+pub fn stamp(path: &Path) -> io::Result<Stamp> {
+    fs::metadata(path).map(|meta| of(&meta))
+}
+
+pub fn stamp_of(file: &File) -> io::Result<Stamp> {
+    file.metadata().map(|meta| of(&meta))
+}
+
+fn of(meta: &Metadata) -> Stamp {
+    let changed = i128::from(meta.ctime()) * 1_000_000_000 + i128::from(meta.ctime_nsec());
+    Stamp {
+        device: meta.dev(),
+        inode: meta.ino(),
+        size_bytes: meta.len(),
+        modified_ns: modified_ns(meta),
+        changed_ns: u64::try_from(changed).unwrap_or(0),
+    }
+}
+
+pub fn symlink(target: &Path, link: &Path) -> io::Result<()> {
+    make_symlink(target, link)
+}
+
+pub fn write_link(target: &str, link: &Path) -> io::Result<()> {
+    make_symlink(target, link)
+}
+
+pub fn replace_dir_link(target: &Path, staged: &Path, link: &Path) -> io::Result<()> {
+    make_symlink(target, staged)?;
+    fs::rename(staged, link)
+}
+
+pub fn read_dir_link(link: &Path) -> Option<PathBuf> {
+    fs::read_link(link).ok()
+}
