@@ -62,6 +62,20 @@ pub fn open_or_create(path: &Path) -> Result<File> {
     fs::OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path).map_err(naming("open", path))
 }
 
+/// As [`open_or_create`], for a lock file that programs of other users open, too: they may write it where the folder lets
+/// them in, and one that only they may write is opened for reading, which is enough to lock it.
+pub fn open_or_create_shared(path: &Path) -> Result<File> {
+    match open_or_create(path) {
+        Ok(file) => {
+            // It may be somebody else's, who has seen to that.
+            let _ = platform::share(&file);
+            Ok(file)
+        }
+        Err(error) if error.source.kind() == io::ErrorKind::PermissionDenied => open(path),
+        result => result,
+    }
+}
+
 /// Appends one record; made when missing.
 pub fn append(path: &Path, bytes: &[u8]) -> Result<()> {
     let mut file = fs::OpenOptions::new().append(true).create(true).open(path).map_err(naming("open", path))?;
@@ -318,6 +332,26 @@ fn modified_ns(meta: &fs::Metadata) -> u64 {
 fn persist<T>(staged: tempfile::NamedTempFile<T>, to: &Path) -> Result<T> {
     platform::make_replaceable(to).map_err(naming("replace", to))?;
     staged.persist(to).map_err(|error| FsError::new("replace", to, error.error))
+}
+
+/// How many names a file has, links not followed.
+pub fn names(path: &Path) -> Result<u64> {
+    platform::names(path).map_err(naming("look at", path))
+}
+
+/// What tells the file system apart that holds `path` (or its nearest existing parent).
+pub fn volume(path: &Path) -> Result<u64> {
+    let existing = path.ancestors().find(|folder| folder.exists()).unwrap_or(Path::new("."));
+    platform::volume(existing).map_err(naming("look at", existing))
+}
+
+/// Space on the disk that a file has; nothing when there is none.
+pub fn allocated_bytes(path: &Path) -> Result<u64> {
+    match open(path) {
+        Ok(file) => fs4::FileExt::allocated_size(&file).map_err(naming("look at", path)),
+        Err(error) if error.is_not_found() => Ok(0),
+        Err(error) => Err(error),
+    }
 }
 
 /// Bytes free for this user on the file system that holds `path` (or its nearest existing parent).

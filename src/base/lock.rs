@@ -38,7 +38,19 @@ const POLL: Duration = Duration::from_millis(50);
 /// When the file cannot be opened, or the user asked to stop.
 pub fn acquire(path: &Path, cancel: &Cancel, waiting: impl FnOnce()) -> Result<Lock, LockError> {
     fs::create_dir_all(fs::parent(path))?;
-    let file = fs::open_or_create(path)?;
+    hold(fs::open_or_create(path)?, path, cancel, waiting)
+}
+
+/// As [`acquire`], for a lock that programs of other users wait for, too.
+///
+/// # Errors
+/// As [`acquire`].
+pub fn acquire_shared(path: &Path, cancel: &Cancel, waiting: impl FnOnce()) -> Result<Lock, LockError> {
+    fs::create_dir_all(fs::parent(path))?;
+    hold(fs::open_or_create_shared(path)?, path, cancel, waiting)
+}
+
+fn hold(file: File, path: &Path, cancel: &Cancel, waiting: impl FnOnce()) -> Result<Lock, LockError> {
     let mut waiting = Some(waiting);
     loop {
         match file.try_lock() {

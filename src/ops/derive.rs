@@ -92,8 +92,7 @@ fn held(host: &Host, project: &Project, model: &ModelDemand<'_>, files: &[FilePi
         let blob = host.store.blob_path(&file.sha256);
         let place = model.wish.files.iter().position(|known| known == file).map(|index| &model.wish.places[index]);
         for path in [Some(blob), place.map(|place| place.under(&project.root))].into_iter().flatten() {
-            host.task.check()?;
-            if host.store.confirm(&path, file)? {
+            if host.store.confirm(&path, file, &mut host.stopping())? {
                 held.insert(file.sha256, path);
                 break;
             }
@@ -221,7 +220,8 @@ fn finish(
     run(host, engine, job, &ask, &log)?;
     look_at(engine, job, &ask, &log)?;
     let progress = host.task.start("hashing", name.as_str(), None, Unit::None);
-    let pin = host.store.admit_derived(&output, |size, sha256| FilePin { path: file.clone(), size, sha256 })?;
+    let pin = |size, sha256| FilePin { path: file.clone(), size, sha256 };
+    let pin = host.store.admit_derived(&output, pin, &mut host.stopping())?;
     progress.finish("");
     let receipt = Receipt {
         version: receipt::VERSION,

@@ -31,6 +31,11 @@ impl Host {
         self.env.iter().map(|(name, value)| (name.into(), value.into())).collect()
     }
 
+    /// Lets the user interrupt hashing.
+    pub fn stopping(&self) -> impl FnMut(u64) -> std::io::Result<()> + Send + '_ {
+        |_| self.task.check().map_err(std::io::Error::other)
+    }
+
     /// What sources are told of the world.
     pub fn world(&self, project: &Project) -> World {
         World {

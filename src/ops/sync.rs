@@ -1,5 +1,8 @@
 //! `sync`: brings this machine to what the lockfile says. Plan first, then carry out, engines and models side by side.
 
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
 use crate::base::fs;
 use crate::base::name::Name;
 use crate::format::lockfile::{FilePin, Kind, Lockfile, Pin};
@@ -87,7 +90,7 @@ pub fn plan_for(host: &Host, project: &Project, demand: &Demand<'_>) -> Result<P
 /// Engines and models have nothing in common, so a download goes on while a compiler works.
 fn carry_out(host: &Host, project: &Project, demand: &Demand<'_>, plan: &Plan) -> Result<(), Failure> {
     host.store.sweep()?;
-    check_space(host, demand, plan)?;
+    check_space(host, project, demand, plan)?;
     let (derived, others): (Vec<&Step>, Vec<&Step>) =
         plan.steps.iter().partition(|step| matches!(step, Step::Derive { .. }));
     let (engines, models): (Vec<&Step>, Vec<&Step>) = others.into_iter().partition(|step| is_engine_step(step));
@@ -131,23 +134,36 @@ fn weights_to_fetch(plan: &Plan) -> (usize, u64) {
     })
 }
 
-/// All weights together must fit, before the first byte.
-fn check_space(host: &Host, demand: &Demand<'_>, plan: &Plan) -> Result<(), Failure> {
-    let made =
-        |model: &Name| demand.find(model).and_then(|model| model.derive.as_ref()).map_or(0, |derive| derive.size_bytes);
-    let bytes = |step: &Step| match step {
-        Step::FetchWeights { bytes, .. } => *bytes,
-        Step::Derive { model, .. } => made(model),
-        _ => 0,
-    };
-    let sum: u64 = plan.steps.iter().map(bytes).fold(0, u64::saturating_add);
-    let needed = sum.saturating_add(sum / 20);
-    let at = host.store.root();
-    let available = fs::available_bytes(at)?;
-    if needed <= available {
-        return Ok(());
+/// All weights together must fit, on each disk that takes some of them, before the first byte.
+fn check_space(host: &Host, project: &Project, demand: &Demand<'_>, plan: &Plan) -> Result<(), Failure> {
+    let world = host.world(project);
+    let mut disks: BTreeMap<u64, (PathBuf, u64)> = BTreeMap::new();
+    for step in &plan.steps {
+        let (at, bytes) = space(&world, demand, step)?.unwrap_or_else(|| (host.store.root().to_owned(), 0));
+        let disk = disks.entry(fs::volume(&at)?).or_insert((at, 0));
+        disk.1 = disk.1.saturating_add(bytes);
     }
-    Err(Failure::NoSpace { what: "not enough space for the weights".to_owned(), needed, available, at: at.to_owned() })
+    for (at, bytes) in disks.into_values() {
+        let (needed, available) = (bytes.saturating_add(bytes / 20), fs::available_bytes(&at)?);
+        if needed > available {
+            let what = "not enough space for the weights".to_owned();
+            return Err(Failure::NoSpace { what, needed, available, at });
+        }
+    }
+    Ok(())
+}
+
+/// Where a step takes space, and how much; none for what is small.
+fn space(world: &World, demand: &Demand<'_>, step: &Step) -> Result<Option<(PathBuf, u64)>, Failure> {
+    let (Step::FetchWeights { model, .. } | Step::Derive { model, .. }) = step else { return Ok(None) };
+    let Some(model) = demand.find(model) else { return Ok(None) };
+    match (step, model.entry.request.source()) {
+        (Step::FetchWeights { files, .. }, Some(source)) => {
+            let space = source::of(source).space(world, &model.entry.pin, files);
+            space.map(Some).map_err(|error| Failure::source(Kind::Model, &model.wish.name, error, None))
+        }
+        _ => Ok(model.derive.as_ref().map(|derive| (world.scratch.clone(), derive.size_bytes))),
+    }
 }
 
 fn engine_step(host: &Host, project: &Project, demand: &Demand<'_>, step: &Step) -> Result<(), Failure> {
@@ -199,19 +215,24 @@ fn hash(host: &Host, project: &Project, model: &ModelDemand<'_>, files: &[usize]
     let total = files.iter().map(|index| model.wish.files[*index].size).sum();
     let progress = host.task.start("hashing", model.wish.name.as_str(), Some(total), Unit::Bytes);
     let mut wrong = Vec::new();
+    let mut passed = 0;
     for index in files {
-        progress.check()?;
+        let mut seen = |more| {
+            progress.add(more);
+            progress.check().map_err(std::io::Error::other)
+        };
         let pin = &model.wish.files[*index];
         let blob = host.store.blob_path(&pin.sha256);
         let at = model.wish.places[*index].under(&project.root);
-        if host.store.confirm(&blob, pin)? {
+        if host.store.confirm(&blob, pin, &mut seen)? {
             place(host, project, model, *index)?;
-        } else if host.store.confirm(&at, pin)? {
+        } else if host.store.confirm(&at, pin, &mut seen)? {
             host.store.place(&at, &blob, pin.sha256)?;
         } else {
             wrong.push(*index);
         }
-        progress.add(pin.size);
+        passed += pin.size;
+        progress.set(passed, None, None);
     }
     progress.finish(if wrong.is_empty() { "all right".to_owned() } else { format!("{} to fetch", wrong.len()) });
     Ok(wrong)
@@ -261,7 +282,8 @@ pub fn fetch_weights(
         for index in &missing {
             let pin = &model.wish.files[*index];
             let what = format!("weights file `{}`", pin.path);
-            let admitted = host.store.admit_blob(&pin.path.under(staging.path()), pin, &what);
+            let staged = pin.path.under(staging.path());
+            let admitted = host.store.admit_blob(&staged, pin, &what, &mut host.stopping());
             admitted.map_err(|error| integrity(project, Kind::Model, name, error))?;
         }
         host.store.save_records()?;

@@ -6,7 +6,6 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::base::digest::Digest;
-use crate::base::fs;
 use crate::base::hashed::Hashed;
 use crate::report::{Progress, Unit};
 
@@ -114,15 +113,16 @@ fn hash_one(host: &Host, target: &Target, progress: &Progress) -> Result<Option<
         size_bytes,
         recorded_in: target.recorded_in.clone(),
     };
-    if fs::open(&target.path).is_err() {
-        return Ok(Some(damaged(None, None)));
-    }
     let hashed = Hashed::of_file(&target.path, |bytes| {
         progress.add(bytes);
         host.task.check().map_err(std::io::Error::other)
     });
     host.task.check()?;
-    let hashed = hashed?;
+    // A disk that cannot read it all is damage, too.
+    let Ok(hashed) = hashed else {
+        host.store.records().learn_unreadable(&target.path);
+        return Ok(Some(damaged(None, None)));
+    };
     host.store.records().learn(&hashed);
     let computed = hashed.sha256();
     Ok((computed != target.expected).then(|| damaged(Some(computed), Some(hashed.size_bytes()))))

@@ -19,11 +19,12 @@ use crate::base::digest::Digest;
 use crate::base::fs::{self, FsError};
 use crate::base::hashed::Hashed;
 use crate::base::http::{Http, shown};
+use crate::format::lockfile::FilePin;
 use crate::report::{Task, Unit};
 
 use super::SourceError;
 use part::Part;
-use transfer::{Outcome, Transfer, Wrong};
+use transfer::{Means, Outcome, Transfer, Wrong};
 
 /// Connections for one file, when nobody says otherwise.
 pub const STREAMS: usize = 4;
@@ -55,11 +56,6 @@ impl Download<'_> {
     fn key(&self) -> String {
         let of_url = || Digest::of(self.urls.first().map_or(&[][..], |url| url.as_bytes()));
         self.sha256.map_or_else(|| format!("url-{}", of_url().hex()), |sha256| sha256.hex())
-    }
-
-    /// Bytes that have yet to come, when the size is known: for [`require_space`].
-    pub fn missing_bytes(&self) -> Option<u64> {
-        Some(self.size_bytes?.saturating_sub(part::resumable_bytes(self.parts, &self.key())))
     }
 }
 
@@ -114,26 +110,28 @@ pub fn hash(task: &Task, what: &str, path: &Path) -> Result<Hashed, SourceError>
     Ok(hashed)
 }
 
-/// From one address: once with all means, and when the bytes were wrong once more from the start over one connection.
+/// From one address: once with all means, and when what came was wrong once more in one piece.
 fn from_one(http: &Http, task: &Task, ask: &Download<'_>, part: &Part, url: &str) -> Result<Hashed, SourceError> {
     let transfer = Transfer::new(http, task, ask, part, url);
-    let mut first: Option<Wrong> = None;
+    let (mut means, mut former): (Means, Option<Wrong>) = (Means::Ranges, None);
     loop {
-        let wrong = match transfer.run(first.is_none())? {
+        let wrong = match transfer.run(means)? {
             Outcome::Came(came) => match verdict(ask, part, &came)? {
                 None => return Ok(part.finish(came, ask.to)?),
                 Some(wrong) => wrong,
             },
             Outcome::Wrong(wrong) => wrong,
         };
-        part.forget()?;
-        match first {
-            None => {
-                task.warn(format!("`{}` came wrong ({}); fetching it once more in one piece", ask.what, wrong.actual));
-                first = Some(wrong);
-            }
-            Some(first) => return Err(mismatch(ask, &first, wrong)),
+        // With a digest to compare with, an answer of something else says nothing against what came before it.
+        let next = if wrong.spoilt || ask.sha256.is_none() { Means::Afresh } else { Means::OnePiece };
+        if next == Means::Afresh {
+            part.forget()?;
         }
+        if next <= means {
+            return Err(mismatch(ask, former.as_ref().unwrap_or(&wrong), &wrong));
+        }
+        task.warn(format!("`{}` came wrong ({}); fetching it once more in one piece", ask.what, wrong.actual));
+        (means, former) = (next, Some(wrong));
     }
 }
 
@@ -147,10 +145,11 @@ fn verdict(ask: &Download<'_>, part: &Part, came: &Hashed) -> Result<Option<Wron
     let read = fs::open(&part.path)?.take(512).read_to_end(&mut head);
     read.map_err(|error| FsError::new("read", &part.path, error))?;
     let actual = format!("{} ({} bytes)", came.sha256(), came.size_bytes());
-    Ok(Some(Wrong { actual, likely: likely_content(&head).map(str::to_owned), digest: Some(came.sha256()) }))
+    let (likely, digest) = (likely_content(&head).map(str::to_owned), Some(came.sha256()));
+    Ok(Some(Wrong { actual, likely, digest, spoilt: true }))
 }
 
-fn mismatch(ask: &Download<'_>, first: &Wrong, second: Wrong) -> SourceError {
+fn mismatch(ask: &Download<'_>, first: &Wrong, second: &Wrong) -> SourceError {
     let by_digests = match (first.digest, second.digest) {
         (Some(one), Some(other)) if one == other => {
             "the same wrong digest came twice: the server's file has changed, or the expected digest is wrong"
@@ -159,18 +158,23 @@ fn mismatch(ask: &Download<'_>, first: &Wrong, second: Wrong) -> SourceError {
         _ if first.actual == second.actual => "the server's file has changed, or the expected size is wrong",
         _ => "something on the way changes the file",
     };
-    let likely = second.likely.unwrap_or_else(|| by_digests.to_owned());
+    let likely = second.likely.clone().unwrap_or_else(|| by_digests.to_owned());
     let digest = ask.sha256.map(|digest| digest.to_string());
     let size = ask.size_bytes.map(|size| format!("{size} bytes"));
     let expected = match (digest, size) {
         (Some(digest), Some(size)) => format!("{digest} ({size})"),
         (one, other) => one.or(other).unwrap_or_else(|| "a file".to_owned()),
     };
-    SourceError::Mismatch { what: ask.what.to_owned(), expected, actual: second.actual, likely: Some(likely) }
+    SourceError::Mismatch { what: ask.what.to_owned(), expected, actual: second.actual.clone(), likely: Some(likely) }
+}
+
+/// Space that a file has yet to take on the disk of `parts`: a part from an earlier time has some.
+pub fn missing_bytes(parts: &Path, pin: &FilePin) -> u64 {
+    pin.size.saturating_sub(part::taken_bytes(parts, &pin.sha256.hex()))
 }
 
 /// Fails when `folder`'s file system has not the space for `needed_bytes` more: call it with the sum of
-/// [`Download::missing_bytes`] before the first byte is fetched.
+/// [`missing_bytes`] before the first byte is fetched.
 ///
 /// # Errors
 /// An [`FsError`] that names both numbers.

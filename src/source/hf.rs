@@ -18,7 +18,7 @@ use crate::format::manifest::HfSpec;
 use crate::report::Task;
 
 use self::hub::{Hub, Listed, Revision};
-use super::download::{Download, download, require_space};
+use super::download::{Download, download, missing_bytes, require_space};
 use super::globs::Globs;
 use super::hub_cache::HubCache;
 use super::{Fetch, Fetched, Source, SourceError, World};
@@ -50,8 +50,7 @@ impl Source for HfSpec {
     fn fetch(&self, world: &World, ask: &Fetch<'_>) -> Result<Fetched, SourceError> {
         self.require_model(ask.kind)?;
         let hub = Hub::new(world, &self.hf)?;
-        let commit = ask.pin.commit.as_deref().filter(|commit| hub::is_commit(commit));
-        let commit = commit.ok_or_else(|| self.bad_pin("it should have a `commit` of 40 digits"))?;
+        let commit = self.commit(ask.pin)?;
         let cache = HubCache::new(&hub.settings.cache, &self.hf, commit);
         let (mut fetched, mut missing) = (Fetched::default(), Vec::new());
         for pin in ask.wanted.iter().filter_map(|index| ask.pin.files.get(*index)) {
@@ -64,14 +63,22 @@ impl Source for HfSpec {
         hub.require_online(&format!("`{}` of {}", first.path, hub.what()))?;
         let (parts, connections) = (cache.parts(), world.connections());
         let bringing = Bringing { parts, hub, cache, commit, task: &world.task, connections };
-        let needed = missing.iter().map(|pin| bringing.missing_bytes(pin)).sum();
-        require_space(&bringing.parts, needed)?;
+        require_space(&bringing.parts, missing.iter().map(|pin| missing_bytes(&bringing.parts, pin)).sum())?;
         for pin in missing {
             let file = bringing.bring(pin)?;
             fetched.hashed.extend(file.placed(&pin.path.under(ask.staging))?);
         }
         bringing.cache.note_revision(self.rev.as_deref().unwrap_or(MAIN), commit)?;
         Ok(fetched)
+    }
+
+    /// What the cache seems to have takes no space; whether it is right is seen when it is fetched.
+    fn space(&self, world: &World, pin: &Pin, wanted: &[usize]) -> Result<(PathBuf, u64), SourceError> {
+        let cache = HubCache::new(&Hub::new(world, &self.hf)?.settings.cache, &self.hf, self.commit(pin)?);
+        let parts = cache.parts();
+        let files = wanted.iter().filter_map(|index| pin.files.get(*index)).filter(|pin| !cache.seems_to_have(pin));
+        let needed = files.map(|pin| missing_bytes(&parts, pin)).fold(0, u64::saturating_add);
+        Ok((parts, needed))
     }
 }
 
@@ -85,6 +92,11 @@ impl HfSpec {
                 hint: None,
             }),
         }
+    }
+
+    fn commit<'a>(&self, pin: &'a Pin) -> Result<&'a str, SourceError> {
+        let commit = pin.commit.as_deref().filter(|commit| hub::is_commit(commit));
+        commit.ok_or_else(|| self.bad_pin("it should have a `commit` of 40 digits"))
     }
 
     fn bad_pin(&self, detail: &str) -> SourceError {
@@ -107,10 +119,6 @@ struct Bringing<'a> {
 }
 
 impl Bringing<'_> {
-    fn missing_bytes(&self, pin: &FilePin) -> u64 {
-        self.transfer(pin, &[], &[], &self.parts).missing_bytes().unwrap_or(pin.size)
-    }
-
     fn transfer<'b>(
         &'b self,
         pin: &'b FilePin,

@@ -74,6 +74,12 @@ impl HubCache {
         Ok(Some(right))
     }
 
+    /// Whether a file of the right size is there.
+    pub fn seems_to_have(&self, pin: &FilePin) -> bool {
+        let sized = |path: &Path| fs::metadata(path).is_ok_and(|meta| meta.is_file() && meta.len() == pin.size);
+        sized(&pin.path.under(&self.snapshot)) || sized(&self.blob(&pin.sha256.hex()))
+    }
+
     /// Has `bring` put the verified file at the path it is given, unless somebody else has done so meanwhile, and links
     /// it into the snapshot. Gives the blob. Processes of every tool wait for one another here.
     ///
@@ -87,7 +93,7 @@ impl HubCache {
         bring: &mut dyn FnMut(&Path) -> Result<Hashed, SourceError>,
     ) -> Result<Hashed, SourceError> {
         let waiting = || task.waiting(format!("another program, which is fetching `{}`", pin.path));
-        let _lock = lock::acquire(&self.locks.join(format!("{name}.lock")), task.cancel(), waiting)?;
+        let _lock = lock::acquire_shared(&self.locks.join(format!("{name}.lock")), task.cancel(), waiting)?;
         let blob = self.blob(name);
         let there = match right(&blob, pin, task)? {
             Some(there) => there,
@@ -123,9 +129,9 @@ impl HubCache {
             return Ok(());
         }
         match fs::replace_by_symlink(&target, &pointer) {
-            // Links need a privilege there.
-            Err(_) if cfg!(windows) => fs::place(blob, &pointer).map(drop),
-            result => result,
+            // Links need a privilege on Windows, and not every file system has them.
+            Err(_) => fs::place(blob, &pointer).map(drop),
+            Ok(()) => Ok(()),
         }
     }
 

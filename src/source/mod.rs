@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 
 use crate::base::cancel::Cancelled;
 use crate::base::digest::Digest;
-use crate::base::fs::FsError;
+use crate::base::fs::{self, FsError};
 use crate::base::hashed::Hashed;
 use crate::base::http::{Http, HttpError, Settings};
 use crate::base::lock::LockError;
@@ -26,6 +26,8 @@ use crate::base::tree::{Modes, TreeError};
 use crate::format::lockfile::{Kind, Pin};
 use crate::format::manifest::SourceSpec;
 use crate::report::Task;
+
+const MAX_CERTIFICATES_BYTES: u64 = 16 << 20;
 
 /// What a source needs to know of the world. Nothing in `source/` reads the environment itself.
 #[derive(Debug, Clone)]
@@ -44,10 +46,17 @@ pub struct World {
 }
 
 impl World {
-    /// A client with this world's proxies. Make one for a piece of work and pass it on: it keeps connections.
-    pub fn http(&self) -> Http {
+    /// A client with this world's proxies and certificates. Make one for a piece of work and pass it on: it keeps
+    /// connections.
+    ///
+    /// # Errors
+    /// When `SSL_CERT_FILE` names a file that cannot be read.
+    pub fn http(&self) -> Result<Http, FsError> {
         let cancel = self.task.cancel().clone();
-        Http::new(Settings { env: self.env.clone(), offline: self.offline, cancel, ..Settings::default() })
+        let file = self.env.get("SSL_CERT_FILE").filter(|path| !path.is_empty());
+        let certificates = file.map(|path| certificates(Path::new(path))).transpose()?;
+        let (env, offline) = (self.env.clone(), self.offline);
+        Ok(Http::new(Settings { env, offline, cancel, certificates, ..Settings::default() }))
     }
 
     /// Connections for one file: `AITOOLS_CONNECTIONS`, within reason.
@@ -62,6 +71,14 @@ impl World {
             self.mirrors.iter().filter_map(|(from, to)| Some((from.len(), to, url.strip_prefix(from.as_str())?)));
         fitting.max_by_key(|(length, ..)| *length).map_or_else(|| url.to_owned(), |(_, to, rest)| format!("{to}{rest}"))
     }
+}
+
+/// A file of certificates to trust.
+///
+/// # Errors
+/// When it cannot be read.
+pub fn certificates(path: &Path) -> Result<Vec<u8>, FsError> {
+    fs::read_bounded(path, MAX_CERTIFICATES_BYTES)
 }
 
 /// One way to get bytes.
@@ -80,6 +97,15 @@ pub trait Source {
     /// # Errors
     /// [`SourceError`]; the staging folder is then of no use.
     fn fetch(&self, world: &World, ask: &Fetch<'_>) -> Result<Fetched, SourceError>;
+
+    /// Where fetching the files `wanted` of a model would take space, and how much: less where they, or parts of them,
+    /// are on this machine.
+    ///
+    /// # Errors
+    /// When the pin is not for this source, or nothing says where the space would be taken.
+    fn space(&self, world: &World, pin: &Pin, wanted: &[usize]) -> Result<(PathBuf, u64), SourceError> {
+        Ok((world.scratch.clone(), wanted_bytes(pin, wanted)))
+    }
 }
 
 /// What a source has to say of what it staged.
@@ -173,6 +199,11 @@ impl From<TreeError> for SourceError {
             error => Self::Hostile { what: "the source tree".to_owned(), why: error.to_string() },
         }
     }
+}
+
+/// The size of those of a model's files.
+pub fn wanted_bytes(pin: &Pin, wanted: &[usize]) -> u64 {
+    wanted.iter().filter_map(|index| pin.files.get(*index)).map(|file| file.size).fold(0, u64::saturating_add)
 }
 
 /// The digest of an engine's tree, for messages.

@@ -26,7 +26,7 @@ use crate::report::Unit;
 use super::archive::{Archive, Limits, Select};
 use super::download::likely_content;
 use super::globs::Globs;
-use super::{Fetch, Fetched, Source, SourceError, World};
+use super::{Fetch, Fetched, Source, SourceError, World, wanted_bytes};
 
 pub use index::PYTHON;
 pub use wheel::{Cpython, package_for_python, package_here, program, pythons};
@@ -71,6 +71,12 @@ impl Source for PypiSpec {
         // Its content is staged: a second copy would be of no use.
         fs::remove_file(&file)?;
         Ok(modes.into())
+    }
+
+    fn space(&self, world: &World, pin: &Pin, wanted: &[usize]) -> Result<(PathBuf, u64), SourceError> {
+        let missing = |package: &FilePin| if fs::exists(&home(world, package)) { 0 } else { package.size };
+        let packages: u64 = pin.downloads.iter().map(missing).sum();
+        Ok((world.scratch.clone(), packages.saturating_add(wanted_bytes(pin, wanted))))
     }
 }
 

@@ -18,9 +18,9 @@ use crate::format::lockfile::{FilePin, Kind, Pin};
 use crate::format::manifest::UrlSpec;
 
 use super::archive::{Archive, Limits, Select, is_archive};
-use super::download::{Download, already, download, likely_content};
+use super::download::{Download, already, download, likely_content, missing_bytes};
 use super::globs::Globs;
-use super::{Fetch, Fetched, Source, SourceError, World};
+use super::{Fetch, Fetched, Source, SourceError, World, wanted_bytes};
 
 impl Source for UrlSpec {
     fn resolve(&self, world: &World, kind: Kind) -> Result<Pin, SourceError> {
@@ -64,6 +64,17 @@ impl Source for UrlSpec {
         // Its content is staged: a second copy would be of no use.
         fs::remove_file(file.path())?;
         Ok(unpacked.modes.into())
+    }
+
+    fn space(&self, world: &World, pin: &Pin, wanted: &[usize]) -> Result<(PathBuf, u64), SourceError> {
+        let parts = folder(world);
+        let missing = |package: &FilePin| match fs::metadata(&home(world, &package.sha256)) {
+            Ok(there) if there.len() == package.size => 0,
+            _ => missing_bytes(&parts, package),
+        };
+        let packages: u64 = pin.downloads.iter().map(missing).sum();
+        let members = if self.files.is_empty() { 0 } else { wanted_bytes(pin, wanted) };
+        Ok((parts.clone(), packages.saturating_add(members)))
     }
 }
 
@@ -132,7 +143,7 @@ impl UrlSpec {
             to,
             streams: world.connections(),
         };
-        download(&world.http(), &world.task, &ask)
+        download(&world.http()?, &world.task, &ask)
     }
 
     fn open<'a>(&self, world: &'a World, pin: &'a FilePin, file: &'a Path) -> Result<Archive<'a>, SourceError> {

@@ -43,7 +43,7 @@ impl Store {
         for (path, file) in &artifact.receipt.files {
             let full = path.under(&artifact.path);
             let right = fs::metadata(&full).is_ok_and(|meta| meta.len() == file.size)
-                && self.records.digest_of(&full)?.0 == file.sha256;
+                && self.records.digest_of(&full, &mut |_| Ok(()))?.0 == file.sha256;
             if !right {
                 return Ok(None);
             }

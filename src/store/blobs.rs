@@ -6,7 +6,7 @@ use crate::base::digest::Digest;
 use crate::base::fs::{self, Placed};
 use crate::format::lockfile::FilePin;
 
-use super::{Store, StoreError};
+use super::{Seen, Store, StoreError};
 
 /// What a path holds, compared with a pin, without reading the file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
@@ -40,12 +40,12 @@ impl Store {
     /// Whether the file is what the pin says, hashing it when that is not known. Remembers the outcome.
     ///
     /// # Errors
-    /// When it cannot be read.
-    pub fn confirm(&self, path: &Path, pin: &FilePin) -> Result<bool, StoreError> {
+    /// When it cannot be read, or `seen` says so.
+    pub fn confirm(&self, path: &Path, pin: &FilePin, seen: Seen<'_>) -> Result<bool, StoreError> {
         match self.presence(path, pin) {
             Presence::Verified => Ok(true),
             Presence::Missing => Ok(false),
-            Presence::Unverified => Ok(self.records.digest_of(path)?.0 == pin.sha256),
+            Presence::Unverified => Ok(self.records.digest_of(path, seen)?.0 == pin.sha256),
         }
     }
 
@@ -53,8 +53,8 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError::Mismatch`] when it is something else; it then stays where it is.
-    pub fn admit_blob(&self, staged: &Path, pin: &FilePin, what: &str) -> Result<PathBuf, StoreError> {
-        let (computed, computed_bytes) = self.records.digest_of(staged)?;
+    pub fn admit_blob(&self, staged: &Path, pin: &FilePin, what: &str, seen: Seen<'_>) -> Result<PathBuf, StoreError> {
+        let (computed, computed_bytes) = self.records.digest_of(staged, seen)?;
         if computed != pin.sha256 || computed_bytes != pin.size {
             return Err(StoreError::Mismatch {
                 what: what.to_owned(),
@@ -66,10 +66,12 @@ impl Store {
         }
         let path = self.blob_path(&pin.sha256);
         fs::create_dir_all(fs::parent(&path))?;
-        // Foreign caches keep their own permissions: only a file that is ours alone is made read-only.
         if !fs::symlink_metadata(staged)?.is_symlink() {
             fs::sync_file(staged)?;
-            fs::set_read_only(staged, true)?;
+            // Foreign caches keep their own permissions: only a file that is ours alone is made read-only.
+            if fs::names(staged)? == 1 {
+                fs::set_read_only(staged, true)?;
+            }
         }
         fs::rename(staged, &path)?;
         fs::sync_dir(fs::parent(&path))?;
@@ -109,10 +111,10 @@ mod tests {
         let staging = store.stage().unwrap();
         let staged = staging.path().join("f");
         fs::write_atomic(&staged, b"wrong").unwrap();
-        let refused = store.admit_blob(&staged, &pin(b"right"), "weights `w`");
+        let refused = store.admit_blob(&staged, &pin(b"right"), "weights `w`", &mut |_| Ok(()));
         assert!(matches!(refused, Err(StoreError::Mismatch { .. })), "{refused:?}");
         fs::write_atomic(&staged, b"right").unwrap();
-        let blob = store.admit_blob(&staged, &pin(b"right"), "weights `w`").unwrap();
+        let blob = store.admit_blob(&staged, &pin(b"right"), "weights `w`", &mut |_| Ok(())).unwrap();
         assert_eq!(store.presence(&blob, &pin(b"right")), Presence::Verified);
         let place = root.path().join("models/m/w é");
         store.place(&blob, &place, pin(b"right").sha256).unwrap();
@@ -126,7 +128,7 @@ mod tests {
         fs::remove_file(&blob).unwrap();
         fs::write_atomic(&blob, b"forge").unwrap();
         assert_eq!(again.presence(&blob, &pin(b"right")), Presence::Unverified);
-        assert!(!again.confirm(&blob, &pin(b"right")).unwrap());
+        assert!(!again.confirm(&blob, &pin(b"right"), &mut |_| Ok(())).unwrap());
     }
 
     #[test]

@@ -7,7 +7,7 @@ use crate::base::fs;
 use crate::format::lockfile::FilePin;
 use crate::format::receipt::{self, Receipt};
 
-use super::{Store, StoreError};
+use super::{Seen, Store, StoreError};
 
 /// A receipt and its seal.
 const MAX_RECEIPT_BYTES: u64 = receipt::MAX_BYTES as u64 + 4096;
@@ -43,15 +43,16 @@ impl Store {
     /// Takes in a file that was derived, whatever its bytes, and gives its pin. It is hashed here.
     ///
     /// # Errors
-    /// When it cannot be read or moved.
+    /// When it cannot be read or moved, or `seen` says so.
     pub fn admit_derived(
         &self,
         staged: &Path,
         pin: impl FnOnce(u64, Digest) -> FilePin,
+        seen: Seen<'_>,
     ) -> Result<FilePin, StoreError> {
-        let (sha256, size) = self.records.digest_of(staged)?;
+        let (sha256, size) = self.records.digest_of(staged, seen)?;
         let pin = pin(size, sha256);
-        self.admit_blob(staged, &pin, pin.path.as_str())?;
+        self.admit_blob(staged, &pin, pin.path.as_str(), &mut |_| Ok(()))?;
         Ok(pin)
     }
 
@@ -85,7 +86,7 @@ mod tests {
         let staging = store.stage().unwrap();
         fs::write_atomic(&staging.path().join("o"), b"made").unwrap();
         let pin = |size, sha256| FilePin { path: "é x.gguf".parse().unwrap(), size, sha256 };
-        let pin = store.admit_derived(&staging.path().join("o"), pin).unwrap();
+        let pin = store.admit_derived(&staging.path().join("o"), pin, &mut |_| Ok(())).unwrap();
         assert!(fs::exists(&store.blob_path(&Digest::of(b"made"))));
         let (one, two) = (Digest::of(b"one"), Digest::of(b"two"));
         let receipt = Receipt {

@@ -46,7 +46,7 @@ pub struct Store {
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     #[error(transparent)]
-    Fs(#[from] FsError),
+    Fs(FsError),
     #[error(transparent)]
     Cancelled(#[from] Cancelled),
     #[error(transparent)]
@@ -54,6 +54,18 @@ pub enum StoreError {
     /// What was staged is not what the lockfile says.
     #[error("{what} does not match the lockfile")]
     Mismatch { what: String, expected: Digest, computed: Digest, expected_bytes: Option<u64>, computed_bytes: u64 },
+}
+
+/// Told the size of each piece that was hashed; its error stops the work, [`Cancelled`] among them.
+pub type Seen<'a> = &'a mut (dyn FnMut(u64) -> std::io::Result<()> + Send);
+
+impl From<FsError> for StoreError {
+    fn from(error: FsError) -> Self {
+        match error.source.get_ref() {
+            Some(inner) if inner.is::<Cancelled>() => Self::Cancelled(Cancelled),
+            _ => Self::Fs(error),
+        }
+    }
 }
 
 impl From<LockError> for StoreError {

@@ -13,6 +13,7 @@ use crate::base::digest::Digest;
 use crate::base::fs::{self, FsError, Stamp};
 use crate::base::hashed::Hashed;
 
+use super::Seen;
 use super::seal::Key;
 
 /// More records than files on any machine that fits one; older ones go first.
@@ -73,16 +74,21 @@ impl Records {
         self.state().insert(path, stamp, digest);
     }
 
-    /// The digest of the file, from the records or by hashing it now.
+    /// Remembers that a file cannot be read, so that it counts as a wrong one until it is replaced.
+    pub fn learn_unreadable(&self, path: &Path) {
+        self.carry(path, Some(Digest::of(b"unreadable")));
+    }
+
+    /// The digest of the file, from the records or by hashing it now; `seen` as for [`Hashed::of_file`].
     ///
     /// # Errors
-    /// When it cannot be read.
-    pub fn digest_of(&self, path: &Path) -> Result<(Digest, u64), FsError> {
+    /// When it cannot be read, or `seen` says so.
+    pub fn digest_of(&self, path: &Path, seen: Seen<'_>) -> Result<(Digest, u64), FsError> {
         let before = fs::stamp(path)?;
         if let Some(digest) = self.known(path) {
             return Ok((digest, before.size_bytes));
         }
-        let hashed = Hashed::of_file(path, |_| Ok(()))?;
+        let hashed = Hashed::of_file(path, seen)?;
         self.learn(&hashed);
         Ok((hashed.sha256(), hashed.size_bytes()))
     }
@@ -146,7 +152,7 @@ mod tests {
         fs::write_atomic(&file, b"1").unwrap();
         let records = Records::load(&saved, &key);
         assert_eq!(records.known(&file), None);
-        let (digest, size) = records.digest_of(&file).unwrap();
+        let (digest, size) = records.digest_of(&file, &mut |_| Ok(())).unwrap();
         assert_eq!((digest, size), (Digest::of(b"1"), 1));
         records.save(&saved, &key).unwrap();
         assert_eq!(Records::load(&saved, &key).known(&file), Some(digest));

@@ -30,6 +30,11 @@ pub fn take_mode_of(old: &Path, new: &File) -> io::Result<()> {
     new.set_permissions(fs::Permissions::from_mode(mode))
 }
 
+/// The owner's group may write it, as the Hub's own client has it for its lock files.
+pub fn share(file: &File) -> io::Result<()> {
+    file.set_permissions(fs::Permissions::from_mode(0o664))
+}
+
 /// A file's own permissions do not keep its name from being used for another.
 #[expect(clippy::unnecessary_wraps, reason = "its twin can fail")]
 pub fn make_replaceable(_: &Path) -> io::Result<()> {
@@ -61,6 +66,14 @@ fn of(meta: &Metadata) -> Stamp {
         modified_ns: modified_ns(meta),
         changed_ns: u64::try_from(changed).unwrap_or(0),
     }
+}
+
+pub fn names(path: &Path) -> io::Result<u64> {
+    fs::symlink_metadata(path).map(|meta| meta.nlink())
+}
+
+pub fn volume(path: &Path) -> io::Result<u64> {
+    fs::metadata(path).map(|meta| meta.dev())
 }
 
 pub fn symlink(target: &Path, link: &Path) -> io::Result<()> {

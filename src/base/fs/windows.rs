@@ -29,6 +29,12 @@ pub fn take_mode_of(_: &Path, _: &File) -> io::Result<()> {
     Ok(())
 }
 
+/// Access is inherited from the folder.
+#[expect(clippy::unnecessary_wraps, reason = "its twin can fail")]
+pub fn share(_: &File) -> io::Result<()> {
+    Ok(())
+}
+
 /// Clears the read-only flag of the file that has this name, if there is one. Its other names lose it, too.
 pub fn make_replaceable(path: &Path) -> io::Result<()> {
     match fs::symlink_metadata(path) {
@@ -61,6 +67,15 @@ pub fn stamp_of(file: &File) -> io::Result<Stamp> {
         modified_ns: modified_ns(&meta),
         changed_ns: 0,
     })
+}
+
+pub fn names(path: &Path) -> io::Result<u64> {
+    winapi_util::file::information(File::open(path)?).map(|information| information.number_of_links())
+}
+
+pub fn volume(path: &Path) -> io::Result<u64> {
+    let folder = winapi_util::Handle::from_path_any(path)?;
+    winapi_util::file::information(folder).map(|information| information.volume_serial_number())
 }
 
 pub fn symlink(target: &Path, link: &Path) -> io::Result<()> {

@@ -56,7 +56,7 @@ impl Transfer<'_> {
             }
             Err(error) => return Err(End::Error(SourceError::of_http(self.ask.what, error))),
         };
-        self.sort(response, range, size, location.is_some())
+        self.sort(response, range, size, location.as_deref())
     }
 
     fn sort(
@@ -64,33 +64,36 @@ impl Transfer<'_> {
         mut response: Response,
         range: Option<Range<u64>>,
         size: Option<u64>,
-        by_location: bool,
+        location: Option<&str>,
     ) -> Result<Asked, End> {
         let status = response.status;
-        match (status, range) {
-            (200, _) => self.remember(&response, by_location),
-            (206, Some(range)) => {
+        match (status, range, location) {
+            (200, ..) => self.remember(&response, location),
+            (206, Some(range), _) => {
                 let Some((first, end, total)) = content_range(&response) else {
                     return Ok(Asked::Odd("the server sends a range without saying which".to_owned()));
                 };
                 if size.is_some_and(|size| size != total) {
                     return Err(End::Wrong(peeked(&mut response, format!("{total} bytes"))));
                 }
+                self.same_state(&response)?;
                 let end_fits = end == range.end.min(total);
                 if first != range.start || !end_fits || response.length().is_some_and(|length| length != end - first) {
                     return Ok(Asked::Odd(format!("the server sends bytes {first}-{end} of another range")));
                 }
-                self.remember(&response, by_location);
+                self.remember(&response, location);
                 return Ok(Asked::Part(Box::new(response)));
             }
-            (206, None) => return Ok(Asked::Odd("the server sends a range that nobody asked for".to_owned())),
-            (416, _) => {
+            (206, None, _) => return Ok(Asked::Odd("the server sends a range that nobody asked for".to_owned())),
+            (416, ..) => {
                 let there = response.header("content-range").and_then(|text| text.strip_prefix("bytes */"));
                 let actual = there.map_or("fewer bytes".to_owned(), |there| format!("{there} bytes"));
-                return Err(End::Wrong(Wrong { actual, likely: None, digest: None }));
+                return Err(End::Wrong(Wrong { actual, ..Wrong::default() }));
             }
-            (400 | 401 | 403 | 404 | 410, _) if by_location => return self.renew(&response),
-            (403, Some(_)) => return Err(End::Plain(None)),
+            (400 | 401 | 403 | 404 | 410, range, Some(location)) => {
+                return self.renew(&response, location, range.is_some());
+            }
+            (403, Some(_), None) => return Err(End::Plain(None)),
             _ if comes_later(status) => {
                 let asked = response.asks_to_wait();
                 return Ok(Asked::Later(format!("HTTP status {status}"), asked));
@@ -100,22 +103,38 @@ impl Transfer<'_> {
         Ok(Asked::Whole(Box::new(response)))
     }
 
-    fn remember(&self, response: &Response, by_location: bool) {
-        if !by_location && response.url != self.url {
+    /// Where no digest says which file is meant, every range must be of the state that the first one was of (RFC 9110
+    /// §15.3.7.3): not every server heeds `If-Range`.
+    fn same_state(&self, response: &Response) -> Result<(), End> {
+        let state = self.lock();
+        if self.ask.sha256.is_some() || state.etag.is_none() || strong_etag(response) == state.etag {
+            return Ok(());
+        }
+        let actual = "a range of another state of the file".to_owned();
+        Err(End::Wrong(Wrong { actual, ..Wrong::default() }))
+    }
+
+    fn remember(&self, response: &Response, location: Option<&str>) {
+        if location.is_none() && response.url != self.url {
             self.lock().location = Some(response.url.clone());
         }
     }
 
-    /// A link that worked before does not: it has expired, perhaps. The first server is asked for another.
-    fn renew(&self, response: &Response) -> Result<Asked, End> {
+    /// A link that worked before does not: it has expired, perhaps. The first server is asked for another, unless another
+    /// worker met the same and did so.
+    fn renew(&self, response: &Response, location: &str, ranged: bool) -> Result<Asked, End> {
         let mut state = self.lock();
-        state.location = None;
-        state.renewals += 1;
-        if state.renewals > MAX_RENEWALS {
-            drop(state);
-            return Err(End::Error(self.turned_down(response)));
+        if state.location.as_deref() == Some(location) {
+            state.location = None;
+            state.renewals += 1;
         }
-        Ok(Asked::Renewed)
+        let expired = state.renewals <= MAX_RENEWALS;
+        drop(state);
+        match response.status {
+            _ if expired => Ok(Asked::Renewed),
+            403 if ranged => Err(End::Plain(None)),
+            _ => Err(End::Error(self.turned_down(response))),
+        }
     }
 
     fn turned_down(&self, response: &Response) -> SourceError {
@@ -200,7 +219,7 @@ impl Transfer<'_> {
 pub fn peeked(response: &mut Response, actual: String) -> Wrong {
     let mut head = Vec::new();
     let _ = response.take(512).read_to_end(&mut head);
-    Wrong { actual, likely: likely_content(&head).map(str::to_owned), digest: None }
+    Wrong { actual, likely: likely_content(&head).map(str::to_owned), ..Wrong::default() }
 }
 
 /// First byte, the byte after the last one, and the size of the whole: `bytes 0-9/100` (RFC 9110 §14.4).

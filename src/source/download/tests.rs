@@ -23,6 +23,15 @@ fn content(size: usize) -> Reply {
     Reply::made(size, Arc::new(fill))
 }
 
+/// Bytes that need not come again, as far as the journal says.
+fn resumable_bytes(parts: &Path) -> u64 {
+    part::read_journal(&part_file(parts, "json"), &part_file(parts, "part")).map_or(0, |journal| journal.done.total())
+}
+
+fn part_file(parts: &Path, ending: &str) -> std::path::PathBuf {
+    parts.join(format!("{}.{ending}", digest_of(SIZE).hex()))
+}
+
 fn digest_of(size: usize) -> Digest {
     static KNOWN: Mutex<BTreeMap<usize, Digest>> = Mutex::new(BTreeMap::new());
     let mut known = KNOWN.lock().unwrap();
@@ -374,11 +383,74 @@ fn secrets_stay_and_expired_links_are_renewed() {
 }
 
 #[test]
+fn a_link_that_expires_for_all_connections_is_renewed_once() {
+    let size = 8 << 20;
+    let cdn = good(size, |reply, seen, turn| {
+        if turn == 0 || !seen.path.ends_with("sig=0") {
+            return reply;
+        }
+        // All ask before one of them has got another link.
+        std::thread::sleep(Duration::from_millis(300));
+        Reply::text("expired").status(403)
+    });
+    let link = cdn.url("/blob?sig=");
+    let hub = Server::start(move |_, turn| Reply::redirect(302, &format!("{link}{turn}")));
+    Bench::new().get(&hub.url("/f"), size).unwrap();
+    let expired = cdn.seen().iter().skip(1).filter(|seen| seen.path.ends_with("sig=0")).count();
+    assert_eq!(expired, STREAMS);
+}
+
+#[test]
+fn ranges_that_are_refused_later_are_no_end() {
+    let server = good(SIZE, |reply, seen, turn| match seen.range(SIZE) {
+        Some((first, _)) if turn > 2 && first > 0 => Reply::text("no ranges").status(403),
+        _ if turn <= 2 => reply.stall_after(400_000),
+        _ => reply,
+    });
+    let again = Bench::new().cancelled_at(700_000, &server.url("/f"), Some((SIZE as u64, digest_of(SIZE))));
+    again.get(&server.url("/f"), SIZE).unwrap();
+    assert_eq!(server.seen().last().unwrap().header("range"), None);
+}
+
+#[test]
+fn a_page_in_between_leaves_what_came() {
+    let logged_out = Arc::new(AtomicU64::new(0));
+    let state = Arc::clone(&logged_out);
+    let server = good(SIZE, move |reply, _, turn| match state.load(Ordering::SeqCst) {
+        0 if turn < 3 => reply.stall_after(400_000),
+        1 => Reply::text("<html>log in</html>"),
+        _ => reply,
+    });
+    let again = Bench::new().cancelled_at(700_000, &server.url("/f"), Some((SIZE as u64, digest_of(SIZE))));
+    let parts = again.root.path().join("p ä");
+    let prefix = || part::read_journal(&part_file(&parts, "json"), &part_file(&parts, "part")).unwrap().done.prefix();
+    let there = prefix();
+    assert!(there > 0);
+    logged_out.store(1, Ordering::SeqCst);
+    let (_, likely) = mismatch(again.get(&server.url("/f"), SIZE));
+    assert!(likely.contains("HTML"), "{likely}");
+    assert_eq!(prefix(), there);
+    logged_out.store(2, Ordering::SeqCst);
+    let before = server.seen().len();
+    again.get(&server.url("/f"), SIZE).unwrap();
+    assert!(server.seen()[before..].iter().all(|seen| seen.range(SIZE).unwrap().0 as u64 >= there));
+}
+
+#[test]
+fn a_page_that_does_not_say_its_length_is_nothing_to_go_on_from() {
+    let server = Server::start(|_, _| Reply::text("<html>log in</html>").without_length());
+    let bench = Bench::new();
+    let (_, likely) = mismatch(bench.get(&server.url("/f"), SIZE));
+    assert!(likely.contains("HTML"), "{likely}");
+    assert_eq!(resumable_bytes(&bench.root.path().join("p ä")), 0);
+}
+
+#[test]
 fn a_cancelled_download_goes_on_where_it_stopped() {
     let server = good(SIZE, |reply, _, turn| if turn < 3 { reply.stall_after(400_000) } else { reply });
     let expected = Some((SIZE as u64, digest_of(SIZE)));
     let again = Bench::new().cancelled_at(700_000, &server.url("/f"), expected);
-    let there = part::resumable_bytes(&again.root.path().join("p ä"), &digest_of(SIZE).hex());
+    let there = resumable_bytes(&again.root.path().join("p ä"));
     assert!(there >= 700_000, "{there}");
     let before = server.seen().len();
     again.get(&server.url("/f"), SIZE).unwrap();
@@ -428,13 +500,13 @@ fn a_killed_download_goes_on_where_the_journal_says() {
     let mut child = start_child(bench.root.path(), &server.url("/f"), SIZE, &sha256.to_string());
     let parts = bench.root.path().join("p ä");
     let deadline = Instant::now() + Duration::from_secs(60);
-    while part::resumable_bytes(&parts, &sha256.hex()) < 1_000_000 {
+    while resumable_bytes(&parts) < 1_000_000 {
         assert!(Instant::now() < deadline, "no journal came");
         std::thread::sleep(Duration::from_millis(20));
     }
     child.kill().unwrap();
     child.wait().unwrap();
-    let there = part::resumable_bytes(&parts, &sha256.hex());
+    let there = resumable_bytes(&parts);
     bench.get(&server.url("/f"), SIZE).unwrap();
     let again: usize =
         server.seen()[3..].iter().map(|seen| seen.range(SIZE).unwrap()).map(|(first, end)| end - first).sum();
@@ -517,6 +589,23 @@ fn without_a_digest_only_the_same_state_of_a_file_is_gone_on_with() {
 }
 
 #[test]
+fn without_a_digest_ranges_of_two_states_are_not_mixed() {
+    // The file is replaced by one of the same size, and the server does not heed `If-Range`.
+    for tags in [["\"one\"", "\"two\""], ["\"one\"", ""]] {
+        let server = Server::start(move |seen, turn| {
+            let state = usize::from(turn >= 2);
+            let reply = content(SIZE).flip(if state == 0 { SIZE } else { 5 }).ranged(seen);
+            if tags[state].is_empty() { reply } else { reply.with("ETag", tags[state]) }
+        });
+        let came = Bench::new().ask(&[server.url("/f")], &[], None).unwrap();
+        let mut changed = vec![0; SIZE];
+        fill(0, &mut changed);
+        changed[5] ^= 1;
+        assert_eq!(came.sha256(), Digest::of(&changed), "{tags:?}");
+    }
+}
+
+#[test]
 fn two_at_once_fetch_once() {
     let bench = Bench::new();
     let server = good(SIZE, |reply, _, _| reply);
@@ -535,6 +624,12 @@ fn space_is_checked_beforehand() {
     let error = require_space(root.path(), u64::MAX / 2).unwrap_err();
     assert!(error.is_no_space());
     assert!(error.to_string().contains("bytes are needed"), "{error}");
+    // What a part has taken already is not needed again.
+    let pin = FilePin { path: "f".parse().unwrap(), size: SIZE as u64, sha256: digest_of(SIZE) };
+    assert_eq!(missing_bytes(root.path(), &pin), SIZE as u64);
+    let part = Part::hold(root.path(), &pin.sha256.hex(), "x", &Task::silent()).unwrap();
+    fs::allocate(&part.open().unwrap(), &part.path, 1 << 20).unwrap();
+    assert_eq!(missing_bytes(root.path(), &pin), SIZE as u64 - (1 << 20));
     // A size beyond any disk is refused before a byte comes.
     let server = good(SIZE, |reply, _, _| reply);
     let result = Bench::new().ask(&[server.url("/f")], &[], Some((1 << 50, digest_of(SIZE))));

@@ -16,7 +16,7 @@ use crate::report::{Progress, Task, Unit};
 
 use super::part::{Journal, Part, Ranges};
 use super::server::{Asked, content_range, peeked, strong_etag};
-use super::{Download, MAX_STREAMS, SourceError, no_space};
+use super::{Download, MAX_STREAMS, SourceError, likely_content, no_space};
 
 /// What one request asks for at least and at most; less in tests, which then need not move so much.
 const RANGE_BYTES: (u64, u64) = if cfg!(test) { (1 << 20, 1 << 20) } else { (1 << 20, 16 << 20) };
@@ -41,12 +41,25 @@ pub enum Outcome {
     Wrong(Wrong),
 }
 
+/// How to go about a try; the later ones when earlier ones brought something wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Means {
+    /// In parallel ranges, going on from what is there.
+    Ranges,
+    /// In one answer without a range; what is there from the beginning on is kept.
+    OnePiece,
+    /// From the start, over one connection.
+    Afresh,
+}
+
 /// The server's file is not the expected one.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Wrong {
     pub actual: String,
     pub likely: Option<String>,
     pub digest: Option<Digest>,
+    /// Bytes of it may be in the part.
+    pub spoilt: bool,
 }
 
 /// Why workers stop before everything is there.
@@ -115,16 +128,16 @@ impl<'a> Transfer<'a> {
         Self { http, task, ask, part, url, state, grown, hashed, turned }
     }
 
-    /// One try. `with_all_means`: resumed, and in parallel ranges; else from the start over one connection.
-    pub fn run(&self, with_all_means: bool) -> Result<Outcome, SourceError> {
-        self.prepare(with_all_means)?;
+    /// One try.
+    pub fn run(&self, means: Means) -> Result<Outcome, SourceError> {
+        self.prepare(means)?;
         let progress = self.task.start("fetching", self.ask.what, self.ask.size_bytes, Unit::Bytes);
         let began = Instant::now();
         let (end, hashed, flushed) = std::thread::scope(|scope| {
             let hasher = scope.spawn(|| self.hash());
             let flusher = scope.spawn(|| self.flush());
             let mut end = Some(End::Plain(None));
-            if with_all_means {
+            if means == Means::Ranges {
                 end = self.phase(scope, self.streams(), &progress, |index| self.ranged(index == 0));
             }
             if let Some(End::Plain(response)) = end {
@@ -132,7 +145,9 @@ impl<'a> Transfer<'a> {
                 let first = Mutex::new(response);
                 let first = &first;
                 end = std::thread::scope(|scope| {
-                    self.phase(scope, 1, &progress, |_| self.single(first.lock().ok().and_then(|mut it| it.take())))
+                    self.phase(scope, 1, &progress, |_| {
+                        self.single(means != Means::OnePiece, first.lock().ok().and_then(|mut it| it.take()))
+                    })
                 });
             }
             let mut state = self.lock();
@@ -151,7 +166,10 @@ impl<'a> Transfer<'a> {
                 progress.finish(told(came.size_bytes(), began.elapsed()));
                 Ok(Outcome::Came(came))
             }
-            Some(End::Wrong(wrong)) => Ok(Outcome::Wrong(wrong)),
+            Some(End::Wrong(wrong)) => {
+                self.journal().inspect(|journal| self.part.save(journal));
+                Ok(Outcome::Wrong(wrong))
+            }
             Some(End::Error(error)) => {
                 self.journal().inspect(|journal| self.part.save(journal));
                 Err(error)
@@ -164,9 +182,9 @@ impl<'a> Transfer<'a> {
         self.ask.streams.clamp(1, MAX_STREAMS)
     }
 
-    fn prepare(&self, with_all_means: bool) -> Result<(), SourceError> {
+    fn prepare(&self, means: Means) -> Result<(), SourceError> {
         let mut state = State { size: self.ask.size_bytes, ..State::default() };
-        let left = with_all_means.then(|| self.part.journal()).flatten();
+        let left = (means != Means::Afresh).then(|| self.part.journal()).flatten();
         let left = left.filter(|left| {
             let same_size = self.ask.size_bytes.is_none_or(|size| size == left.size_bytes);
             same_size && (self.ask.sha256.is_some() || left.etag.is_some())
@@ -217,14 +235,14 @@ impl<'a> Transfer<'a> {
         self.lock().active = count;
         for index in 0..count {
             scope.spawn(move || {
+                let leaving = Leaving(self);
                 let end = work(index).err();
                 let mut state = self.lock();
-                state.active -= 1;
                 if state.end.is_none() {
                     state.end = end;
                 }
                 drop(state);
-                self.turned.notify_all();
+                drop(leaving);
             });
         }
         self.watch(progress)
@@ -362,10 +380,9 @@ impl<'a> Transfer<'a> {
     }
 
     /// The worker that brings the file from front to back, with whatever the server can do.
-    fn single(&self, mut first: Option<Box<Response>>) -> Result<(), End> {
+    fn single(&self, mut has_ranges: bool, mut first: Option<Box<Response>>) -> Result<(), End> {
         let mut file = self.part.open()?;
         let mut backoff = self.http.backoff();
-        let mut has_ranges = true;
         loop {
             let (before, size, resumable) = {
                 let state = self.lock();
@@ -376,9 +393,13 @@ impl<'a> Transfer<'a> {
             }
             let gap = before..size.unwrap_or(u64::MAX);
             let range = (has_ranges && resumable && before > 0 && size.is_some()).then(|| gap.clone());
-            let asked = match first.take() {
-                Some(response) => Asked::Whole(response),
-                None => self.request(range)?,
+            let asked = match first.take().map_or_else(|| self.request(range), |response| Ok(Asked::Whole(response))) {
+                // A range is refused that the whole file may not be.
+                Err(End::Plain(_)) => {
+                    has_ranges = false;
+                    continue;
+                }
+                asked => asked?,
             };
             let (why, asked) = match asked {
                 Asked::Part(response) => match self.copy(*response, &mut file, &mut gap.clone())? {
@@ -400,7 +421,7 @@ impl<'a> Transfer<'a> {
                     (why, None)
                 }
             };
-            if self.lock().done.prefix() - before >= PROGRESS_BYTES {
+            if self.lock().done.prefix().saturating_sub(before) >= PROGRESS_BYTES {
                 backoff.progressed();
             }
             self.wait(&mut backoff, why, asked)?;
@@ -441,12 +462,23 @@ impl<'a> Transfer<'a> {
         }
         let mut gap = prefix..size.unwrap_or(u64::MAX);
         let ended = self.copy(response, file, &mut gap)?;
-        if size.is_none() && ended.as_deref() == Some(EARLY) {
+        match (size, ended.as_deref()) {
             // Nobody said how long it would be, so this is the end of it.
-            self.lock().size = Some(gap.start);
-            return Ok(None);
+            (None, Some(EARLY)) => {
+                self.lock().size = Some(gap.start);
+                Ok(None)
+            }
+            (Some(_), Some(EARLY)) if length.is_none() && prefix == 0 => self.short(gap.start).map(|()| ended),
+            _ => Ok(ended),
         }
-        Ok(ended)
+    }
+
+    /// An answer that did not say its length was shorter than the file: a page, perhaps, and nothing to go on from.
+    fn short(&self, length: u64) -> Result<(), End> {
+        let head = crate::base::fs::read_head(&self.part.path, 512)?;
+        let Some(likely) = likely_content(&head) else { return Ok(()) };
+        let (actual, likely) = (format!("{length} bytes"), Some(likely.to_owned()));
+        Err(End::Wrong(Wrong { actual, likely, spoilt: true, ..Wrong::default() }))
     }
 
     /// Writes what comes to where it belongs, moving `gap.start` along. None: the gap is filled; else why it is not.
@@ -475,11 +507,8 @@ impl<'a> Transfer<'a> {
         }
         // One byte more than there should be? Asking also gives the connection back.
         if response.read(&mut [0]).is_ok_and(|count| count > 0) && self.lock().size == Some(gap.end) {
-            return Err(End::Wrong(Wrong {
-                actual: format!("more than {} bytes", gap.end),
-                likely: None,
-                digest: None,
-            }));
+            let actual = format!("more than {} bytes", gap.end);
+            return Err(End::Wrong(Wrong { actual, spoilt: true, ..Wrong::default() }));
         }
         Ok(None)
     }
@@ -566,6 +595,16 @@ impl<'a> Transfer<'a> {
             }
             journal.inspect(|journal| self.part.save(journal));
         }
+    }
+}
+
+/// A worker that ends, also by a panic: whoever watches must not wait for it.
+struct Leaving<'a>(&'a Transfer<'a>);
+
+impl Drop for Leaving<'_> {
+    fn drop(&mut self) {
+        self.0.lock().active -= 1;
+        self.0.turned.notify_all();
     }
 }
 

@@ -5,16 +5,18 @@
 //! secret never goes to another origin. Absent: `http.sslVerify=false` (a certificate is named by `http.sslCAInfo`).
 
 use std::io::{self, Read};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+
 use super::address::{self, Parts};
 use super::program::{Configuration, Git};
-use crate::base::fs;
 use crate::base::http::{self, Follow, HttpError, Method, Request, Response, comes_later, pause, same_origin};
-use crate::source::{SourceError, World};
+use crate::source::{self, SourceError, World};
 
 /// How long a server may be silent: it may pack a large repository before the first byte.
 const STALL_TIMEOUT: Duration = Duration::from_secs(120);
@@ -22,7 +24,6 @@ const STALL_TIMEOUT: Duration = Duration::from_secs(120);
 const POLL: Duration = Duration::from_millis(25);
 /// Pauses before a server that has failed is asked again.
 const PAUSES: [Duration; 2] = [Duration::from_millis(500), Duration::from_millis(1500)];
-const MAX_CERTIFICATES_BYTES: u64 = 16 << 20;
 const DISCOVERY: &str = "/info/refs?service=git-upload-pack";
 const ADVERTISEMENT: &str = "application/x-git-upload-pack-advertisement";
 const RESULT: &str = "application/x-git-upload-pack-result";
@@ -92,9 +93,11 @@ impl<'w> Http<'w> {
             hint: None,
         })?;
         let text = |part: &str| address::decode(part).unwrap_or_default();
-        let mut settings = world.http().settings().clone();
+        let mut settings = world.http()?.settings().clone();
         settings.stall_timeout = STALL_TIMEOUT;
-        settings.certificates = certificates(world, configuration, address)?;
+        if let Some(path) = certificates(world, configuration, address) {
+            settings.certificates = Some(source::certificates(&path)?);
+        }
         if let Some(proxy) = configuration.http("proxy", address).last() {
             settings.env.retain(|name, _| {
                 !name.to_ascii_lowercase().ends_with("_proxy") || name.eq_ignore_ascii_case("no_proxy")
@@ -203,7 +206,7 @@ impl<'w> Http<'w> {
     fn send(&self, path: &str, body: Option<&[u8]>) -> Result<Response, SourceError> {
         let url = format!("{}{path}", self.base);
         let login = self.login.as_ref().map(|login| {
-            let pair = base64(format!("{}:{}", login.user, login.password).as_bytes());
+            let pair = STANDARD.encode(format!("{}:{}", login.user, login.password));
             ("Authorization", format!("Basic {pair}"))
         });
         let mut headers = vec![("User-Agent", USER_AGENT), ("Git-Protocol", "version=2"), ("Accept-Encoding", "gzip")];
@@ -308,41 +311,13 @@ impl<'w> Http<'w> {
 const LOGIN_HINT: &str = "if the repository exists, give git a password for it (`git help credential`)";
 const PROXY_HINT: &str = "check git's `http.proxy`, and HTTPS_PROXY, ALL_PROXY and NO_PROXY in the environment";
 
-/// The certificates that git would trust instead of the platform's.
-fn certificates(world: &World, configuration: &Configuration, address: &str) -> Result<Option<Vec<u8>>, SourceError> {
+/// The file of certificates that git alone would trust.
+fn certificates(world: &World, configuration: &Configuration, address: &str) -> Option<PathBuf> {
     let env = |name: &str| world.env.get(name).map(String::as_str).filter(|value| !value.is_empty());
     let set = configuration.http("sslcainfo", address).last().copied().filter(|path| !path.is_empty());
-    let Some(path) = env("GIT_SSL_CAINFO").or(set).or_else(|| env("SSL_CERT_FILE")) else { return Ok(None) };
-    let path = match (path.strip_prefix("~/"), env("HOME")) {
+    let path = env("GIT_SSL_CAINFO").or(set)?;
+    Some(match (path.strip_prefix("~/"), env("HOME")) {
         (Some(rest), Some(home)) => Path::new(home).join(rest),
         _ => world.project.join(path),
-    };
-    Ok(Some(fs::read_bounded(&path, MAX_CERTIFICATES_BYTES)?))
-}
-
-/// RFC 4648, for `Authorization: Basic`.
-fn base64(bytes: &[u8]) -> String {
-    const LETTERS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let mut text = String::new();
-    for three in bytes.chunks(3) {
-        let number = three.iter().fold(0_u32, |number, byte| number << 8 | u32::from(*byte)) << (8 * (3 - three.len()));
-        for place in 0..4 {
-            let letter = LETTERS[(number >> (18 - 6 * place)) as usize & 63];
-            text.push(if place > three.len() { '=' } else { char::from(letter) });
-        }
-    }
-    text
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn base64_of_the_standard() {
-        for (plain, coded) in [("", ""), ("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v"), ("foobar", "Zm9vYmFy")] {
-            assert_eq!(base64(plain.as_bytes()), coded);
-        }
-        assert_eq!(base64(&[0xff, 0xfe]), "//4=");
-    }
+    })
 }

@@ -2,13 +2,14 @@
 //!
 //! Protocol: <https://huggingface.co/docs/hub/api> and the official Python client (`huggingface_hub`), whose environment
 //! variables are honoured here: `HF_ENDPOINT`, `HF_TOKEN`, `HF_TOKEN_PATH`, `HF_HOME`, `HF_HUB_CACHE`,
-//! `HUGGINGFACE_HUB_CACHE`, `XDG_CACHE_HOME`, `HF_HUB_OFFLINE`, `HF_HUB_DISABLE_IMPLICIT_TOKEN`.
+//! `HUGGINGFACE_HUB_CACHE`, `XDG_CACHE_HOME`, `HF_HUB_OFFLINE`, `HF_HUB_DISABLE_IMPLICIT_TOKEN`, and two older names:
+//! `HUGGING_FACE_HUB_TOKEN`, `TRANSFORMERS_OFFLINE`. Paths may name the home folder (`~`) and variables, as there.
 //!
 //! Absent: Xet (every repository can also be had by plain HTTP), and the token anywhere but at the endpoint that the
 //! environment names: a manifest's `[mirrors]` does not get it, since a manifest may be somebody else's.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
@@ -51,30 +52,29 @@ impl Settings {
     /// [`SourceError::Disagreement`] when nothing says where the cache is.
     pub fn of(env: &BTreeMap<String, String>) -> Result<Self, SourceError> {
         let set = |key: &str| env.get(key).map(|value| value.trim()).filter(|value| !value.is_empty());
-        let user = set(if cfg!(windows) { "USERPROFILE" } else { "HOME" }).map(PathBuf::from);
-        let folder = |text: &str| match (text.strip_prefix('~'), &user) {
-            (Some(rest), Some(user)) if rest.is_empty() || rest.starts_with(['/', '\\']) => {
-                user.join(rest.trim_start_matches(['/', '\\']))
-            }
-            _ => PathBuf::from(text),
-        };
-        let xdg = set("XDG_CACHE_HOME").map(folder).or_else(|| user.as_ref().map(|user| user.join(".cache")));
+        let user = set(if cfg!(windows) { "USERPROFILE" } else { "HOME" });
+        let folder =
+            |text: &str| PathBuf::from(&*shellexpand::full_with_context_no_errors(text, || user, |name| env.get(name)));
+        let xdg = set("XDG_CACHE_HOME").map(folder).or_else(|| user.map(|user| Path::new(user).join(".cache")));
         let home = set("HF_HOME").map(folder).or_else(|| xdg.map(|cache| cache.join("huggingface")));
         let cache = set("HF_HUB_CACHE").or_else(|| set("HUGGINGFACE_HUB_CACHE")).map(folder);
         let cache = cache.or_else(|| home.as_ref().map(|home| home.join("hub"))).ok_or_else(no_home)?;
-        let truth = |key| set(key).is_some_and(|text| ["1", "on", "yes", "true"].contains(&&*text.to_lowercase()));
-        let token = if truth("HF_HUB_DISABLE_IMPLICIT_TOKEN") {
+        let true_text = |text: &str| ["1", "on", "yes", "true"].contains(&&*text.to_lowercase());
+        let offline = set("HF_HUB_OFFLINE").or_else(|| set("TRANSFORMERS_OFFLINE")).is_some_and(true_text);
+        let token = if set("HF_HUB_DISABLE_IMPLICIT_TOKEN").is_some_and(true_text) {
             None
         } else {
-            set("HF_TOKEN").map(str::to_owned).or_else(|| match set("HF_TOKEN_PATH") {
-                Some(path) => read_token(folder(path)),
-                None => hf_hub::Cache::new(home?.join("hub")).token(),
+            set("HF_TOKEN").or_else(|| set("HUGGING_FACE_HUB_TOKEN")).map(str::to_owned).or_else(|| {
+                match set("HF_TOKEN_PATH") {
+                    Some(path) => read_token(folder(path)),
+                    None => hf_hub::Cache::new(home?.join("hub")).token(),
+                }
             })
         };
         // A line break would end the header that it stands in.
         let token = token.map(|text| text.replace(['\r', '\n'], "").trim().to_owned()).filter(|text| !text.is_empty());
         let endpoint = set("HF_ENDPOINT").unwrap_or(ENDPOINT).trim_end_matches('/').to_owned();
-        Ok(Self { endpoint, token, cache, offline: truth("HF_HUB_OFFLINE") })
+        Ok(Self { endpoint, token, cache, offline })
     }
 
     pub fn token(&self) -> Option<&str> {
@@ -174,7 +174,7 @@ impl<'a> Hub<'a> {
                 hint: None,
             });
         }
-        Ok(Self { http: world.http(), settings: Settings::of(&world.env)?, world, repo })
+        Ok(Self { http: world.http()?, settings: Settings::of(&world.env)?, world, repo })
     }
 
     /// For messages.
