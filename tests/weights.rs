@@ -211,6 +211,51 @@ fn all_files_together_must_fit_before_the_first_byte() {
     assert_eq!(bench.asked(Site::Hub).len(), asked);
 }
 
+/// On a disk of its own, so that what is free there is known.
+#[cfg(target_os = "linux")]
+#[test]
+#[expect(clippy::print_stderr, reason = "whoever runs the tests should know that one was not")]
+fn what_came_needs_no_space_again() {
+    use std::process::Command;
+    if !Command::new("unshare").args(["-rm", "true"]).output().is_ok_and(|ran| ran.status.success()) {
+        eprintln!("skipped: this machine lets nobody mount a disk of their own");
+        return;
+    }
+    let go = tempfile::tempdir().unwrap();
+    let sign = go.path().join("go");
+    let bench = Bench::new({
+        let sign = sign.clone();
+        move |site, _, reply| if site == Site::Store && !fs::exists(&sign) { reply.stall_after(9 << 20) } else { reply }
+    });
+    let weights = [world::tiny_gguf(), vec![0; 80 << 20]].concat();
+    bench.hub.push("Org/Sparse", "main", &[("m.powerinfer.gguf", &weights), ("activation/a.pt", b"zero")]);
+    bench.run(&["lock"]).expect(0);
+    let script = r#"mount -t tmpfs -o size=150m none "$HF_HOME" || exit 99
+        "$0" "$@" & first=$!
+        for _ in $(seq 300); do [ -s "$HF_HOME"/hub/models--Org--Sparse/.aitools/*.json ] && break; sleep .1; done
+        kill -9 $first; wait $first; : > "$GO"; exec "$0" "$@""#;
+    let ours = bench.world.command(&["sync"]);
+    let mut command = Command::new("unshare");
+    command.args(["-rm", "sh", "-c", script]).arg(ours.get_program()).args(ours.get_args());
+    command.current_dir(ours.get_current_dir().unwrap()).env_clear().stdin(std::process::Stdio::null());
+    command.envs(ours.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    command.env("GO", &sign).env("HF_ENDPOINT", bench.hub.endpoint()).env("HF_HOME", bench.home());
+    fs::create_dir_all(&bench.home()).unwrap();
+    Ran::of(command.output().unwrap()).expect(0);
+    assert!(fs::exists(&sign));
+}
+
+#[test]
+fn a_file_that_cannot_be_read_is_damage() {
+    let bench = Bench::good();
+    bench.run(&["sync"]).expect(0);
+    let file = bench.place("activation/activation_0.pt");
+    fs::remove_file(&file).unwrap();
+    fs::create_dir_all(&file).unwrap();
+    let ran = bench.run(&["verify"]).expect(3);
+    assert!(ran.stderr.contains("activation_0.pt") && ran.stderr.contains("1 "), "{}", ran.stderr);
+}
+
 #[test]
 fn partial_files_of_others_are_left_alone() {
     let bench = Bench::good();

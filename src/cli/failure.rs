@@ -148,7 +148,8 @@ impl Told {
                 .details(damages.iter().map(damage_line).collect())
                 .hint("run `aitools verify --repair`".to_owned()),
             Failure::NoSpace { .. } => Self::new("machine.no-space", exit::MACHINE, message).hint(
-                "free some space, or name another folder with `--cache-dir`; what was fetched is kept".to_owned(),
+                "free some space, or name another folder with `--cache-dir` or `HF_HOME`; what was fetched is kept"
+                    .to_owned(),
             ),
         }
     }
@@ -228,7 +229,7 @@ fn damage_line(damage: &Damaged) -> String {
 
 fn machine(error: &FsError, message: String) -> Told {
     if error.is_no_space() {
-        let hint = "free some space, or name another folder with `--cache-dir`; what was fetched is kept";
+        let hint = "free some space, or name another folder with `--cache-dir` or `HF_HOME`; what was fetched is kept";
         return Told::new("machine.no-space", exit::MACHINE, message).hint(hint.to_owned());
     }
     Told::new("machine.files", exit::MACHINE, message)

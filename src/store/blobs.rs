@@ -132,6 +132,24 @@ mod tests {
     }
 
     #[test]
+    fn a_file_that_others_have_too_keeps_its_permissions() {
+        let root = tempfile::tempdir().unwrap();
+        let store = Store::open(&root.path().join("cache"), Key::from_secret("k")).unwrap();
+        let staging = store.stage().unwrap();
+        let (foreign, staged) = (root.path().join("blob"), staging.path().join("f"));
+        for (bytes, shared) in [(b"right", true), (b"alone", false)] {
+            fs::write_atomic(&foreign, bytes).unwrap();
+            fs::place(&foreign, &staged).unwrap();
+            if !shared {
+                fs::remove_file(&foreign).unwrap();
+            }
+            let shared = fs::names(&staged).unwrap() > 1;
+            let blob = store.admit_blob(&staged, &pin(bytes), "w", &mut |_| Ok(())).unwrap();
+            assert_eq!(fs::metadata(&blob).unwrap().permissions().readonly(), !shared);
+        }
+    }
+
+    #[test]
     fn leftovers_of_killed_runs_go_and_those_in_use_stay() {
         let root = tempfile::tempdir().unwrap();
         let store = Store::open(root.path(), Key::from_secret("k")).unwrap();

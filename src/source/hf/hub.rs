@@ -11,7 +11,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use serde::Deserialize;
+use serde::de::{Deserialize, Deserializer, Error as _, SeqAccess, Visitor};
 
 use crate::base::digest::Digest;
 use crate::base::fs;
@@ -115,15 +115,46 @@ pub struct Revision {
     pub unusable: Vec<String>,
 }
 
-#[derive(Deserialize)]
+#[derive(serde::Deserialize)]
 struct Info {
     sha: String,
     #[serde(default)]
-    siblings: Vec<Entry>,
+    siblings: Entries,
+}
+
+/// A listing, refused as soon as it is longer than any.
+#[derive(Default)]
+struct Entries(Vec<Entry>);
+
+impl<'de> Deserialize<'de> for Entries {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        from.deserialize_seq(Bounded)
+    }
+}
+
+struct Bounded;
+
+impl<'de> Visitor<'de> for Bounded {
+    type Value = Entries;
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "a list of at most {MAX_FILES} files")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Entries, A::Error> {
+        let mut entries = Vec::new();
+        while let Some(entry) = list.next_element()? {
+            if entries.len() == MAX_FILES {
+                return Err(A::Error::invalid_length(entries.len() + 1, &self));
+            }
+            entries.push(entry);
+        }
+        Ok(Entries(entries))
+    }
 }
 
 /// An entry of `siblings` (`rfilename`, `blobId`, `lfs.sha256`) or of a tree (`path`, `oid`, `lfs.oid`).
-#[derive(Deserialize)]
+#[derive(serde::Deserialize)]
 struct Entry {
     #[serde(alias = "path")]
     rfilename: String,
@@ -138,7 +169,7 @@ struct Entry {
 }
 
 /// Hubs say the digest under one of two names, some under both.
-#[derive(Deserialize)]
+#[derive(serde::Deserialize)]
 struct Lfs {
     #[serde(default)]
     sha256: Option<String>,
@@ -210,8 +241,9 @@ impl<'a> Hub<'a> {
         if is_commit(revision) && info.sha != revision {
             return Err(self.odd(format!("asked for commit `{revision}`, it answers with `{}`", info.sha)));
         }
-        let told = info.siblings.iter().all(|entry| entry.size.is_some());
-        let entries = if told { info.siblings } else { self.tree(&info.sha)? };
+        let siblings = info.siblings.0;
+        let told = siblings.iter().all(|entry| entry.size.is_some());
+        let entries = if told { siblings } else { self.tree(&info.sha)? };
         let mut found = Revision { commit: info.sha, files: BTreeMap::new(), unusable: Vec::new() };
         for entry in entries {
             match entry.rfilename.parse::<RelPath>() {
@@ -238,7 +270,7 @@ impl<'a> Hub<'a> {
         let mut query = "recursive=true".to_owned();
         let mut entries = Vec::new();
         for _ in 0..MAX_PAGES {
-            let (page, next): (Vec<Entry>, _) = self.json(&format!("{home}?{query}"), commit)?;
+            let (Entries(page), next) = self.json(&format!("{home}?{query}"), commit)?;
             entries.extend(page.into_iter().filter(|entry| entry.kind.as_deref() != Some("directory")));
             if entries.len() > MAX_FILES {
                 break;

@@ -166,6 +166,19 @@ fn a_hub_without_digests_in_its_siblings_is_asked_page_by_page() {
 }
 
 #[test]
+fn a_listing_longer_than_any_is_refused() {
+    let bench = Bench::spoilt(|_, seen, reply| match seen.path.contains("/revision/") {
+        true => {
+            let files = vec![r#"{"rfilename":"a","size":1}"#; 100_001].join(",");
+            Reply::text(&format!(r#"{{"sha":"{}","siblings":[{files}]}}"#, "a".repeat(40)))
+        }
+        false => reply,
+    });
+    let error = bench.resolve(&spec(&[])).unwrap_err().to_string();
+    assert!(error.contains("100001") && error.contains("at most 100000 files"), "{error}");
+}
+
+#[test]
 fn endless_and_foreign_pages_end() {
     let elsewhere = Arc::new(crate::base::test_server::Server::start(|_, _| Reply::text("[]")));
     for link in [String::new(), elsewhere.url("/steal?cursor=1")] {
@@ -574,5 +587,43 @@ fn the_environment_means_what_it_means_to_the_python_client() {
     assert_eq!(of(&[("HF_HOME", &home), ("HF_TOKEN_PATH", other.to_str().unwrap())]).1.as_deref(), Some("hf_other"));
     assert_eq!(of(&[("HF_HOME", &home), ("HF_HUB_DISABLE_IMPLICIT_TOKEN", "1")]).1, None);
     assert_eq!(of(&[("HF_HOME", &home), ("HF_HUB_DISABLE_IMPLICIT_TOKEN", "0")]).1.as_deref(), Some("hf_from_file"));
+    assert_eq!(
+        of(&[("HF_HOME", "$SCRATCH/${WHO}/$NOBODY"), ("SCRATCH", "/s"), ("WHO", "w")]).0,
+        path("/s/w/$NOBODY/hub")
+    );
+    assert_eq!(of(&[("HF_HOME", &home), ("HUGGING_FACE_HUB_TOKEN", "hf_old")]).1.as_deref(), Some("hf_old"));
+    assert_eq!(
+        of(&[("HF_TOKEN", "hf_new"), ("HUGGING_FACE_HUB_TOKEN", "o"), (user, "/u")]).1.as_deref(),
+        Some("hf_new")
+    );
     assert!(hub::Settings::of(&BTreeMap::new()).is_err());
+    for (hub, transformers, offline) in [("", "1", true), ("0", "1", false), ("1", "0", true), ("", "", false)] {
+        let pairs = [("HF_HUB_OFFLINE", hub), ("TRANSFORMERS_OFFLINE", transformers), (user, "/u")];
+        let env = pairs.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
+        assert_eq!(hub::Settings::of(&env).unwrap().offline, offline, "{pairs:?}");
+    }
+}
+
+#[test]
+fn a_file_of_certificates_is_read_and_must_be_there() {
+    let mut bench = Bench::good();
+    let file = bench.cache().join("roots.pem");
+    bench.set("SSL_CERT_FILE", file.to_str().unwrap());
+    let error = bench.world.http().unwrap_err();
+    assert!(error.to_string().contains("roots.pem"), "{error}");
+    fs::write_atomic(&file, b"PEM").unwrap();
+    assert_eq!(bench.world.http().unwrap().settings().certificates.as_deref(), Some(&b"PEM"[..]));
+}
+
+#[cfg(unix)]
+#[test]
+fn colleagues_can_wait_for_locks_too() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let bench = Bench::good();
+    bench.push(&[("a.gguf", &noise(50_000, 9))]);
+    let pin = bench.resolve(&spec(&[])).unwrap();
+    bench.fetch(&pin).unwrap();
+    let locks = fs::read_dir(&bench.cache().join("../.locks/models--Org--Tiny-Model_1.0-gguf")).unwrap();
+    let modes: Vec<u32> = locks.iter().map(|lock| fs::metadata(lock).unwrap().permissions().mode() & 0o777).collect();
+    assert_eq!(modes, [0o664]);
 }
