@@ -49,6 +49,9 @@ pub struct Synced {
 /// The first thing that went wrong; what was done before stays done.
 pub fn run(host: &Host, project: &Project, ask: &Ask<'_>) -> Result<Synced, Failure> {
     let (lockfile, locked) = lockfile(host, project, ask)?;
+    if !ask.dry_run {
+        host.store.sweep()?;
+    }
     let plan = {
         let demand = demand(host, project, &lockfile, ask.policies)?;
         let plan = plan_for(host, project, &demand)?;
@@ -89,7 +92,6 @@ pub fn plan_for(host: &Host, project: &Project, demand: &Demand<'_>) -> Result<P
 
 /// Engines and models have nothing in common, so a download goes on while a compiler works.
 fn carry_out(host: &Host, project: &Project, demand: &Demand<'_>, plan: &Plan) -> Result<(), Failure> {
-    host.store.sweep()?;
     check_space(host, project, demand, plan)?;
     let (derived, others): (Vec<&Step>, Vec<&Step>) =
         plan.steps.iter().partition(|step| matches!(step, Step::Derive { .. }));

@@ -156,7 +156,11 @@ mod tests {
         let live = store.stage().unwrap();
         let dead = root.path().join("staging/dead");
         fs::write_atomic(&dead.join("x"), b"1").unwrap();
+        let lone = root.path().join("staging/lone.lock");
+        fs::write_atomic(&lone, b"").unwrap();
         store.sweep().unwrap();
-        assert!(fs::exists(live.path()) && !fs::exists(&dead));
+        assert!(fs::exists(live.path()) && !fs::exists(&dead) && !fs::exists(&lone));
+        drop(live);
+        assert!(fs::read_dir(&root.path().join("staging")).unwrap().is_empty());
     }
 }

@@ -99,6 +99,7 @@ impl Drop for Staging {
     }
 }
 
+const STAGING_LOCK: &str = "staging";
 const CACHE_TAG: &str = "Signature: 8a477f597d28d172789f06886806bc55\n\
     # This folder holds what aitools fetched and built; everything in it can be made again.\n\
     # For information about cache directory tags see https://bford.info/cachedir/\n";
@@ -167,6 +168,8 @@ impl Store {
     pub fn stage(&self) -> Result<Staging, StoreError> {
         let folder = self.root.join("staging");
         fs::create_dir_all(&folder)?;
+        // A folder and its lock come together, as far as `sweep` can see.
+        let _making = self.lock(STAGING_LOCK, &Cancel::default(), || {})?;
         for _ in 0..100 {
             let id = random_hex()?;
             let (path, lock_path) = (folder.join(&id), folder.join(format!("{id}.lock")));
@@ -181,20 +184,19 @@ impl Store {
         Err(FsError::new("create a folder in", &folder, why).into())
     }
 
-    /// Removes what killed runs left in `staging/`: every folder whose lock nobody holds.
+    /// Removes what killed runs left in `staging/`: every folder, and lock, that nobody holds.
     ///
     /// # Errors
     /// When a leftover cannot be removed.
     pub fn sweep(&self) -> Result<(), StoreError> {
         let folder = self.root.join("staging");
-        if !fs::exists(&folder) {
+        if !fs::exists(&folder) || fs::read_dir(&folder)?.is_empty() {
             return Ok(());
         }
+        let _sweeping = self.lock(STAGING_LOCK, &Cancel::default(), || {})?;
         for path in fs::read_dir(&folder)? {
-            if path.extension().is_some_and(|extension| extension == "lock") {
-                continue;
-            }
-            let lock_path = path.with_extension("lock");
+            // A lock may be all that is left.
+            let (path, lock_path) = (path.with_extension(""), path.with_extension("lock"));
             if let Some(guard) = lock::try_acquire(&lock_path)? {
                 fs::remove_dir_all(&path)?;
                 fs::remove_file(&lock_path)?;
