@@ -71,6 +71,7 @@ fn run(ground: &Ground<'_>, bench: &Bench, rounds: usize) -> Result<Vec<Series>>
         peer("aria2c -x 8", aria, &args);
         peer("aria2c -x 8 --checksum", aria, &[&args[..], &[&checksum]].concat());
     }
+    let mut contenders: Vec<_> = contenders.into_iter().map(|contender| contender.noting(server.note_tail())).collect();
     interleave(&mut contenders, bench.warm_up, rounds)
 }
 
@@ -81,7 +82,7 @@ fn throttled(ground: &Ground<'_>, bench: &Bench, rounds: usize) -> Result<Vec<Se
     let mut contenders = Vec::new();
     for connections in ["1", "4", "8"] {
         let name = format!("aitools sync ({connections} connections)");
-        contenders.push(ours(ground, &name, &server, &url, Some(connections))?);
+        contenders.push(ours(ground, &name, &server, &url, Some(connections))?.noting(server.note_tail()));
     }
     interleave(&mut contenders, bench.warm_up, rounds)
 }

@@ -13,7 +13,7 @@ use wait4::Wait4 as _;
 use crate::job::Result;
 
 /// One run. `first_output_s` is when the first byte came on standard output.
-#[derive(Debug, Clone, Copy, Serialize)]
+#[derive(Debug, Clone, Copy, Default, Serialize)]
 pub struct Sample {
     pub wall_s: f64,
     /// User and system time, waited-for children included.
@@ -23,6 +23,8 @@ pub struct Sample {
     pub first_output_s: Option<f64>,
     /// Tokens of an answer, where there is one.
     pub tokens_per_s: Option<f64>,
+    /// From when the server had sent the last byte to the end of the process, for downloads.
+    pub tail_s: Option<f64>,
 }
 
 /// Something that can be run again and again.
@@ -52,6 +54,17 @@ impl<'a> Contender<'a> {
             prepare: Box::new(prepare),
             run: Box::new(move || measure(command()).map_err(|error| format!("{label}: {error}").into())),
         }
+    }
+
+    /// Completes each sample with what only the benchmark knows.
+    pub fn noting(self, note: impl Fn(&mut Sample) + 'a) -> Self {
+        let mut run = self.run;
+        let noted = move || {
+            let mut sample = run()?;
+            note(&mut sample);
+            Ok(sample)
+        };
+        Self { run: Box::new(noted), ..self }
     }
 }
 
@@ -92,7 +105,7 @@ pub fn measure_with_words(mut command: Command) -> Result<(Sample, String, Strin
     }
     let cpu_s = (used.rusage.utime + used.rusage.stime).as_secs_f64();
     let peak_rss_bytes = used.rusage.maxrss;
-    let sample = Sample { wall_s, cpu_s, peak_rss_bytes, first_output_s: first, tokens_per_s: None };
+    let sample = Sample { wall_s, cpu_s, peak_rss_bytes, first_output_s: first, ..Sample::default() };
     Ok((sample, String::from_utf8_lossy(&words).into_owned(), complaints))
 }
 
@@ -155,6 +168,7 @@ fn series(name: String, samples: Vec<Sample>, first: &[Sample]) -> Series {
     add("peak_rss_bytes", samples.iter().map(|sample| sample.peak_rss_bytes as f64).collect());
     add("first_output_s", samples.iter().filter_map(|sample| sample.first_output_s).collect());
     add("tokens_per_s", samples.iter().filter_map(|sample| sample.tokens_per_s).collect());
+    add("tail_s", samples.iter().filter_map(|sample| sample.tail_s).collect());
     let ratios = first.iter().zip(&samples).map(|(ours, theirs)| ours.wall_s / theirs.wall_s);
     Series { first_over_this: Spread::of(ratios), name, summary, samples }
 }
@@ -182,7 +196,7 @@ mod tests {
                 let order = &order;
                 move || {
                     order.borrow_mut().push_str(name);
-                    Ok(Sample { wall_s, cpu_s: 0.0, peak_rss_bytes: 1, first_output_s: None, tokens_per_s: None })
+                    Ok(Sample { wall_s, ..Sample::default() })
                 }
             }),
         };

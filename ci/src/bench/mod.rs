@@ -80,8 +80,9 @@ fn measure(sh: &Shell, bench: &Bench, rounds: Option<usize>) -> Result<()> {
 }
 
 fn table(series: &[Series]) -> String {
-    let head = ["", "wall ms", "min", "max", "cpu ms", "first byte ms", "tokens/s", "peak MiB", "first/this"]
-        .map(str::to_owned);
+    let head =
+        ["", "wall ms", "min", "max", "cpu ms", "first byte ms", "tokens/s", "tail ms", "peak MiB", "first/this"]
+            .map(str::to_owned);
     let mut rows = vec![head.to_vec()];
     for series in series {
         let value = |key: &str, pick: fn(&measure::Spread) -> f64, scale: f64| {
@@ -95,6 +96,7 @@ fn table(series: &[Series]) -> String {
             value("cpu_s", |spread| spread.median, 1e3),
             value("first_output_s", |spread| spread.median, 1e3),
             value("tokens_per_s", |spread| spread.median, 1.0),
+            value("tail_s", |spread| spread.median, 1e3),
             value("peak_rss_bytes", |spread| spread.median, 1.0 / f64::from(1 << 20)),
             series.first_over_this.map_or_else(String::new, |ratio| format!("{:.3}", ratio.median)),
         ]);

@@ -96,7 +96,7 @@ fn drive(seen: &Seen) -> Result<Sample> {
         cpu_s: (used.utime + used.stime).as_secs_f64(),
         peak_rss_bytes: used.maxrss,
         first_output_s: Some(asked?),
-        tokens_per_s: None,
+        ..Sample::default()
     })
 }
 

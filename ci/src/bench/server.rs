@@ -5,11 +5,13 @@ use std::fmt::Write as _;
 use std::io::{BufRead as _, BufReader, Read as _, Seek as _, SeekFrom, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use sha2::{Digest as _, Sha256};
 use xshell::Shell;
 
+use super::measure::Sample;
 use crate::job::Result;
 
 pub const NAME: &str = "big.gguf";
@@ -20,6 +22,7 @@ pub const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 pub struct Server {
     pub address: SocketAddr,
     pub sha256: String,
+    served: &'static Served,
 }
 
 #[derive(Debug)]
@@ -29,6 +32,8 @@ struct Served {
     sha256: String,
     /// Bytes a second for each connection; no limit when not given.
     rate: Option<u64>,
+    /// When bytes of the file were last handed to the system.
+    last_sent: Mutex<Option<Instant>>,
 }
 
 /// Writes `size_bytes` that no compression makes smaller, beginning like weights without tensors. Returns their digest.
@@ -67,17 +72,28 @@ impl Server {
         let sha256 = make(&file, size_bytes, sh)?;
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
         let address = listener.local_addr()?;
-        let served: &'static Served = Box::leak(Box::new(Served { file, size_bytes, sha256: sha256.clone(), rate }));
+        let last_sent = Mutex::new(None);
+        let served = Served { file, size_bytes, sha256: sha256.clone(), rate, last_sent };
+        let served: &'static Served = Box::leak(Box::new(served));
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
                 std::thread::spawn(move || served.converse(stream));
             }
         });
-        Ok(Self { address, sha256 })
+        Ok(Self { address, sha256, served })
     }
 
     pub fn origin(&self) -> String {
         format!("http://{}", self.address)
+    }
+
+    /// Notes how long ago the last byte of the file was sent.
+    pub fn note_tail(&self) -> impl Fn(&mut Sample) + use<> {
+        let served = self.served;
+        move |sample| {
+            let last = *served.last_sent.lock().unwrap_or_else(PoisonError::into_inner);
+            sample.tail_s = last.map(|last| last.elapsed().as_secs_f64());
+        }
     }
 
     pub fn url(&self) -> String {
@@ -131,6 +147,7 @@ impl Served {
                 None => drop(std::io::copy(&mut file.take(length), &mut stream)?),
                 Some(rate) => pace.copy(&mut file.take(length), stream, rate)?,
             }
+            *self.last_sent.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
         }
         Ok(())
     }
