@@ -119,6 +119,11 @@ impl Hub {
         commit
     }
 
+    /// As when a repository's history is rewritten.
+    pub fn forget(&self, repository: &str, commit: &str) {
+        self.state.lock().unwrap().repositories.get_mut(repository).unwrap().commits.remove(commit);
+    }
+
     pub fn gate(&self) {
         self.state.lock().unwrap().gated = true;
     }

@@ -40,6 +40,16 @@ fn redirects_end_somewhere() {
 }
 
 #[test]
+fn no_secure_address_leads_to_an_insecure_one() {
+    let server = Server::start(|_, _| Reply::redirect(302, "http://elsewhere.test/f"));
+    let url = server.url("/");
+    let response = http(|_| ()).send(&Request { follow: Follow::Nowhere, ..Request::get(&url, &[]) }).unwrap();
+    assert!(next(&parse("http://here.test/f").unwrap(), &response).unwrap().is_some());
+    let error = next(&parse("https://here.test/f").unwrap(), &response).unwrap_err();
+    assert!(error.to_string().contains("from https to http://elsewhere.test/f"), "{error}");
+}
+
+#[test]
 fn offline_sends_nothing() {
     let server = Server::start(|_, _| Reply::text(""));
     let error = http(|settings| settings.offline = true).send(&Request::get(&server.url("/"), &[])).unwrap_err();

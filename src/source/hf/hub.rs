@@ -421,6 +421,10 @@ impl<'a> Hub<'a> {
                 let why = "there is no such repository, or it is private".to_owned();
                 missing(why, Some(format!("check the name; for a private one {login}")))
             }
+            ("RevisionNotFound", _) if is_commit(rev) => missing(
+                format!("it has no commit `{rev}` any more"),
+                Some("its history was rewritten: lock it anew with `aitools lock --upgrade NAME`".to_owned()),
+            ),
             ("RevisionNotFound", _) => missing(
                 format!("it has no revision `{rev}`"),
                 Some("use a branch, a tag, or a full commit id of 40 digits".to_owned()),

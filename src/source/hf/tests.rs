@@ -293,6 +293,10 @@ fn split_weights_are_taken_whole_or_not_at_all() {
     let files: Vec<(&str, &[u8])> = parts.iter().map(|part| (*part, part.as_bytes())).collect();
     bench.push(&files);
     assert_eq!(names(&bench.resolve(&spec(&["*-00001-of-*.gguf"])).unwrap()), parts);
+    assert_eq!(names(&bench.resolve(&spec(&["*-00003-of-*.gguf"])).unwrap()), parts, "whichever part is named");
+    let below: Vec<(String, &[u8])> = files.iter().map(|(path, bytes)| (format!("Q4 é/{path}"), *bytes)).collect();
+    bench.push(&below.iter().map(|(path, bytes)| (&**path, *bytes)).collect::<Vec<_>>());
+    assert_eq!(names(&bench.resolve(&spec(&["Q4*/*-00002-of-*.gguf"])).unwrap()).len(), 3);
     bench.push(&files[..2]);
     let Err(SourceError::Missing { why, .. }) = bench.resolve(&spec(&["m-00001*"])) else { panic!() };
     assert!(why.contains("m-00003-of-00003.gguf"), "{why}");
@@ -387,6 +391,21 @@ fn a_branch_with_a_slash_is_a_branch() {
     assert_eq!(pin.commit.as_deref(), Some(&*commit));
     bench.fetch_as(&at("refs/pr/1"), &pin).unwrap();
     assert_eq!(read(&bench.cache().join("refs/refs/pr/1")), commit.as_bytes());
+}
+
+#[test]
+fn a_commit_that_is_gone_is_no_other_commit() {
+    let bench = Bench::good();
+    let commit = bench.push(&[("a.gguf", b"1")]);
+    let pin = bench.resolve(&spec(&[])).unwrap();
+    bench.push(&[("a.gguf", b"2")]);
+    bench.hub.forget(REPO, &commit);
+    match bench.fetch(&pin) {
+        Err(SourceError::Missing { why, hint: Some(hint), .. }) => {
+            assert!(why.contains(&commit) && hint.contains("--upgrade"), "{why}: {hint}");
+        }
+        other => panic!("{other:?}"),
+    }
 }
 
 #[test]
