@@ -1,4 +1,8 @@
 use super::*;
+use std::io::Write as _;
+use std::net::{TcpListener, TcpStream};
+use std::sync::Mutex;
+
 use crate::base::test_server::{Reply, Server};
 
 fn http(change: impl FnOnce(&mut Settings)) -> Http {
@@ -39,14 +43,77 @@ fn redirects_end_somewhere() {
     assert!(matches!(http(|_| ()).send(&Request::get(&server.url("/"), &[])), Err(HttpError::Address { .. })));
 }
 
+/// An https server on the loopback address; gives its address and its certificate.
+fn secure_server(answer: &'static str) -> (String, Vec<u8>) {
+    let made = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
+    let pem = made.cert.pem().into_bytes();
+    let key = rustls::pki_types::PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
+    let config = rustls::ServerConfig::builder().with_no_client_auth();
+    let config = Arc::new(config.with_single_cert(vec![made.cert.der().clone()], key).unwrap());
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = format!("https://{}", listener.local_addr().unwrap());
+    std::thread::spawn(move || {
+        for stream in listener.incoming().map_while(Result::ok) {
+            let session = rustls::ServerConnection::new(Arc::clone(&config)).unwrap();
+            let mut stream = rustls::StreamOwned::new(session, stream);
+            // What does not trust the certificate goes away here.
+            if stream.read(&mut [0; 4096]).is_ok_and(|count| count > 0) {
+                write!(stream, "HTTP/1.1 {answer}\r\nContent-Length: 2\r\n\r\nok").unwrap();
+            }
+        }
+    });
+    (address, pem)
+}
+
+/// A proxy that makes tunnels; gives its address and the first lines it was sent.
+fn tunnels() -> (String, Arc<Mutex<Vec<String>>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = format!("http://{}", listener.local_addr().unwrap());
+    let lines = Arc::new(Mutex::new(Vec::new()));
+    let seen = Arc::clone(&lines);
+    std::thread::spawn(move || {
+        for mut here in listener.incoming().map_while(Result::ok) {
+            let mut head = Vec::new();
+            while !head.ends_with(b"\r\n\r\n") {
+                let mut byte = [0];
+                here.read_exact(&mut byte).unwrap();
+                head.push(byte[0]);
+            }
+            let head = String::from_utf8(head).unwrap();
+            let target = head.split(' ').nth(1).unwrap();
+            let mut there = TcpStream::connect(target).unwrap();
+            seen.lock().unwrap().push(head.lines().next().unwrap().to_owned());
+            write!(here, "HTTP/1.1 200 Connected\r\n\r\n").unwrap();
+            let (mut from, mut to) = (here.try_clone().unwrap(), there.try_clone().unwrap());
+            std::thread::spawn(move || io::copy(&mut from, &mut to));
+            std::thread::spawn(move || io::copy(&mut there, &mut here));
+        }
+    });
+    (address, lines)
+}
+
 #[test]
-fn no_secure_address_leads_to_an_insecure_one() {
-    let server = Server::start(|_, _| Reply::redirect(302, "http://elsewhere.test/f"));
-    let url = server.url("/");
-    let response = http(|_| ()).send(&Request { follow: Follow::Nowhere, ..Request::get(&url, &[]) }).unwrap();
-    assert!(next(&parse("http://here.test/f").unwrap(), &response).unwrap().is_some());
-    let error = next(&parse("https://here.test/f").unwrap(), &response).unwrap_err();
-    assert!(error.to_string().contains("from https to http://elsewhere.test/f"), "{error}");
+fn https_is_spoken_with_whom_the_certificates_name_also_through_a_tunnel() {
+    let (url, pem) = secure_server("200 OK");
+    let error = http(|_| ()).send(&Request::get(&url, &[])).unwrap_err().to_string();
+    assert!(error.contains("certificate") && error.contains("SSL_CERT_FILE"), "{error}");
+    let trusting = |settings: &mut Settings| settings.certificates = Some(pem.clone());
+    assert_eq!(http(trusting).answer(&Request::get(&url, &[]), 100).unwrap().body, b"ok");
+
+    let (proxy, seen) = tunnels();
+    let through = http(|settings| {
+        trusting(settings);
+        settings.env.insert("HTTPS_PROXY".to_owned(), proxy.clone());
+    });
+    let headers = [("Authorization", "Bearer secret")];
+    assert_eq!(through.answer(&Request::get(&url, &headers), 100).unwrap().body, b"ok");
+    let host = url.trim_start_matches("https://");
+    assert_eq!(*seen.lock().unwrap(), [format!("CONNECT {host} HTTP/1.1")]);
+
+    let (insecure, pem) = secure_server("302 Found\r\nLocation: http://elsewhere.test/f");
+    let trusting = http(|settings| settings.certificates = Some(pem.clone()));
+    let error = trusting.send(&Request::get(&insecure, &[])).unwrap_err().to_string();
+    assert!(error.contains("from https to http://elsewhere.test/f"), "{error}");
 }
 
 #[test]
