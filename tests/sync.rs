@@ -276,6 +276,38 @@ fn wrong_words_are_told_with_their_place() {
     world.run(&["frobnicate"]).expect(2);
 }
 
+/// A variant is chosen only where its build can be made and used, and refused when nvcc could not make it.
+#[test]
+#[cfg(unix)]
+fn a_compiler_alone_is_no_accelerator_and_an_old_one_is_told() {
+    let world = World::new();
+    world.edit(
+        "manifests/default.toml",
+        "[models.m]",
+        "[engines.tiny.variant]\ncpu = {}\ncuda = {}\nrocm = {}\n\n[models.m]",
+    );
+    let program = |name: &str, script: &str| {
+        let path = world.project().join(name);
+        fs::write_atomic(&path, format!("#!/bin/sh\n{script}\n").as_bytes()).unwrap();
+        fs::set_executable(&path).unwrap();
+        path
+    };
+    let nvcc = program("nvcc", "echo compute_80; echo Cuda compilation tools, release 11.5, V11.5.119");
+    let hipcc = program("hipcc", "echo HIP version: 6.2");
+    let run = |args: &[&str]| {
+        let mut command = world.command(args);
+        command.env("CUDACXX", &nvcc).env("HIPCXX", &hipcc);
+        command.env("CUDA_VISIBLE_DEVICES", "").env("HIP_VISIBLE_DEVICES", "");
+        Ran::of(command.output().unwrap())
+    };
+    run(&["sync"]).expect(0);
+    let again = run(&["sync", "--variant", "cpu", "--json"]).expect(0);
+    assert_eq!(again.json()["result"]["plan"]["steps"], serde_json::json!([]), "{}", again.stdout);
+    let refused = run(&["sync", "--variant", "cuda"]).expect(2).stderr;
+    assert!(refused.contains("CUDA 11.5 here does not compile for the architectures 75, 86, 89, 90"), "{refused}");
+    assert!(refused.contains("`CMAKE_CUDA_ARCHITECTURES`"), "{refused}");
+}
+
 #[test]
 fn offline_nothing_new_is_fetched_and_nothing_old_is_lost() {
     let world = World::new();
