@@ -4,6 +4,7 @@
 use super::{chat, launch, model, wire};
 use crate::base::name::{Name, RelPath};
 use crate::base::platform::Variant;
+use crate::build::accelerator::Gpu;
 use crate::engine::{CheckRequest, EngineError, Finding};
 use crate::format::gguf::{Header, Tensor};
 use crate::format::policy::Policy;
@@ -19,8 +20,9 @@ const TYPES: &[u32] = &[0, 1, 2, 3, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15];
 const DOWN_TYPES: &[u32] = &[1, 2];
 /// Below this PowerInfer computes a layer in a way of its own, which writes a row too many.
 const FEWEST_NEURONS: u64 = 1000;
-/// What a process takes on a GPU beside its budget: measured on an H100 with 0.6 to 2.2 GB of weights, 0.55 to 0.68 GiB.
-const GPU_OVERHEAD_GIB: f64 = 0.7;
+/// What a process takes on each GPU beside what it puts there: measured on an H100 with 0.6 to 2.2 GB of weights, beside a
+/// budget, 0.62 to 0.79 GiB. [`model::attention_bytes`] come on top (there 16 MiB).
+const GPU_OVERHEAD_GIB: f64 = 0.8;
 /// The commit that all this was read against: its main branch since then.
 const MAIN: &str = "d3ebd7c5666348cf43c22f0d62dfbc9a763cffb8";
 const NO_EXPERTS: &str = "the model is a mixture of experts, which PowerInfer's main branch does not load";
@@ -220,26 +222,40 @@ fn of_accelerator(ask: &CheckRequest<'_>, header: &Header) -> Vec<Finding> {
     found
 }
 
-/// What the graphics processors here say to it; nothing when nobody asked them.
+/// What the graphics processors here say to it; nothing when nobody asked them. A sparse model lies on one of them, a dense
+/// one is shared out among all.
 fn of_gpus(ask: &CheckRequest<'_>, header: &Header) -> Option<Finding> {
     let gpus = ask.gpus?;
-    let Some(largest) = gpus.iter().map(|gpu| gpu.vram_bytes).max() else {
+    let sparse = model::is_sparse(header);
+    if gpus.is_empty() {
         let message = "no GPU is here, and a build for one does not load a sparse model without it";
         let hint = "use the build for the processor: `--variant cpu`, and no `runtime.variant`";
-        return model::is_sparse(header).then(|| error("runtime.variant", message, Some(hint)));
-    };
-    let (key, asked) = if model::is_sparse(header) {
-        ("runtime.vram_budget_gb", ask.policy.runtime.vram_budget_gb?)
-    } else {
-        ("runtime.gpu_layers", gib(dense_bytes_on_gpu(ask, header)))
-    };
-    let needed = asked + GPU_OVERHEAD_GIB;
-    if !needed.is_finite() || needed <= gib(largest) {
-        return None;
+        return sparse.then(|| error("runtime.variant", message, Some(hint)));
     }
-    let message =
-        format!("about {needed:.1} GiB of GPU memory are needed, and the largest GPU has {:.1} GiB", gib(largest));
-    Some(error(key, message, Some("lower it")))
+    let (key, asked, used, who) = if sparse {
+        ("runtime.vram_budget_gb", ask.policy.runtime.vram_budget_gb?, 1, "the largest GPU has")
+    } else {
+        let bytes = Some(dense_bytes_on_gpu(ask, header)).filter(|bytes| *bytes > 0)?;
+        ("runtime.gpu_layers", gib(bytes), gpus.len(), "the GPUs have")
+    };
+    let room = |bytes: fn(&Gpu) -> u64| {
+        let each = gpus.iter().map(bytes);
+        gib(if sparse { each.max().unwrap_or(0) } else { each.fold(0, u64::saturating_add) })
+    };
+    let needed = asked + overhead_gib(ask.policy, header, used);
+    let (all, free) = (room(|gpu| gpu.vram_bytes), room(|gpu| gpu.free_bytes));
+    let message = format!("about {needed:.1} GiB of GPU memory are needed, and {who} {all:.1} GiB");
+    if needed.is_finite() && needed > all {
+        let hint = "lower it, `runtime.context_size`, `runtime.parallel` or `runtime.batch_size`";
+        return Some(error(key, message, Some(hint)));
+    }
+    let hint = "lower it, or end what else uses the GPU";
+    (needed > free).then(|| warning(key, format!("{message}, of which {free:.1} GiB are free now"), Some(hint)))
+}
+
+/// What a process takes on `gpus` GPUs beside what a policy puts there.
+fn overhead_gib(policy: &Policy, header: &Header, gpus: usize) -> f64 {
+    GPU_OVERHEAD_GIB * gpus as f64 + gib(model::attention_bytes(policy, header))
 }
 
 /// A dense model's weights on the GPU, by the share of its layers, and its cache.
@@ -258,7 +274,8 @@ fn of_budget(ask: &CheckRequest<'_>, header: &Header, budget: Option<f64>) -> Op
     const KEY: &str = "runtime.vram_budget_gb";
     let Some(budget) = budget else {
         let message = "without a budget no neuron of the model goes to the GPU";
-        let hint = format!("say how much it may take; the process takes {GPU_OVERHEAD_GIB} GiB more");
+        let more = overhead_gib(ask.policy, header, 1);
+        let hint = format!("say how much it may take; the process takes {more:.1} GiB more");
         return Some(warning(KEY, message, Some(&hint)));
     };
     if !(0.0..=100_000.0).contains(&budget) {
@@ -393,7 +410,6 @@ fn of_memory(ask: &CheckRequest<'_>, header: &Header) -> Option<Finding> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::build::accelerator::Gpu;
     use crate::engine::powerinfer::tests::{DENSE, SPARSE, header, policy};
     use crate::engine::powerinfer::tiny::Tiny;
     use crate::format::gguf::Value;
@@ -548,29 +564,54 @@ mod tests {
         assert!(all[0].0 && all[0].2.contains("ffn_down_t"), "a dense model that says it is sparse: {all:?}");
     }
 
+    /// What is said of a model without statistics on GPUs with so many GiB, all and free.
+    fn on_gpus(model: &Tiny, runtime: &str, gpus: &[(f64, f64)]) -> Vec<(bool, &'static str, String)> {
+        let bytes = |gib: f64| (gib * f64::from(1 << 30)) as u64;
+        let gpu = |(all, free): &(f64, f64)| Gpu {
+            name: String::new(),
+            vram_bytes: bytes(*all),
+            free_bytes: bytes(*free),
+            compute_capability: (9, 0),
+            driver: String::new(),
+        };
+        let policy = policy(&format!("runtime: {{{runtime}}}\ngeneration: {{{QUIET}}}"));
+        let (gpus, sizes, headers) = (gpus.iter().map(gpu).collect::<Vec<_>>(), [model.size_bytes()], [header(model)]);
+        let ask = CheckRequest { gpus: Some(&gpus), ..ask(&policy, Variant::Cuda, &headers, &sizes) };
+        all(&ask).into_iter().map(|found| (found.error, found.key, found.message)).collect()
+    }
+
     #[test]
     fn what_lies_beside_a_model_and_what_the_gpus_have() {
-        let of = |model: &Tiny, runtime: &str, gib: Option<f64>| {
-            let (policy, header) = (policy(&format!("runtime: {{{runtime}}}\ngeneration: {{{QUIET}}}")), header(model));
-            let gpu = |gib: f64| Gpu {
-                name: String::new(),
-                vram_bytes: (gib * f64::from(1 << 30)) as u64,
-                free_bytes: 0,
-                compute_capability: (9, 0),
-                driver: String::new(),
-            };
-            let (gpus, sizes) = (gib.map(gpu).into_iter().collect::<Vec<_>>(), [model.size_bytes()]);
-            let headers = [header];
-            let ask = CheckRequest { gpus: Some(&gpus), ..ask(&policy, Variant::Cuda, &headers, &sizes) };
-            keys(&all(&ask).into_iter().map(|found| (found.error, found.key, found.message)).collect())
+        let of = |model: &Tiny, runtime: &str, gpus: &[f64]| {
+            let gpus: Vec<(f64, f64)> = gpus.iter().map(|gib| (*gib, *gib)).collect();
+            keys(&on_gpus(model, runtime, &gpus))
         };
         let key = "runtime.vram_budget_gb";
-        assert_eq!(of(&SPARSE, "vram_budget_gb: 1", Some(2.0)), [(false, key)], "no statistics");
-        assert_eq!(of(&SPARSE, "vram_budget_gb: 1.5", Some(2.0)), [(false, key), (true, key)]);
-        assert_eq!(of(&SPARSE, "vram_budget_gb: 1", None), [(false, key), (true, "runtime.variant")]);
-        assert_eq!(of(&DENSE, "gpu_layers: 9", None), []);
-        assert_eq!(of(&DENSE, "gpu_layers: 9", Some(0.701)), [(true, "runtime.gpu_layers")]);
-        assert_eq!(of(&DENSE, "gpu_layers: 0", Some(0.701)), []);
+        assert_eq!(of(&SPARSE, "vram_budget_gb: 1", &[2.0]), [(false, key)], "no statistics");
+        assert_eq!(of(&SPARSE, "vram_budget_gb: 1.5", &[2.0]), [(false, key), (true, key)]);
+        assert_eq!(of(&SPARSE, "vram_budget_gb: 1.5", &[2.0, 2.0]), [(false, key), (true, key)], "it lies on one");
+        assert_eq!(of(&SPARSE, "vram_budget_gb: 1", &[]), [(false, key), (true, "runtime.variant")]);
+        assert_eq!(of(&DENSE, "gpu_layers: 9", &[]), []);
+        assert_eq!(of(&DENSE, "gpu_layers: 9", &[0.801]), [(true, "runtime.gpu_layers")]);
+        assert_eq!(of(&DENSE, "gpu_layers: 9", &[0.801, 0.81]), [], "it is shared out");
+        assert_eq!(of(&DENSE, "gpu_layers: 0", &[0.7]), []);
+    }
+
+    /// Q4_0 with a budget of 0.4 GiB took 0.79 GiB more on an H100.
+    #[test]
+    fn gpu_memory_in_use_and_long_contexts_count() {
+        let key = "runtime.vram_budget_gb";
+        let of = |runtime: &str, gpus: &[(f64, f64)]| on_gpus(&SPARSE, runtime, gpus).split_off(1);
+        let (short, long) =
+            ("vram_budget_gb: 1, context_size: 504", "vram_budget_gb: 1, context_size: 504, parallel: 8");
+        assert_eq!(keys(&of("vram_budget_gb: 0.4", &[(1.19, 1.19)])), [(true, key)]);
+        assert_eq!(of(short, &[(1.81, 1.81)]), []);
+        // 4,096 tokens, 512 at once, 2 heads, 4 bytes: 16 MiB.
+        let told = of(long, &[(1.81, 1.81)]);
+        assert!(told.iter().any(|(error, named, _)| *error && *named == key), "{told:?}");
+        let told = of(short, &[(80.0, 1.0), (80.0, 1.5)]);
+        assert_eq!(keys(&told), [(false, key)]);
+        assert!(told[0].2.contains("1.8 GiB of GPU memory are needed") && told[0].2.contains("1.5 GiB are free"));
     }
 
     #[test]

@@ -33,7 +33,6 @@ pub(super) fn launch(ask: &LaunchRequest<'_>) -> Result<Launch, EngineError> {
     wire::sampling(ask.policy)?;
     let runtime = &ask.policy.runtime;
     let threads = model::threads(ask.policy, ask.header, ask.variant, ask.cores);
-    let batch = runtime.batch_size.unwrap_or(model::BATCH).min(model::BATCH);
     let weights = if needs_index(ask) { ask.scratch.join(MODEL) } else { ask.weights.to_owned() };
     let mut args: Vec<OsString> = vec!["-m".into(), weights.into(), "--host".into(), "127.0.0.1".into()];
     let mut add = |name: &str, value: String| args.extend([name.into(), value.into()]);
@@ -42,7 +41,7 @@ pub(super) fn launch(ask: &LaunchRequest<'_>) -> Result<Launch, EngineError> {
     add("-t", threads.to_string());
     add("-tb", threads.to_string());
     add("-c", model::total_context(ask.policy, ask.header).to_string());
-    add("-b", batch.to_string());
+    add("-b", model::batch(ask.policy).to_string());
     add("-np", runtime.parallel.unwrap_or(1).to_string());
     if model::is_sparse(ask.header) {
         // Without a budget everything but the neurons goes to the GPU, as far as it fits.

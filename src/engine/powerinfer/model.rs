@@ -40,6 +40,11 @@ pub(super) fn total_context(policy: &Policy, header: &Header) -> u64 {
     u64::from(context_size(policy, header).saturating_add(SPARE)) * u64::from(policy.runtime.parallel.unwrap_or(1))
 }
 
+/// Tokens that its server takes at once.
+pub(super) fn batch(policy: &Policy) -> u32 {
+    policy.runtime.batch_size.unwrap_or(BATCH).min(BATCH)
+}
+
 /// Processor threads: never more than cores (they wait by spinning, and more of them than cores take a hundred times as
 /// long), and at least two where a thread of its own feeds the GPU.
 pub(super) fn threads(policy: &Policy, header: &Header, variant: Variant, cores: u32) -> u32 {
@@ -57,6 +62,14 @@ pub(super) fn cache_bytes(policy: &Policy, header: &Header) -> u64 {
     };
     // Keys and values, two bytes each.
     wide().unwrap_or(0).saturating_mul(total_context(policy, header)).saturating_mul(4)
+}
+
+/// Bytes of the largest part of its buffer for computing, the attention of each head for each token of a batch to each of
+/// the context; 0 when the header does not say. It lies beside the cache, and beside a budget (`llama_new_context_with_model`).
+pub(super) fn attention_bytes(policy: &Policy, header: &Header) -> u64 {
+    let (context, heads) = (total_context(policy, header), header.architecture_uint("attention.head_count"));
+    let batch = u64::from(batch(policy)).min(context);
+    [context, batch, 4].into_iter().fold(heads.unwrap_or(0), u64::saturating_mul)
 }
 
 /// The parts of a feed-forward block that the neurons are rows of.
