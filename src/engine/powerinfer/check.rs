@@ -290,7 +290,7 @@ fn of_budget(ask: &CheckRequest<'_>, header: &Header, budget: Option<f64>) -> Op
         let hint = format!("add `\"{}/**\"` to the model's `files`, when its repository has them", launch::STATISTICS);
         return (!has).then(|| warning(KEY, message, Some(&hint)));
     }
-    let message = format!("{budget} GiB hold not even what must be there first: no neuron goes to the GPU");
+    let message = format!("{budget} GiB hold no neurons beside what must be there first: none goes to the GPU");
     Some(warning(KEY, message, Some("raise it, or lower `runtime.context_size` or `runtime.parallel`")))
 }
 

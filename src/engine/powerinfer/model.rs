@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::gpu_index;
 use crate::base::platform::Variant;
 use crate::format::gguf::{Header, Magic, Tensor, Value};
 use crate::format::policy::Policy;
@@ -98,7 +99,8 @@ pub(super) fn layers(header: &Header) -> Option<Vec<Layer>> {
 
 /// What is left of a GPU memory budget for neurons. Everything else goes to the GPU first: attention, predictors, norms and
 /// output, then the cache (`buffered_tensor_allocator` and `llama_reserve_model_kv_cache`); neurons go there only if all
-/// of that fits. A little is kept back, because an index that is one byte too large is not used at all.
+/// of that fits. A little is kept back, because an index that is one byte too large is not used at all. 0 when that is too
+/// little for any block of neurons.
 pub(super) fn neuron_budget(policy: &Policy, header: &Header, budget_gib: f64) -> u64 {
     let stays = |name: &str| {
         ["token_embd", "position_embd", "rope_freqs"].iter().any(|start| name.starts_with(start))
@@ -107,7 +109,10 @@ pub(super) fn neuron_budget(policy: &Policy, header: &Header, budget_gib: f64) -
     let others = header.tensors.iter().filter(|tensor| !stays(&tensor.name)).map(|tensor| tensor.size_bytes);
     let first = others.fold(cache_bytes(policy, header), u64::saturating_add);
     let left = ((budget_gib * f64::from(1 << 30)) as u64).saturating_sub(first);
-    left - left / 64
+    let left = left - left / 64;
+    let blocks = layers(header).into_iter().flatten();
+    let smallest = blocks.map(|layer| gpu_index::smallest_block(layer.neurons, layer.neuron_bytes)).min();
+    if smallest.is_some_and(|smallest| left >= smallest) { left } else { 0 }
 }
 
 /// The token that begins a text; llama.cpp's own default when the model does not say.

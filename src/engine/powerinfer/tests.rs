@@ -273,6 +273,26 @@ fn the_index_lies_beside_the_link_and_the_engine_finds_nothing_else() {
     assert!(error.contains("activation_1.pt") && error.contains("vram_budget_gb"), "{error}");
 }
 
+/// With less than a block of neurons PowerInfer would be asked for an index of nothing, which is refused after the start.
+#[test]
+fn a_budget_below_a_block_of_neurons_is_none() {
+    // 256 neurons in 3 tensors of 64 numbers of two bytes each.
+    const BLOCK_BYTES: u64 = 256 * 3 * 64 * 2;
+    let root = tempfile::tempdir().unwrap();
+    let header = header(&SPARSE);
+    let (mut without, mut with) = (0, 0);
+    for step in 1..100 {
+        let budget = f64::from(step * 8192) / f64::from(1 << 30);
+        let text = format!("runtime: {{vram_budget_gb: {budget}, context_size: 256}}");
+        let left = model::neuron_budget(&policy(&text), &header, budget);
+        let disabled = options(&launch_of(&SPARSE, &text, Variant::Cuda, root.path()).0);
+        assert_eq!(disabled.contains_key("--disable-gpu-index"), left == 0, "{text}");
+        assert!(left == 0 || left >= BLOCK_BYTES, "{text}: {left}");
+        *(if left == 0 { &mut without } else { &mut with }) += 1;
+    }
+    assert!(without > 0 && with > 0, "{without} and {with}");
+}
+
 #[test]
 fn an_index_that_was_refused_is_noticed() {
     let judged = |line| launch::offloaded(line).map(|judged| judged.is_ok());
