@@ -16,8 +16,9 @@ const DENSE: &[&str] =
     &["llama", "bamboo", "baichuan", "falcon", "starcoder", "persimmon", "refact", "bloom", "mpt", "stablelm", "opt"];
 /// Types of weights in the ggml of that time: F32, F16, Q4_0 to Q8_1, Q2_K to Q8_K. It does not check others.
 const TYPES: &[u32] = &[0, 1, 2, 3, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15];
-/// F16 and Q4_0: any other is computed as if it were F16.
-const DOWN_TYPES: &[u32] = &[1, 2];
+/// F16 and Q4_0: any other `ffn_down_t` is computed as if it were F16. A GPU knows no other of any neuron's tensors, and says
+/// so by ending the process.
+const NEURON_TYPES: &[u32] = &[1, 2];
 /// Below this PowerInfer computes a layer in a way of its own, which writes a row too many.
 const FEWEST_NEURONS: u64 = 1000;
 /// What a process takes on each GPU beside what it puts there: measured on an H100 with 0.6 to 2.2 GB of weights, beside a
@@ -28,6 +29,7 @@ const MAIN: &str = "d3ebd7c5666348cf43c22f0d62dfbc9a763cffb8";
 const NO_EXPERTS: &str = "the model is a mixture of experts, which PowerInfer's main branch does not load";
 const EXPERTS_HINT: &str = "commit 09d79ec0ac0c1d494cdf535504c6712294c359c1 of its branch `feat-moe` is the one that could: \
     name it as the source of an engine, and convert the weights yourself, because no GGUF is published";
+const QUANTIZE_HINT: &str = "quantise the F16 file anew: its `quantize` to `Q4_0` alone";
 /// Requests that its server reads at a time.
 const CONNECTIONS: u32 = 8;
 /// Tokens that end a turn in chat models. PowerInfer stops at the end-of-text token alone.
@@ -145,20 +147,26 @@ fn of_tensors(size: u64, header: &Header) -> Vec<Finding> {
     if let Err(cut) = header.check_extents(size) {
         found.push(error("", cut.to_string(), Some("`aitools verify --repair` fetches them again")));
     }
-    let named = |tensor: &Tensor| {
-        let kind = tensor.tensor_type().map_or_else(|| format!("type {}", tensor.kind), |kind| kind.name.to_owned());
-        format!("`{}` ({kind})", tensor.name)
-    };
     if let Some(tensor) = header.tensors.iter().find(|tensor| !TYPES.contains(&tensor.kind)) {
         let message = format!("{} has a type that PowerInfer does not know", named(tensor));
         found.push(error("", message, Some("use weights in F16 or Q4_0")));
     }
-    let bad = |tensor: &&Tensor| tensor.name.ends_with(".ffn_down_t.weight") && !DOWN_TYPES.contains(&tensor.kind);
-    if let Some(tensor) = header.tensors.iter().find(bad) {
+    if let Some(tensor) = of_no_neuron_type(header, &["ffn_down_t"]) {
         let message = format!("{} must be F16 or Q4_0: PowerInfer makes nonsense of any other type", named(tensor));
-        found.push(error("", message, Some("quantise the F16 file anew: its `quantize` to `Q4_0` alone")));
+        found.push(error("", message, Some(QUANTIZE_HINT)));
     }
     found
+}
+
+fn named(tensor: &Tensor) -> String {
+    let kind = tensor.tensor_type().map_or_else(|| format!("type {}", tensor.kind), |kind| kind.name.to_owned());
+    format!("`{}` ({kind})", tensor.name)
+}
+
+/// The first tensor of these parts that has another type than [`NEURON_TYPES`].
+fn of_no_neuron_type<'a>(header: &'a Header, parts: &[&str]) -> Option<&'a Tensor> {
+    let is_part = |tensor: &Tensor| parts.iter().any(|part| tensor.name.ends_with(&format!(".{part}.weight")));
+    header.tensors.iter().find(|tensor| !NEURON_TYPES.contains(&tensor.kind) && is_part(tensor))
 }
 
 /// The shapes of each layer's neurons and predictor.
@@ -282,13 +290,17 @@ fn of_budget(ask: &CheckRequest<'_>, header: &Header, budget: Option<f64>) -> Op
         return Some(error(KEY, format!("{budget} is not a size in GiB"), None));
     }
     if model::neuron_budget(ask.policy, header, budget) > 0 {
-        let has = ask.beside.iter().any(|file| file.as_str().starts_with(&format!("{}/", launch::STATISTICS)));
+        if ask.beside.iter().any(|file| file.as_str().starts_with(&format!("{}/", launch::STATISTICS))) {
+            let tensor = of_no_neuron_type(header, &["ffn_gate", "ffn_up"])?;
+            let message = format!("{} must be F16 or Q4_0: a GPU computes no neurons of any other type", named(tensor));
+            return Some(error(KEY, message, Some(&format!("{QUANTIZE_HINT}; or leave the budget out"))));
+        }
         let message = format!(
             "the model comes without `{}/`: which neurons fire often is not known, so none goes to the GPU, and answers take longer",
             launch::STATISTICS
         );
         let hint = format!("add `\"{}/**\"` to the model's `files`, when its repository has them", launch::STATISTICS);
-        return (!has).then(|| warning(KEY, message, Some(&hint)));
+        return Some(warning(KEY, message, Some(&hint)));
     }
     let message = format!("{budget} GiB hold no neurons beside what must be there first: none goes to the GPU");
     Some(warning(KEY, message, Some("raise it, or lower `runtime.context_size` or `runtime.parallel`")))
@@ -578,6 +590,27 @@ mod tests {
         let (gpus, sizes, headers) = (gpus.iter().map(gpu).collect::<Vec<_>>(), [model.size_bytes()], [header(model)]);
         let ask = CheckRequest { gpus: Some(&gpus), ..ask(&policy, Variant::Cuda, &headers, &sizes) };
         all(&ask).into_iter().map(|found| (found.error, found.key, found.message)).collect()
+    }
+
+    /// The processor computes the predicted rows of any type, a GPU ends the process.
+    #[test]
+    fn neurons_on_a_gpu_have_one_of_two_types() {
+        for part in ["ffn_gate", "ffn_up"] {
+            let of = |runtime: &str, variant, kind: u32| {
+                let text = format!("runtime: {{{runtime}}}\ngeneration: {{{QUIET}}}");
+                found(&SPARSE, &text, variant, |header| {
+                    let name = format!("blk.1.{part}.weight");
+                    header.tensors.iter_mut().find(|tensor| tensor.name == name).unwrap().kind = kind;
+                })
+            };
+            let (budget, key) = ("vram_budget_gb: 1", "runtime.vram_budget_gb");
+            let refused = of(budget, Variant::Cuda, 8);
+            assert_eq!(keys(&refused), [(true, key)], "{refused:?}");
+            assert!(refused[0].2.contains(&format!("`blk.1.{part}.weight` (Q8_0) must be F16 or Q4_0")), "{refused:?}");
+            assert_eq!(of(budget, Variant::Cuda, 2), []);
+            assert_eq!(keys(&of("", Variant::Cuda, 8)), [(false, key)], "no neuron goes there");
+            assert_eq!(of("", Variant::Cpu, 8), []);
+        }
     }
 
     #[test]
