@@ -4,7 +4,8 @@
 use std::path::Path;
 use std::time::Duration;
 
-use aitools::base::fs;
+use aitools::base::cancel::Cancel;
+use aitools::base::{fs, lock};
 
 #[path = "support/world.rs"]
 mod world;
@@ -207,6 +208,24 @@ fn remove_artifacts(world: &World) {
 }
 
 #[cfg(unix)]
+/// The tiny engine ends at once: what a run begins with is all that is looked at.
+#[test]
+fn a_run_takes_away_what_killed_runs_left_and_nothing_in_use() {
+    let world = World::new();
+    world.run(&["sync"]).expect(0);
+    let staging = world.cache().join("staging");
+    let (left, used) = (staging.join("0123456789abcdef"), staging.join("fedcba9876543210"));
+    for folder in [&left, &used] {
+        fs::write_atomic(&folder.join("llama.log"), b"much").unwrap();
+    }
+    let held = lock::acquire(&used.with_extension("lock"), &Cancel::default(), || {}).unwrap();
+    world.run(&["run", "p", "--prompt", "hi"]).expect(7);
+    assert!(!left.exists() && used.exists(), "{:?}", fs::read_dir(&staging));
+    drop(held);
+    world.run(&["run", "p", "--prompt", "hi"]).expect(7);
+    assert_eq!(fs::read_dir(&staging).unwrap(), Vec::<std::path::PathBuf>::new());
+}
+
 #[test]
 fn an_interrupt_ends_the_whole_build_and_leaves_nothing_half_installed() {
     let world = World::new();

@@ -14,6 +14,8 @@ use super::{SERVER, activation, chat, gpu_index, model, wire};
 
 /// The model's name in the scratch folder. PowerInfer looks for `<this>.generated.gpuidx` beside it.
 const MODEL: &str = "model.gguf";
+/// What its server writes in its working folder (`LOG_DEFAULT_FILE_NAME` in its `common/log.h`), and to stderr as well.
+const LOG: &str = "llama.log";
 /// The folder beside a sparse model with a file for each layer: how often each neuron fired.
 pub(super) const STATISTICS: &str = "activation";
 
@@ -59,7 +61,7 @@ pub(super) fn launch(ask: &LaunchRequest<'_>) -> Result<Launch, EngineError> {
         program: ask.artifact.join("bin").join(executable(SERVER)),
         args,
         env: BTreeMap::new(),
-        // It writes `llama.log` there.
+        // It writes its log there.
         cwd: ask.scratch.to_owned(),
         files: BTreeMap::new(),
     })
@@ -93,11 +95,12 @@ pub(super) fn offloaded(line: &str) -> Option<Result<(), EngineError>> {
     Some(if mib > 0.0 { Ok(()) } else { Err(EngineError::Policy { key: "runtime.vram_budget_gb", why: why() }) })
 }
 
-/// Makes the link and the index. A model without statistics gets none: its neurons then stay in main memory.
+/// Makes the links and the index. A model without statistics gets none: its neurons then stay in main memory.
 ///
 /// # Errors
 /// When statistics are there and cannot be used, or the disk fails.
 pub(super) fn prepare(ask: &LaunchRequest<'_>) -> Result<(), EngineError> {
+    discard_log(&ask.scratch.join(LOG));
     if !needs_index(ask) {
         return Ok(());
     }
@@ -114,6 +117,14 @@ pub(super) fn prepare(ask: &LaunchRequest<'_>) -> Result<(), EngineError> {
     let index = gpu_index::to_bytes(&gpu_index::choose(&statistics, &sizes, budget), &neurons);
     let path = ask.scratch.join(format!("{MODEL}.generated.gpuidx"));
     fs::write_atomic(&path, &index).map_err(|error| unusable(error.to_string()))
+}
+
+/// Its log has no bound, and nobody reads it: what it says comes by stderr, too. That no link can be made is no reason not
+/// to start.
+fn discard_log(log: &Path) {
+    if cfg!(unix) && fs::remove_file(log).is_ok() {
+        let _ = fs::symlink(Path::new("/dev/null"), log);
+    }
 }
 
 /// A symbolic link where the system lets us make one; else what costs least.
