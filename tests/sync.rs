@@ -4,7 +4,8 @@
 use std::path::Path;
 use std::time::Duration;
 
-use aitools::base::fs;
+use aitools::base::cancel::Cancel;
+use aitools::base::{fs, lock};
 
 #[path = "support/world.rs"]
 mod world;
@@ -207,6 +208,24 @@ fn remove_artifacts(world: &World) {
 }
 
 #[cfg(unix)]
+/// The tiny engine ends at once: what a run begins with is all that is looked at.
+#[test]
+fn a_run_takes_away_what_killed_runs_left_and_nothing_in_use() {
+    let world = World::new();
+    world.run(&["sync"]).expect(0);
+    let staging = world.cache().join("staging");
+    let (left, used) = (staging.join("0123456789abcdef"), staging.join("fedcba9876543210"));
+    for folder in [&left, &used] {
+        fs::write_atomic(&folder.join("llama.log"), b"much").unwrap();
+    }
+    let held = lock::acquire(&used.with_extension("lock"), &Cancel::default(), || {}).unwrap();
+    world.run(&["run", "p", "--prompt", "hi"]).expect(7);
+    assert!(!left.exists() && used.exists(), "{:?}", fs::read_dir(&staging));
+    drop(held);
+    world.run(&["run", "p", "--prompt", "hi"]).expect(7);
+    assert_eq!(fs::read_dir(&staging).unwrap(), Vec::<std::path::PathBuf>::new());
+}
+
 #[test]
 fn an_interrupt_ends_the_whole_build_and_leaves_nothing_half_installed() {
     let world = World::new();
@@ -274,6 +293,38 @@ fn wrong_words_are_told_with_their_place() {
     world.run(&["-m", "nothing", "status"]).expect(2);
     world.run(&["sync", "q"]).expect(2);
     world.run(&["frobnicate"]).expect(2);
+}
+
+/// A variant is chosen only where its build can be made and used, and refused when nvcc could not make it.
+#[test]
+#[cfg(unix)]
+fn a_compiler_alone_is_no_accelerator_and_an_old_one_is_told() {
+    let world = World::new();
+    world.edit(
+        "manifests/default.toml",
+        "[models.m]",
+        "[engines.tiny.variant]\ncpu = {}\ncuda = {}\nrocm = {}\n\n[models.m]",
+    );
+    let program = |name: &str, script: &str| {
+        let path = world.project().join(name);
+        fs::write_atomic(&path, format!("#!/bin/sh\n{script}\n").as_bytes()).unwrap();
+        fs::set_executable(&path).unwrap();
+        path
+    };
+    let nvcc = program("nvcc", "echo compute_80; echo Cuda compilation tools, release 11.5, V11.5.119");
+    let hipcc = program("hipcc", "echo HIP version: 6.2");
+    let run = |args: &[&str]| {
+        let mut command = world.command(args);
+        command.env("CUDACXX", &nvcc).env("HIPCXX", &hipcc);
+        command.env("CUDA_VISIBLE_DEVICES", "").env("HIP_VISIBLE_DEVICES", "");
+        Ran::of(command.output().unwrap())
+    };
+    run(&["sync"]).expect(0);
+    let again = run(&["sync", "--variant", "cpu", "--json"]).expect(0);
+    assert_eq!(again.json()["result"]["plan"]["steps"], serde_json::json!([]), "{}", again.stdout);
+    let refused = run(&["sync", "--variant", "cuda"]).expect(2).stderr;
+    assert!(refused.contains("CUDA 11.5 here does not compile for the architectures 75, 86, 89, 90"), "{refused}");
+    assert!(refused.contains("`CMAKE_CUDA_ARCHITECTURES`"), "{refused}");
 }
 
 #[test]

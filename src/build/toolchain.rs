@@ -64,6 +64,9 @@ pub const COMPILER_HINT: &str = if cfg!(target_os = "macos") {
 };
 pub const CUDA_HINT: &str = "install the CUDA toolkit, or set `CUDACXX` to its `nvcc`";
 pub const ROCM_HINT: &str = "install ROCm, or set `ROCM_PATH` to its folder";
+/// Only where ROCm is: no variant for it exists on Windows.
+#[cfg(unix)]
+const CLANG_HINT: &str = "set `ROCM_PATH` to ROCm's folder, or `CC` and `CXX` to a clang that knows HIP";
 const CMAKE_HINT: &str =
     "lock them: `[tools] cmake = { pypi = \"cmake\", version = \"…\" }` (and `ninja`) in the manifest";
 
@@ -92,17 +95,23 @@ impl<'a> Finder<'a> {
         Self { env, memory, known: RefCell::new(known), cancel }
     }
 
-    /// The compilers of a build: C and C++, and those that `cuda` and `hip` ask for.
+    /// The caller's environment.
+    pub fn env(&self) -> &'a Env {
+        self.env
+    }
+
+    /// The compilers of a build: C and C++, and those that `cuda` and `hip` ask for. With `hip`, C and C++ are ROCm's own,
+    /// too: its CMake packages give every compiler options that only that one knows.
     ///
     /// # Errors
     /// When one is missing or does not say what it is.
     pub fn toolchain(&self, cuda: bool, hip: bool) -> Result<Toolchain, ToolError> {
-        let (cc, cxx) = platform::compilers(self)?;
         let need = |tool: Option<ToolPath>, what, tried: &str, hint| {
             tool.ok_or(ToolError::Missing { what, tried: vec![tried.to_owned()], hint })
         };
         let cuda = cuda.then(|| need(self.nvcc()?, "CUDA compiler", "nvcc", CUDA_HINT)).transpose()?;
         let hip = hip.then(|| need(self.hipcc()?, "HIP compiler", "hipcc", ROCM_HINT)).transpose()?;
+        let (cc, cxx) = platform::compilers(self, hip.as_ref().map(|hipcc| hipcc.path.as_path()))?;
         Ok(Toolchain { cc, cxx, cuda, hip })
     }
 
@@ -260,15 +269,38 @@ pub fn c_library(finder: &Finder<'_>) -> Option<String> {
 mod platform {
     use super::*;
 
-    pub fn compilers(finder: &Finder<'_>) -> Result<(ToolPath, ToolPath), ToolError> {
+    /// `CC` and `CXX`, else those that belong to `hipcc`, else those of the search path.
+    pub fn compilers(finder: &Finder<'_>, hipcc: Option<&Path>) -> Result<(ToolPath, ToolPath), ToolError> {
         let find = |variable, names: &[&str], what| {
-            let found = finder.named_by(variable)?.or_else(|| names.iter().find_map(|name| finder.search(name)));
-            let tried = || names.iter().map(|name| format!("`{name}`")).collect();
-            let path = found.ok_or_else(|| ToolError::Missing { what, tried: tried(), hint: COMPILER_HINT })?;
-            identify(finder, path)
+            let search = || match (hipcc, names.last()) {
+                (Some(hipcc), Some(clang)) => of_rocm(hipcc, clang),
+                _ => names.iter().find_map(|name| finder.search(name)),
+            };
+            let found = match finder.named_by(variable)? {
+                Some(path) => Some(path),
+                None => search(),
+            };
+            let missing = || match hipcc {
+                Some(_) => ToolError::Missing { what, tried: vec!["ROCm's own clang".to_owned()], hint: CLANG_HINT },
+                None => {
+                    let tried = names.iter().map(|name| format!("`{name}`")).collect();
+                    ToolError::Missing { what, tried, hint: COMPILER_HINT }
+                }
+            };
+            identify(finder, found.ok_or_else(missing)?)
         };
         let cc = find("CC", &["cc", "gcc", "clang"], "C compiler")?;
         Ok((cc, find("CXX", &["c++", "g++", "clang++"], "C++ compiler")?))
+    }
+
+    /// ROCm's own `clang`: in `llvm/bin` of the folder whose `bin` has `hipcc` (which may be a link into it), or beside a
+    /// `HIPCXX` that is itself one.
+    fn of_rocm(hipcc: &Path, clang: &str) -> Option<PathBuf> {
+        let real = fs::canonical(hipcc).unwrap_or_else(|_| hipcc.to_owned());
+        let folders = [hipcc, &real].map(fs::parent);
+        let in_root = folders.map(|folder| fs::parent(folder).join("llvm").join("bin").join(clang));
+        let beside = folders.map(|folder| folder.join(clang));
+        in_root.into_iter().chain(beside).find(|path| is_program(path))
     }
 
     /// Version line and target. gcc begins its line with the name it was called by, which says nothing.
@@ -336,7 +368,7 @@ mod platform {
 
     /// Microsoft's compiler, found as the `cc` crate does (through the Visual Studio installer's records), unless `CC` and
     /// `CXX` name others.
-    pub fn compilers(finder: &Finder<'_>) -> Result<(ToolPath, ToolPath), ToolError> {
+    pub fn compilers(finder: &Finder<'_>, _hipcc: Option<&Path>) -> Result<(ToolPath, ToolPath), ToolError> {
         if let (Some(cc), Some(cxx)) = (finder.named_by("CC")?, finder.named_by("CXX")?) {
             return Ok((finder.versioned(cc, "")?, finder.versioned(cxx, "")?));
         }
@@ -361,5 +393,44 @@ mod platform {
 
     pub fn processor(env: &Env) -> String {
         lookup(env, "PROCESSOR_IDENTIFIER").map_or_else(|| "unknown".to_owned(), |it| it.to_string_lossy().into_owned())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    #[cfg(unix)]
+    fn a_build_for_rocm_is_compiled_by_its_own_clang() {
+        use super::*;
+        let root = tempfile::tempdir().unwrap();
+        let real = fs::canonical(root.path()).unwrap();
+        let at = |path: &str| real.join(path);
+        // A program that says its name when it is asked what it is.
+        let tool = |path: &Path| {
+            let name = path.file_name().unwrap().to_string_lossy();
+            fs::write_atomic(path, format!("#!/bin/sh\necho {name} version 1\n").as_bytes()).unwrap();
+            fs::set_executable(path).unwrap();
+        };
+        for folder in ["bin", "opt/rocm/bin", "opt/rocm/llvm/bin"] {
+            fs::create_dir_all(&at(folder)).unwrap();
+        }
+        ["opt/rocm/bin/hipcc", "bin/cc", "bin/c++"].iter().for_each(|path| tool(&at(path)));
+        fs::symlink(&at("opt/rocm/bin/hipcc"), &at("bin/hipcc")).unwrap();
+        let cancel = Cancel::default();
+        let mut env = Env::from([("PATH".into(), at("bin").into())]);
+        let compilers = |env: &Env, hip| {
+            let found = Finder::new(env, root.path(), &cancel).toolchain(false, hip)?;
+            Ok::<_, ToolError>((found.cc.path, found.cxx.path))
+        };
+        assert_eq!(compilers(&env, false).unwrap(), (at("bin/cc"), at("bin/c++")));
+        let error = compilers(&env, true).unwrap_err();
+        assert!(error.to_string().contains("ROCm's own clang"), "{error}");
+        let clang = ["opt/rocm/llvm/bin/clang", "opt/rocm/llvm/bin/clang++"].map(at);
+        clang.iter().for_each(|path| tool(path));
+        assert_eq!(compilers(&env, true).unwrap(), clang.clone().into());
+        env.insert("HIPCXX".into(), clang[1].clone().into());
+        assert_eq!(compilers(&env, true).unwrap(), clang.clone().into());
+        env.insert("CC".into(), at("bin/cc").into());
+        assert_eq!(compilers(&env, true).unwrap(), (at("bin/cc"), clang[1].clone()));
     }
 }

@@ -69,7 +69,7 @@ fn check_policy(
         checked.problems = checksum(file, model);
         if model_is_here(project, model) {
             checked.weights_checked = true;
-            checked.problems.extend(look_into(project, file, engine, model)?);
+            checked.problems.extend(look_into(host, project, file, engine, model)?);
         }
     }
     Ok(checked)
@@ -101,7 +101,7 @@ pub fn require_sound(
         let model = demand.models.iter().find(|model| model.wish.name == *resolved.model.0);
         if let (Some(engine), Some(model)) = (engine, model) {
             problems.0.extend(checksum(file, model));
-            problems.0.extend(look_into(project, file, engine, model)?);
+            problems.0.extend(look_into(host, project, file, engine, model)?);
         }
     }
     host.task.check()?;
@@ -150,6 +150,7 @@ pub fn header_of(path: &Path) -> Result<(Header, u64), Diagnostic> {
 }
 
 fn look_into(
+    host: &Host,
     project: &Project,
     file: &PolicyFile,
     engine: &EngineDemand<'_>,
@@ -168,7 +169,7 @@ fn look_into(
     let is_part = |index: &usize| model.layout.parts.contains(index);
     let beside = (0..model.wish.files.len()).filter(|index| !is_part(index));
     let beside: Vec<_> = beside.map(|index| model.wish.files[index].path.clone()).collect();
-    let gpus = (engine.wish.variant == Variant::Cuda).then(accelerator::gpus).and_then(Result::ok);
+    let gpus = (engine.wish.variant == Variant::Cuda).then(|| accelerator::gpus(&host.os_env())).and_then(Result::ok);
     let findings = engine.adapter.check(&CheckRequest {
         policy: &file.policy.value,
         variant: engine.wish.variant,

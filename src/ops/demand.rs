@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use crate::base::digest::Digest;
 use crate::base::name::Name;
 use crate::base::platform::{Platform, Variant};
-use crate::build::accelerator::{self, Accelerators};
+use crate::build::accelerator::{self, Accelerators, Definitions, Unfit};
 use crate::build::fingerprint::{self, Ingredients};
 use crate::build::settings::Env;
 use crate::build::toolchain::{self, Finder, ToolError, Toolchain};
@@ -199,13 +199,18 @@ impl<'a> Surroundings<'_, 'a> {
         let spec = &self.project.manifest.value.engines[name];
         let adapter = adapter(self.project, name, spec)?;
         let broken = |error: ToolError| Failure::Toolchain { engine: name.clone(), error };
+        let recipe_of = |variant| {
+            let recipe = adapter.recipe(&RecipeRequest { spec, pin: &entry.pin, platform: Platform::HOST, variant });
+            recipe.map_err(|error| Failure::Recipe { engine: name.clone(), error })
+        };
         let variant = match asked {
             Some(variant) => self.allowed(name, spec, variant)?,
-            None => self.best(adapter, spec).map_err(broken)?,
+            None => self.best(name, spec, adapter.variants(Platform::HOST), &recipe_of)?,
         };
-        let recipe = adapter
-            .recipe(&RecipeRequest { spec, pin: &entry.pin, platform: Platform::HOST, variant })
-            .map_err(|error| Failure::Recipe { engine: name.clone(), error })?;
+        let recipe = recipe_of(variant)?;
+        if asked == Some(Variant::Cuda) {
+            self.require_fit(name, &recipe)?;
+        }
         let toolchain = self.finder.toolchain(variant == Variant::Cuda, variant == Variant::Rocm).map_err(broken)?;
         let tools = self.tools()?;
         let locked =
@@ -249,17 +254,52 @@ impl<'a> Surroundings<'_, 'a> {
     }
 
     /// The best variant that manifest, adapter and machine have in common. The machine is asked only when there is a choice.
-    fn best(&mut self, adapter: &'static dyn Engine, spec: &EngineSpec) -> Result<Variant, ToolError> {
-        let possible = adapter.variants(Platform::HOST);
+    fn best(
+        &mut self,
+        name: &Name,
+        spec: &EngineSpec,
+        possible: &[Variant],
+        recipe_of: &impl Fn(Variant) -> Result<BuildRecipe, Failure>,
+    ) -> Result<Variant, Failure> {
         let listed: Vec<Variant> = spec.variant.keys().copied().filter(|variant| possible.contains(variant)).collect();
         if !listed.iter().any(|variant| *variant != Variant::Cpu) {
             return Ok(Variant::Cpu);
         }
-        if self.accelerators.is_none() {
-            self.accelerators = Some(accelerator::detect(&self.finder)?);
+        let builds = listed.into_iter().map(|variant| Ok((variant, recipe_of(variant)?.define)));
+        let builds: BTreeMap<Variant, Definitions> = builds.collect::<Result<_, Failure>>()?;
+        let task = &self.host.task;
+        let here = self.accelerators(name)?;
+        if let Some(unfit) = builds.get(&Variant::Cuda).and_then(|define| here.fit(Variant::Cuda, define).err())
+            && unfit != Unfit::Absent
+            && !here.gpus.is_empty()
+        {
+            let hint = unfit.hint().unwrap_or_default();
+            task.warn(format!("engine `{name}`: its variant `cuda` is not taken: {unfit}; {hint}"));
         }
-        let usable = |variant: &Variant| self.accelerators.as_ref().is_some_and(|found| found.can_use(*variant));
-        Ok(listed.into_iter().rev().find(usable).unwrap_or(Variant::Cpu))
+        Ok(here.best(&builds))
+    }
+
+    /// What this machine has, asked once.
+    fn accelerators(&mut self, name: &Name) -> Result<&Accelerators, Failure> {
+        let found = match self.accelerators.take() {
+            Some(found) => found,
+            None => {
+                accelerator::detect(&self.finder).map_err(|error| Failure::Toolchain { engine: name.clone(), error })?
+            }
+        };
+        Ok(self.accelerators.insert(found))
+    }
+
+    /// A build for CUDA that somebody insists on may be made where no GPU is, for another machine; one that nvcc would refuse,
+    /// or that does not run on the GPU here, is not begun.
+    fn require_fit(&mut self, name: &Name, recipe: &BuildRecipe) -> Result<(), Failure> {
+        match self.accelerators(name)?.fit(Variant::Cuda, &recipe.define) {
+            Ok(()) | Err(Unfit::Absent) => Ok(()),
+            Err(unfit) => {
+                let what = format!("engine `{name}` cannot be used as variant `cuda`: {unfit}");
+                Err(Failure::Usage { what, hint: unfit.hint() })
+            }
+        }
     }
 
     /// This platform's package of every locked tool.

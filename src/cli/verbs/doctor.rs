@@ -41,7 +41,10 @@ fn text(report: &Report) -> String {
     for gpu in &accelerators.gpus {
         text += &format!("  gpu       {}, {}, driver {}\n", gpu.name, size(gpu.vram_bytes), gpu.driver);
     }
-    if accelerators.gpus.is_empty() {
+    for name in &accelerators.amd {
+        text += &format!("  gpu       AMD {name}\n");
+    }
+    if accelerators.gpus.is_empty() && accelerators.amd.is_empty() {
         text += &format!(
             "  gpu       none{}\n",
             accelerators.trouble.as_ref().map_or(String::new(), |why| format!(": {why}"))

@@ -101,6 +101,8 @@ fn answer(
     let state = project.root.join(".aitools");
     fs::create_dir_all(&state)?;
     fs::write_if_changed(&state.join(".gitignore"), b"*\n")?;
+    // Many a machine syncs once and then only runs.
+    host.store.sweep()?;
     let staging = host.store.stage()?;
     let env = host.os_env();
     let env = passed_on(env.iter().map(|(name, value)| (name.as_os_str(), value.as_os_str())));

@@ -4,6 +4,7 @@
 use super::{chat, launch, model, wire};
 use crate::base::name::{Name, RelPath};
 use crate::base::platform::Variant;
+use crate::build::accelerator::Gpu;
 use crate::engine::{CheckRequest, EngineError, Finding};
 use crate::format::gguf::{Header, Tensor};
 use crate::format::policy::Policy;
@@ -15,17 +16,20 @@ const DENSE: &[&str] =
     &["llama", "bamboo", "baichuan", "falcon", "starcoder", "persimmon", "refact", "bloom", "mpt", "stablelm", "opt"];
 /// Types of weights in the ggml of that time: F32, F16, Q4_0 to Q8_1, Q2_K to Q8_K. It does not check others.
 const TYPES: &[u32] = &[0, 1, 2, 3, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15];
-/// F16 and Q4_0: any other is computed as if it were F16.
-const DOWN_TYPES: &[u32] = &[1, 2];
+/// F16 and Q4_0: any other `ffn_down_t` is computed as if it were F16. A GPU knows no other of any neuron's tensors, and says
+/// so by ending the process.
+const NEURON_TYPES: &[u32] = &[1, 2];
 /// Below this PowerInfer computes a layer in a way of its own, which writes a row too many.
 const FEWEST_NEURONS: u64 = 1000;
-/// What a process takes on a GPU beside its budget: measured on an H100 with 0.6 to 2.2 GB of weights, 0.55 to 0.68 GiB.
-const GPU_OVERHEAD_GIB: f64 = 0.7;
+/// What a process takes on each GPU beside what it puts there: measured on an H100 with 0.6 to 2.2 GB of weights, beside a
+/// budget, 0.62 to 0.79 GiB. [`model::attention_bytes`] come on top (there 16 MiB).
+const GPU_OVERHEAD_GIB: f64 = 0.8;
 /// The commit that all this was read against: its main branch since then.
 const MAIN: &str = "d3ebd7c5666348cf43c22f0d62dfbc9a763cffb8";
 const NO_EXPERTS: &str = "the model is a mixture of experts, which PowerInfer's main branch does not load";
 const EXPERTS_HINT: &str = "commit 09d79ec0ac0c1d494cdf535504c6712294c359c1 of its branch `feat-moe` is the one that could: \
     name it as the source of an engine, and convert the weights yourself, because no GGUF is published";
+const QUANTIZE_HINT: &str = "quantise the F16 file anew: its `quantize` to `Q4_0` alone";
 /// Requests that its server reads at a time.
 const CONNECTIONS: u32 = 8;
 /// Tokens that end a turn in chat models. PowerInfer stops at the end-of-text token alone.
@@ -143,20 +147,26 @@ fn of_tensors(size: u64, header: &Header) -> Vec<Finding> {
     if let Err(cut) = header.check_extents(size) {
         found.push(error("", cut.to_string(), Some("`aitools verify --repair` fetches them again")));
     }
-    let named = |tensor: &Tensor| {
-        let kind = tensor.tensor_type().map_or_else(|| format!("type {}", tensor.kind), |kind| kind.name.to_owned());
-        format!("`{}` ({kind})", tensor.name)
-    };
     if let Some(tensor) = header.tensors.iter().find(|tensor| !TYPES.contains(&tensor.kind)) {
         let message = format!("{} has a type that PowerInfer does not know", named(tensor));
         found.push(error("", message, Some("use weights in F16 or Q4_0")));
     }
-    let bad = |tensor: &&Tensor| tensor.name.ends_with(".ffn_down_t.weight") && !DOWN_TYPES.contains(&tensor.kind);
-    if let Some(tensor) = header.tensors.iter().find(bad) {
+    if let Some(tensor) = of_no_neuron_type(header, &["ffn_down_t"]) {
         let message = format!("{} must be F16 or Q4_0: PowerInfer makes nonsense of any other type", named(tensor));
-        found.push(error("", message, Some("quantise the F16 file anew: its `quantize` to `Q4_0` alone")));
+        found.push(error("", message, Some(QUANTIZE_HINT)));
     }
     found
+}
+
+fn named(tensor: &Tensor) -> String {
+    let kind = tensor.tensor_type().map_or_else(|| format!("type {}", tensor.kind), |kind| kind.name.to_owned());
+    format!("`{}` ({kind})", tensor.name)
+}
+
+/// The first tensor of these parts that has another type than [`NEURON_TYPES`].
+fn of_no_neuron_type<'a>(header: &'a Header, parts: &[&str]) -> Option<&'a Tensor> {
+    let is_part = |tensor: &Tensor| parts.iter().any(|part| tensor.name.ends_with(&format!(".{part}.weight")));
+    header.tensors.iter().find(|tensor| !NEURON_TYPES.contains(&tensor.kind) && is_part(tensor))
 }
 
 /// The shapes of each layer's neurons and predictor.
@@ -220,26 +230,40 @@ fn of_accelerator(ask: &CheckRequest<'_>, header: &Header) -> Vec<Finding> {
     found
 }
 
-/// What the graphics processors here say to it; nothing when nobody asked them.
+/// What the graphics processors here say to it; nothing when nobody asked them. A sparse model lies on one of them, a dense
+/// one is shared out among all.
 fn of_gpus(ask: &CheckRequest<'_>, header: &Header) -> Option<Finding> {
     let gpus = ask.gpus?;
-    let Some(largest) = gpus.iter().map(|gpu| gpu.vram_bytes).max() else {
+    let sparse = model::is_sparse(header);
+    if gpus.is_empty() {
         let message = "no GPU is here, and a build for one does not load a sparse model without it";
         let hint = "use the build for the processor: `--variant cpu`, and no `runtime.variant`";
-        return model::is_sparse(header).then(|| error("runtime.variant", message, Some(hint)));
-    };
-    let (key, asked) = if model::is_sparse(header) {
-        ("runtime.vram_budget_gb", ask.policy.runtime.vram_budget_gb?)
-    } else {
-        ("runtime.gpu_layers", gib(dense_bytes_on_gpu(ask, header)))
-    };
-    let needed = asked + GPU_OVERHEAD_GIB;
-    if !needed.is_finite() || needed <= gib(largest) {
-        return None;
+        return sparse.then(|| error("runtime.variant", message, Some(hint)));
     }
-    let message =
-        format!("about {needed:.1} GiB of GPU memory are needed, and the largest GPU has {:.1} GiB", gib(largest));
-    Some(error(key, message, Some("lower it")))
+    let (key, asked, used, who) = if sparse {
+        ("runtime.vram_budget_gb", ask.policy.runtime.vram_budget_gb?, 1, "the largest GPU has")
+    } else {
+        let bytes = Some(dense_bytes_on_gpu(ask, header)).filter(|bytes| *bytes > 0)?;
+        ("runtime.gpu_layers", gib(bytes), gpus.len(), "the GPUs have")
+    };
+    let room = |bytes: fn(&Gpu) -> u64| {
+        let each = gpus.iter().map(bytes);
+        gib(if sparse { each.max().unwrap_or(0) } else { each.fold(0, u64::saturating_add) })
+    };
+    let needed = asked + overhead_gib(ask.policy, header, used);
+    let (all, free) = (room(|gpu| gpu.vram_bytes), room(|gpu| gpu.free_bytes));
+    let message = format!("about {needed:.1} GiB of GPU memory are needed, and {who} {all:.1} GiB");
+    if needed.is_finite() && needed > all {
+        let hint = "lower it, `runtime.context_size`, `runtime.parallel` or `runtime.batch_size`";
+        return Some(error(key, message, Some(hint)));
+    }
+    let hint = "lower it, or end what else uses the GPU";
+    (needed > free).then(|| warning(key, format!("{message}, of which {free:.1} GiB are free now"), Some(hint)))
+}
+
+/// What a process takes on `gpus` GPUs beside what a policy puts there.
+fn overhead_gib(policy: &Policy, header: &Header, gpus: usize) -> f64 {
+    GPU_OVERHEAD_GIB * gpus as f64 + gib(model::attention_bytes(policy, header))
 }
 
 /// A dense model's weights on the GPU, by the share of its layers, and its cache.
@@ -258,22 +282,27 @@ fn of_budget(ask: &CheckRequest<'_>, header: &Header, budget: Option<f64>) -> Op
     const KEY: &str = "runtime.vram_budget_gb";
     let Some(budget) = budget else {
         let message = "without a budget no neuron of the model goes to the GPU";
-        let hint = format!("say how much it may take; the process takes {GPU_OVERHEAD_GIB} GiB more");
+        let more = overhead_gib(ask.policy, header, 1);
+        let hint = format!("say how much it may take; the process takes {more:.1} GiB more");
         return Some(warning(KEY, message, Some(&hint)));
     };
     if !(0.0..=100_000.0).contains(&budget) {
         return Some(error(KEY, format!("{budget} is not a size in GiB"), None));
     }
     if model::neuron_budget(ask.policy, header, budget) > 0 {
-        let has = ask.beside.iter().any(|file| file.as_str().starts_with(&format!("{}/", launch::STATISTICS)));
+        if ask.beside.iter().any(|file| file.as_str().starts_with(&format!("{}/", launch::STATISTICS))) {
+            let tensor = of_no_neuron_type(header, &["ffn_gate", "ffn_up"])?;
+            let message = format!("{} must be F16 or Q4_0: a GPU computes no neurons of any other type", named(tensor));
+            return Some(error(KEY, message, Some(&format!("{QUANTIZE_HINT}; or leave the budget out"))));
+        }
         let message = format!(
             "the model comes without `{}/`: which neurons fire often is not known, so none goes to the GPU, and answers take longer",
             launch::STATISTICS
         );
         let hint = format!("add `\"{}/**\"` to the model's `files`, when its repository has them", launch::STATISTICS);
-        return (!has).then(|| warning(KEY, message, Some(&hint)));
+        return Some(warning(KEY, message, Some(&hint)));
     }
-    let message = format!("{budget} GiB hold not even what must be there first: no neuron goes to the GPU");
+    let message = format!("{budget} GiB hold no neurons beside what must be there first: none goes to the GPU");
     Some(warning(KEY, message, Some("raise it, or lower `runtime.context_size` or `runtime.parallel`")))
 }
 
@@ -393,7 +422,6 @@ fn of_memory(ask: &CheckRequest<'_>, header: &Header) -> Option<Finding> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::build::accelerator::Gpu;
     use crate::engine::powerinfer::tests::{DENSE, SPARSE, header, policy};
     use crate::engine::powerinfer::tiny::Tiny;
     use crate::format::gguf::Value;
@@ -548,29 +576,75 @@ mod tests {
         assert!(all[0].0 && all[0].2.contains("ffn_down_t"), "a dense model that says it is sparse: {all:?}");
     }
 
+    /// What is said of a model without statistics on GPUs with so many GiB, all and free.
+    fn on_gpus(model: &Tiny, runtime: &str, gpus: &[(f64, f64)]) -> Vec<(bool, &'static str, String)> {
+        let bytes = |gib: f64| (gib * f64::from(1 << 30)) as u64;
+        let gpu = |(all, free): &(f64, f64)| Gpu {
+            name: String::new(),
+            vram_bytes: bytes(*all),
+            free_bytes: bytes(*free),
+            compute_capability: (9, 0),
+            driver: String::new(),
+        };
+        let policy = policy(&format!("runtime: {{{runtime}}}\ngeneration: {{{QUIET}}}"));
+        let (gpus, sizes, headers) = (gpus.iter().map(gpu).collect::<Vec<_>>(), [model.size_bytes()], [header(model)]);
+        let ask = CheckRequest { gpus: Some(&gpus), ..ask(&policy, Variant::Cuda, &headers, &sizes) };
+        all(&ask).into_iter().map(|found| (found.error, found.key, found.message)).collect()
+    }
+
+    /// The processor computes the predicted rows of any type, a GPU ends the process.
+    #[test]
+    fn neurons_on_a_gpu_have_one_of_two_types() {
+        for part in ["ffn_gate", "ffn_up"] {
+            let of = |runtime: &str, variant, kind: u32| {
+                let text = format!("runtime: {{{runtime}}}\ngeneration: {{{QUIET}}}");
+                found(&SPARSE, &text, variant, |header| {
+                    let name = format!("blk.1.{part}.weight");
+                    header.tensors.iter_mut().find(|tensor| tensor.name == name).unwrap().kind = kind;
+                })
+            };
+            let (budget, key) = ("vram_budget_gb: 1", "runtime.vram_budget_gb");
+            let refused = of(budget, Variant::Cuda, 8);
+            assert_eq!(keys(&refused), [(true, key)], "{refused:?}");
+            assert!(refused[0].2.contains(&format!("`blk.1.{part}.weight` (Q8_0) must be F16 or Q4_0")), "{refused:?}");
+            assert_eq!(of(budget, Variant::Cuda, 2), []);
+            assert_eq!(keys(&of("", Variant::Cuda, 8)), [(false, key)], "no neuron goes there");
+            assert_eq!(of("", Variant::Cpu, 8), []);
+        }
+    }
+
     #[test]
     fn what_lies_beside_a_model_and_what_the_gpus_have() {
-        let of = |model: &Tiny, runtime: &str, gib: Option<f64>| {
-            let (policy, header) = (policy(&format!("runtime: {{{runtime}}}\ngeneration: {{{QUIET}}}")), header(model));
-            let gpu = |gib: f64| Gpu {
-                name: String::new(),
-                vram_bytes: (gib * f64::from(1 << 30)) as u64,
-                free_bytes: 0,
-                compute_capability: (9, 0),
-                driver: String::new(),
-            };
-            let (gpus, sizes) = (gib.map(gpu).into_iter().collect::<Vec<_>>(), [model.size_bytes()]);
-            let headers = [header];
-            let ask = CheckRequest { gpus: Some(&gpus), ..ask(&policy, Variant::Cuda, &headers, &sizes) };
-            keys(&all(&ask).into_iter().map(|found| (found.error, found.key, found.message)).collect())
+        let of = |model: &Tiny, runtime: &str, gpus: &[f64]| {
+            let gpus: Vec<(f64, f64)> = gpus.iter().map(|gib| (*gib, *gib)).collect();
+            keys(&on_gpus(model, runtime, &gpus))
         };
         let key = "runtime.vram_budget_gb";
-        assert_eq!(of(&SPARSE, "vram_budget_gb: 1", Some(2.0)), [(false, key)], "no statistics");
-        assert_eq!(of(&SPARSE, "vram_budget_gb: 1.5", Some(2.0)), [(false, key), (true, key)]);
-        assert_eq!(of(&SPARSE, "vram_budget_gb: 1", None), [(false, key), (true, "runtime.variant")]);
-        assert_eq!(of(&DENSE, "gpu_layers: 9", None), []);
-        assert_eq!(of(&DENSE, "gpu_layers: 9", Some(0.701)), [(true, "runtime.gpu_layers")]);
-        assert_eq!(of(&DENSE, "gpu_layers: 0", Some(0.701)), []);
+        assert_eq!(of(&SPARSE, "vram_budget_gb: 1", &[2.0]), [(false, key)], "no statistics");
+        assert_eq!(of(&SPARSE, "vram_budget_gb: 1.5", &[2.0]), [(false, key), (true, key)]);
+        assert_eq!(of(&SPARSE, "vram_budget_gb: 1.5", &[2.0, 2.0]), [(false, key), (true, key)], "it lies on one");
+        assert_eq!(of(&SPARSE, "vram_budget_gb: 1", &[]), [(false, key), (true, "runtime.variant")]);
+        assert_eq!(of(&DENSE, "gpu_layers: 9", &[]), []);
+        assert_eq!(of(&DENSE, "gpu_layers: 9", &[0.801]), [(true, "runtime.gpu_layers")]);
+        assert_eq!(of(&DENSE, "gpu_layers: 9", &[0.801, 0.81]), [], "it is shared out");
+        assert_eq!(of(&DENSE, "gpu_layers: 0", &[0.7]), []);
+    }
+
+    /// Q4_0 with a budget of 0.4 GiB took 0.79 GiB more on an H100.
+    #[test]
+    fn gpu_memory_in_use_and_long_contexts_count() {
+        let key = "runtime.vram_budget_gb";
+        let of = |runtime: &str, gpus: &[(f64, f64)]| on_gpus(&SPARSE, runtime, gpus).split_off(1);
+        let (short, long) =
+            ("vram_budget_gb: 1, context_size: 504", "vram_budget_gb: 1, context_size: 504, parallel: 8");
+        assert_eq!(keys(&of("vram_budget_gb: 0.4", &[(1.19, 1.19)])), [(true, key)]);
+        assert_eq!(of(short, &[(1.81, 1.81)]), []);
+        // 4,096 tokens, 512 at once, 2 heads, 4 bytes: 16 MiB.
+        let told = of(long, &[(1.81, 1.81)]);
+        assert!(told.iter().any(|(error, named, _)| *error && *named == key), "{told:?}");
+        let told = of(short, &[(80.0, 1.0), (80.0, 1.5)]);
+        assert_eq!(keys(&told), [(false, key)]);
+        assert!(told[0].2.contains("1.8 GiB of GPU memory are needed") && told[0].2.contains("1.5 GiB are free"));
     }
 
     #[test]

@@ -51,6 +51,12 @@ pub fn choose(activation: &[Vec<f64>], neuron_bytes: &[u64], budget_bytes: u64) 
     split
 }
 
+/// What the smallest block of a layer takes, in bytes: with less, no neuron goes to the GPU.
+pub fn smallest_block(neurons: usize, neuron_bytes: u64) -> u64 {
+    let last = neurons % BLOCK;
+    neuron_bytes.saturating_mul(if last == 0 { BLOCK } else { last } as u64)
+}
+
 /// Neurons from the busiest down.
 fn by_activity(layer: &[f64]) -> Vec<usize> {
     let mut order: Vec<usize> = (0..layer.len()).collect();
@@ -167,6 +173,11 @@ mod tests {
             (u64::MAX, [512, 512]),
         ] {
             assert_eq!(counts(budget), expected, "{budget}");
+        }
+        for neurons in [44, 256, 300, 512] {
+            let smallest = smallest_block(neurons, 10);
+            let taken = |budget| choose(&[vec![1.0; neurons]], &[10], budget).size_bytes;
+            assert_eq!((taken(smallest - 1), taken(smallest)), (0, smallest), "{neurons}");
         }
     }
 

@@ -14,6 +14,8 @@ use super::{SERVER, activation, chat, gpu_index, model, wire};
 
 /// The model's name in the scratch folder. PowerInfer looks for `<this>.generated.gpuidx` beside it.
 const MODEL: &str = "model.gguf";
+/// What its server writes in its working folder (`LOG_DEFAULT_FILE_NAME` in its `common/log.h`), and to stderr as well.
+const LOG: &str = "llama.log";
 /// The folder beside a sparse model with a file for each layer: how often each neuron fired.
 pub(super) const STATISTICS: &str = "activation";
 
@@ -33,7 +35,6 @@ pub(super) fn launch(ask: &LaunchRequest<'_>) -> Result<Launch, EngineError> {
     wire::sampling(ask.policy)?;
     let runtime = &ask.policy.runtime;
     let threads = model::threads(ask.policy, ask.header, ask.variant, ask.cores);
-    let batch = runtime.batch_size.unwrap_or(model::BATCH).min(model::BATCH);
     let weights = if needs_index(ask) { ask.scratch.join(MODEL) } else { ask.weights.to_owned() };
     let mut args: Vec<OsString> = vec!["-m".into(), weights.into(), "--host".into(), "127.0.0.1".into()];
     let mut add = |name: &str, value: String| args.extend([name.into(), value.into()]);
@@ -42,7 +43,7 @@ pub(super) fn launch(ask: &LaunchRequest<'_>) -> Result<Launch, EngineError> {
     add("-t", threads.to_string());
     add("-tb", threads.to_string());
     add("-c", model::total_context(ask.policy, ask.header).to_string());
-    add("-b", batch.to_string());
+    add("-b", model::batch(ask.policy).to_string());
     add("-np", runtime.parallel.unwrap_or(1).to_string());
     if model::is_sparse(ask.header) {
         // Without a budget everything but the neurons goes to the GPU, as far as it fits.
@@ -60,7 +61,7 @@ pub(super) fn launch(ask: &LaunchRequest<'_>) -> Result<Launch, EngineError> {
         program: ask.artifact.join("bin").join(executable(SERVER)),
         args,
         env: BTreeMap::new(),
-        // It writes `llama.log` there.
+        // It writes its log there.
         cwd: ask.scratch.to_owned(),
         files: BTreeMap::new(),
     })
@@ -94,11 +95,12 @@ pub(super) fn offloaded(line: &str) -> Option<Result<(), EngineError>> {
     Some(if mib > 0.0 { Ok(()) } else { Err(EngineError::Policy { key: "runtime.vram_budget_gb", why: why() }) })
 }
 
-/// Makes the link and the index. A model without statistics gets none: its neurons then stay in main memory.
+/// Makes the links and the index. A model without statistics gets none: its neurons then stay in main memory.
 ///
 /// # Errors
 /// When statistics are there and cannot be used, or the disk fails.
 pub(super) fn prepare(ask: &LaunchRequest<'_>) -> Result<(), EngineError> {
+    discard_log(&ask.scratch.join(LOG));
     if !needs_index(ask) {
         return Ok(());
     }
@@ -115,6 +117,14 @@ pub(super) fn prepare(ask: &LaunchRequest<'_>) -> Result<(), EngineError> {
     let index = gpu_index::to_bytes(&gpu_index::choose(&statistics, &sizes, budget), &neurons);
     let path = ask.scratch.join(format!("{MODEL}.generated.gpuidx"));
     fs::write_atomic(&path, &index).map_err(|error| unusable(error.to_string()))
+}
+
+/// Its log has no bound, and nobody reads it: what it says comes by stderr, too. That no link can be made is no reason not
+/// to start.
+fn discard_log(log: &Path) {
+    if cfg!(unix) && fs::remove_file(log).is_ok() {
+        let _ = fs::symlink(Path::new("/dev/null"), log);
+    }
 }
 
 /// A symbolic link where the system lets us make one; else what costs least.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::gpu_index;
 use crate::base::platform::Variant;
 use crate::format::gguf::{Header, Magic, Tensor, Value};
 use crate::format::policy::Policy;
@@ -40,6 +41,11 @@ pub(super) fn total_context(policy: &Policy, header: &Header) -> u64 {
     u64::from(context_size(policy, header).saturating_add(SPARE)) * u64::from(policy.runtime.parallel.unwrap_or(1))
 }
 
+/// Tokens that its server takes at once.
+pub(super) fn batch(policy: &Policy) -> u32 {
+    policy.runtime.batch_size.unwrap_or(BATCH).min(BATCH)
+}
+
 /// Processor threads: never more than cores (they wait by spinning, and more of them than cores take a hundred times as
 /// long), and at least two where a thread of its own feeds the GPU.
 pub(super) fn threads(policy: &Policy, header: &Header, variant: Variant, cores: u32) -> u32 {
@@ -57,6 +63,14 @@ pub(super) fn cache_bytes(policy: &Policy, header: &Header) -> u64 {
     };
     // Keys and values, two bytes each.
     wide().unwrap_or(0).saturating_mul(total_context(policy, header)).saturating_mul(4)
+}
+
+/// Bytes of the largest part of its buffer for computing, the attention of each head for each token of a batch to each of
+/// the context; 0 when the header does not say. It lies beside the cache, and beside a budget (`llama_new_context_with_model`).
+pub(super) fn attention_bytes(policy: &Policy, header: &Header) -> u64 {
+    let (context, heads) = (total_context(policy, header), header.architecture_uint("attention.head_count"));
+    let batch = u64::from(batch(policy)).min(context);
+    [context, batch, 4].into_iter().fold(heads.unwrap_or(0), u64::saturating_mul)
 }
 
 /// The parts of a feed-forward block that the neurons are rows of.
@@ -85,7 +99,8 @@ pub(super) fn layers(header: &Header) -> Option<Vec<Layer>> {
 
 /// What is left of a GPU memory budget for neurons. Everything else goes to the GPU first: attention, predictors, norms and
 /// output, then the cache (`buffered_tensor_allocator` and `llama_reserve_model_kv_cache`); neurons go there only if all
-/// of that fits. A little is kept back, because an index that is one byte too large is not used at all.
+/// of that fits. A little is kept back, because an index that is one byte too large is not used at all. 0 when that is too
+/// little for any block of neurons.
 pub(super) fn neuron_budget(policy: &Policy, header: &Header, budget_gib: f64) -> u64 {
     let stays = |name: &str| {
         ["token_embd", "position_embd", "rope_freqs"].iter().any(|start| name.starts_with(start))
@@ -94,7 +109,10 @@ pub(super) fn neuron_budget(policy: &Policy, header: &Header, budget_gib: f64) -
     let others = header.tensors.iter().filter(|tensor| !stays(&tensor.name)).map(|tensor| tensor.size_bytes);
     let first = others.fold(cache_bytes(policy, header), u64::saturating_add);
     let left = ((budget_gib * f64::from(1 << 30)) as u64).saturating_sub(first);
-    left - left / 64
+    let left = left - left / 64;
+    let blocks = layers(header).into_iter().flatten();
+    let smallest = blocks.map(|layer| gpu_index::smallest_block(layer.neurons, layer.neuron_bytes)).min();
+    if smallest.is_some_and(|smallest| left >= smallest) { left } else { 0 }
 }
 
 /// The token that begins a text; llama.cpp's own default when the model does not say.

@@ -110,7 +110,12 @@ fn definitions(ask: &RecipeRequest<'_>) -> BTreeMap<String, String> {
         // Without a list PowerInfer names some that today's CUDA no longer compiles. Ampere (A100; RTX 30), Ada, Hopper;
         // newer ones compile Hopper's PTX at their first start.
         Variant::Cuda => define.push(("CMAKE_CUDA_ARCHITECTURES", "80-real;86-real;89-real;90")),
-        Variant::Rocm => define.push(("CMAKE_HIP_ARCHITECTURES", "gfx90a;gfx942;gfx1030;gfx1100;gfx1101;gfx1102")),
+        // Its HIP code is C++ to CMake, whose list for the language HIP has no say then: ROCm's own packages have one, under a
+        // new name and an old one.
+        Variant::Rocm => {
+            const TARGETS: &str = "gfx90a;gfx942;gfx1030;gfx1100;gfx1101;gfx1102";
+            define.extend([("GPU_TARGETS", TARGETS), ("AMDGPU_TARGETS", TARGETS)]);
+        }
         Variant::Cpu | Variant::Metal => {}
     }
     define.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
@@ -179,7 +184,9 @@ mod tests {
         assert_eq!((&*cuda.define["LLAMA_CUBLAS"], &*cuda.define["CMAKE_CUDA_ARCHITECTURES"]), ("ON", "90"));
         assert!(cuda.require.iter().any(|name| name == "LLAMA_CUBLAS") && cuda.require.len() == 2);
         assert_eq!(cuda.evidence, ["cublasCreate"]);
-        assert_eq!(of("", "linux", Variant::Rocm).unwrap().define["LLAMA_HIPBLAS"], "ON");
+        let rocm = of("", "linux", Variant::Rocm).unwrap().define;
+        assert_eq!(rocm["LLAMA_HIPBLAS"], "ON");
+        assert!(rocm["GPU_TARGETS"].contains("gfx1100") && rocm["AMDGPU_TARGETS"] == rocm["GPU_TARGETS"]);
         for (os, variant) in [("macos", Variant::Metal), ("macos", Variant::Cuda), ("windows", Variant::Rocm)] {
             assert!(matches!(of("", os, variant), Err(EngineError::NoVariant { .. })), "{os} {variant}");
         }

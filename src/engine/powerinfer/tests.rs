@@ -253,6 +253,7 @@ fn the_index_lies_beside_the_link_and_the_engine_finds_nothing_else() {
         fs::remove_dir_all(&scratch).unwrap();
         launch_of(&SPARSE, text, variant, root.path()).1
     };
+    let made = || fs::read_dir(&scratch).unwrap().iter().filter(|path| !path.ends_with("llama.log")).count();
     prepare(BOTH, Variant::Cuda).unwrap();
     assert!(!fs::exists(&index), "no statistics, no index");
     for (name, bytes) in tiny::activation_files(&tiny::TINY) {
@@ -261,16 +262,53 @@ fn the_index_lies_beside_the_link_and_the_engine_finds_nothing_else() {
     prepare(BOTH, Variant::Cuda).unwrap();
     assert_eq!(fs::read_bounded(&scratch.join("model.gguf"), 10).unwrap(), b"weights");
     let all = fs::read_bounded(&index, 1 << 20).unwrap();
-    assert_eq!(fs::read_dir(&scratch).unwrap().len(), 2, "a link and an index");
+    assert_eq!(made(), 2, "a link and an index");
     // 0.001 GiB hold the rest of the model and a part of the neurons.
     prepare("runtime: {vram_budget_gb: 0.001, context_size: 256}", Variant::Cuda).unwrap();
     let some = fs::read_bounded(&index, 1 << 20).unwrap();
     assert!(some.starts_with(b"PWRI") && some.len() < all.len(), "{} and {}", some.len(), all.len());
     prepare(BOTH, Variant::Cpu).unwrap();
-    assert!(fs::read_dir(&scratch).unwrap().is_empty(), "a build for the processor looks for none");
+    assert_eq!(made(), 0, "a build for the processor looks for none");
     fs::write_atomic(&folder.join("activation/activation_1.pt"), b"\x80\x02cos\nsystem\n").unwrap();
     let error = prepare(BOTH, Variant::Cuda).unwrap_err().to_string();
     assert!(error.contains("activation_1.pt") && error.contains("vram_budget_gb"), "{error}");
+}
+
+/// The server opens `llama.log` in its working folder, and writes there whatever it says.
+#[test]
+#[cfg(unix)]
+fn the_log_that_the_server_keeps_itself_takes_no_space() {
+    let root = tempfile::tempdir().unwrap();
+    for (model, variant) in [(&SPARSE, Variant::Cpu), (&DENSE, Variant::Cpu), (&DENSE, Variant::Cuda)] {
+        // Twice: the port may be somebody else's at the first try.
+        for _ in 0..2 {
+            let (launch, prepared) = launch_of(model, "", variant, root.path());
+            prepared.unwrap();
+            let log = launch.cwd.join("llama.log");
+            fs::append(&log, b"slot 0 is processing\n").unwrap();
+            assert_eq!(fs::read_link(&log).unwrap(), Path::new("/dev/null"));
+        }
+    }
+}
+
+/// With less than a block of neurons PowerInfer would be asked for an index of nothing, which is refused after the start.
+#[test]
+fn a_budget_below_a_block_of_neurons_is_none() {
+    // 256 neurons in 3 tensors of 64 numbers of two bytes each.
+    const BLOCK_BYTES: u64 = 256 * 3 * 64 * 2;
+    let root = tempfile::tempdir().unwrap();
+    let header = header(&SPARSE);
+    let (mut without, mut with) = (0, 0);
+    for step in 1..100 {
+        let budget = f64::from(step * 8192) / f64::from(1 << 30);
+        let text = format!("runtime: {{vram_budget_gb: {budget}, context_size: 256}}");
+        let left = model::neuron_budget(&policy(&text), &header, budget);
+        let disabled = options(&launch_of(&SPARSE, &text, Variant::Cuda, root.path()).0);
+        assert_eq!(disabled.contains_key("--disable-gpu-index"), left == 0, "{text}");
+        assert!(left == 0 || left >= BLOCK_BYTES, "{text}: {left}");
+        *(if left == 0 { &mut without } else { &mut with }) += 1;
+    }
+    assert!(without > 0 && with > 0, "{without} and {with}");
 }
 
 #[test]
