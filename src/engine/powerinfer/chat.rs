@@ -165,7 +165,7 @@ fn render(source: &str, messages: Vec<Value>, special: &Special<'_>) -> Result<S
         Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
     });
     jinja.add_filter("tojson", to_json);
-    let text = |id| special.text(id).unwrap_or_default();
+    let text = |id: Option<u32>| id.and_then(|id| special.text(id)).unwrap_or_default();
     let context = context! {
         messages => messages,
         add_generation_prompt => true,
@@ -272,8 +272,8 @@ struct Special<'a> {
     tokens: Vec<(&'a str, u32)>,
     /// What they begin with: most characters of a text are none of these.
     firsts: BTreeSet<char>,
-    bos: u32,
-    eos: u32,
+    bos: Option<u32>,
+    eos: Option<u32>,
 }
 
 impl<'a> Special<'a> {

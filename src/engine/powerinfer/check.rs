@@ -98,6 +98,7 @@ pub(super) fn of_model(size: u64, commit: Option<&str>, header: &Header) -> Vec<
         found.push(error("", format!("the model lacks `{first}`{more}"), Some(hint)));
     }
     found.extend(of_tensors(size, header));
+    found.extend(of_ends(header));
     if sparse {
         found.extend(of_neurons(header));
     }
@@ -157,6 +158,17 @@ fn of_tensors(size: u64, header: &Header) -> Vec<Finding> {
         found.push(error("", message, Some("quantise the F16 file anew: its `quantize` to `Q4_0` alone")));
     }
     found
+}
+
+/// The tokens that begin and end a text.
+fn of_ends(header: &Header) -> Vec<Finding> {
+    let size = header.vocabulary_size().unwrap_or(0);
+    let outside = |key: &&str| header.uint(key).is_some_and(|id| id >= size);
+    let message = |key: &str| {
+        let message = format!("`{key}` is none of the {size} tokens of the vocabulary: PowerInfer takes its default");
+        warning("", message, Some("convert the model anew: its tokenizer does not fit it"))
+    };
+    [model::BOS_KEY, model::EOS_KEY].into_iter().filter(outside).map(message).collect()
 }
 
 /// The shapes of each layer's neurons and predictor.
@@ -360,7 +372,7 @@ fn of_template(ask: &CheckRequest<'_>, header: &Header) -> Vec<Finding> {
         Ok(_) => {}
     }
     let eos = model::eos(header);
-    let ends = TURN_ENDS.iter().filter(|end| header.special_tokens.get(**end).is_some_and(|id| *id != eos));
+    let ends = TURN_ENDS.iter().filter(|end| header.special_tokens.get(**end).is_some_and(|id| Some(*id) != eos));
     let message = |end: &&str| {
         let message = format!("the model may end its turns with `{end}`, at which PowerInfer does not stop");
         warning(
@@ -537,6 +549,10 @@ mod tests {
         for (model, change, why) in table {
             let (error, message) = one(model, change);
             assert!(error && message.contains(why), "{why}: {message}");
+        }
+        for key in [model::BOS_KEY, model::EOS_KEY] {
+            let (error, message) = one(&SPARSE, &|header| set(header, key, Value::Uint(400_000)));
+            assert!(!error && message.contains(key), "{message}");
         }
         let mut experts = header(&SPARSE);
         experts.metadata.insert("llama.expert_count".to_owned(), Value::Uint(8));

@@ -164,8 +164,8 @@ fn tokens(endpoint: &Endpoint, ask: &GenerateRequest<'_>, patience: Patience<'_>
             Part::Text(text) => tokens.extend(tokenize(endpoint, &text, patience)?),
         }
     }
-    let bos = model::bos(ask.header);
-    if model::adds_bos(ask.header) && tokens.first() != Some(&bos) {
+    let bos = model::bos(ask.header).filter(|bos| model::adds_bos(ask.header) && tokens.first() != Some(bos));
+    if let Some(bos) = bos {
         tokens.insert(0, bos);
     }
     if tokens.is_empty() {
