@@ -84,6 +84,28 @@ fn answers_are_as_long_as_asked_for() {
 }
 
 #[test]
+fn short_answers_end_for_the_right_reason() {
+    let table: [(&[&'static str], Fault, u64, &str, u64, Finish); 9] = [
+        (&[""], Fault::None, 1, "", 1, Finish::Stop),
+        (&["a", ""], Fault::None, 2, "a", 2, Finish::Stop),
+        (&["a", "b", ""], Fault::None, 3, "ab", 3, Finish::Stop),
+        (&["a", ""], Fault::None, 1, "a", 1, Finish::Length),
+        // Tokens without a text that end nothing.
+        (&["", "a", "b", "c", "d"], Fault::None, 1, "", 1, Finish::Length),
+        (&["a", "", "", "b", "c"], Fault::None, 2, "a", 2, Finish::Length),
+        (&["𝄞", "a"], Fault::Bytes, 1, "𝄞", 1, Finish::Length),
+        (&["𝄞", "a"], Fault::Bytes, 2, "𝄞", 2, Finish::Length),
+        (&["𝄞", "a", "b"], Fault::Bytes, 3, "𝄞a", 3, Finish::Length),
+    ];
+    for (pieces, fault, limit, text, tokens, finish) in table {
+        let (_server, endpoint) = serve(pieces, fault);
+        let answer = generate(&endpoint, &format!("generation: {{max_tokens: {limit}}}")).unwrap();
+        let found = (&*answer.text, answer.completion_tokens, answer.finish);
+        assert_eq!(found, (text, tokens, finish), "{pieces:?} of {limit}");
+    }
+}
+
+#[test]
 fn answers_and_prompts_fit_the_context() {
     let (server, endpoint) = serve(&["a"; 20], Fault::None);
     generate(&endpoint, "runtime: {context_size: 9}").unwrap();

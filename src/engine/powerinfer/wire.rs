@@ -11,6 +11,7 @@
 //! | withholds the beginning of a stop text for good when the answer ends there | look for stop texts ourselves |
 //! | gives wrong answers to a prompt that it remembers | never let it |
 //! | makes four tokens at least, else one more than `n_predict` | ask for one less, and count |
+//! | sends a character of several tokens at once, without their number | count it as one where we end an answer |
 //! | counts one token less than it made, and starts its clock for the answer one token late | put both right |
 
 use std::time::{Duration, Instant};
@@ -244,7 +245,7 @@ struct Stream {
     prompt_tokens: u64,
     /// Tokens that may come.
     limit: u64,
-    /// Events with a token. A character of several tokens is one event.
+    /// Events with a token. A character of several tokens is one event, and counts as one token in an answer that we end.
     events: u64,
     end: Option<End>,
 }
@@ -287,19 +288,29 @@ impl Stream {
             self.end = Some(if more { End::Theirs(event) } else { End::Ours(Finish::Cancelled) });
             return Ok(());
         }
+        if self.limit < FEWEST && self.events == self.limit {
+            return self.cut(sink);
+        }
         self.events += 1;
-        let (text, stopped) = self.stops.push(text);
-        if !self.answer.push(Piece::Text(&text), sink)? {
+        let (said, stopped) = self.stops.push(text);
+        if !self.answer.push(Piece::Text(&said), sink)? {
             self.end = Some(End::Ours(Finish::Cancelled));
         } else if stopped {
             self.answer.ended();
             self.end = Some(End::Ours(Finish::Stop));
-        } else if self.events >= self.limit && self.limit < FEWEST {
-            self.answer.ended();
-            let rest = std::mem::take(&mut self.stops.held);
-            self.answer.push(Piece::Text(&rest), sink)?;
-            self.end = Some(End::Ours(Finish::Length));
+        } else if self.limit < FEWEST && self.events == self.limit && !text.is_empty() {
+            // One without text may be the token that ends an answer: the next event tells.
+            return self.cut(sink);
         }
+        Ok(())
+    }
+
+    /// Ends an answer that the server would go on with.
+    fn cut(&mut self, sink: &mut Sink<'_>) -> Result<(), EngineError> {
+        self.answer.ended();
+        let rest = std::mem::take(&mut self.stops.held);
+        self.answer.push(Piece::Text(&rest), sink)?;
+        self.end = Some(End::Ours(Finish::Length));
         Ok(())
     }
 
@@ -325,7 +336,8 @@ impl Stream {
         Ok(Generated {
             finish,
             prompt_tokens: self.prompt_tokens,
-            completion_tokens: made.unwrap_or(self.events),
+            // It may go on to its fourth token within a character.
+            completion_tokens: made.unwrap_or(self.events).min(self.limit),
             first_tokens: 1,
             cached_tokens: Some(0),
             prompt_ms: step_ms.and_then(|step| Some((time("prompt_ms")? - step).max(0.0))),
