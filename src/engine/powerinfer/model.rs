@@ -118,7 +118,7 @@ fn token(header: &Header, key: &str, pieces: u32) -> Option<u32> {
 }
 
 /// Tokens are runs of bytes (BPE); any other vocabulary is taken for SentencePiece's.
-fn is_bytewise(header: &Header) -> bool {
+pub(super) fn is_bytewise(header: &Header) -> bool {
     header.text("tokenizer.ggml.model") == Some("gpt2")
 }
 
