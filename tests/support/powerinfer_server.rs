@@ -33,6 +33,8 @@ pub enum Fault {
     NoReason,
     /// Something else listens there.
     Foreign,
+    /// Something else listens there, too, and takes those who ask for an answer.
+    Beside,
     /// The first answers of a started engine fail.
     Mute,
     NotJson,
@@ -200,8 +202,9 @@ impl Client {
     fn end(&self, stream: &mut TcpStream, body: &Json, (made, limit): (usize, usize)) {
         let ended = made < limit && self.script.fault != Fault::NoReason;
         let limited = !ended && self.script.fault != Fault::NoReason;
+        let model = if self.script.fault == Fault::Beside { "another" } else { &self.script.alias };
         let last = json!({
-            "content": "", "stop": true, "model": self.script.alias, "slot_id": 0,
+            "content": "", "stop": true, "model": model, "slot_id": 0,
             "stopped_eos": ended, "stopped_limit": limited, "stopped_word": false, "stopping_word": "",
             // One less than were made.
             "tokens_predicted": made - 1, "truncated": self.script.fault == Fault::Truncated,

@@ -85,7 +85,8 @@ fn answers_are_as_long_as_asked_for() {
 
 #[test]
 fn short_answers_end_for_the_right_reason() {
-    let table: [(&[&'static str], Fault, u64, &str, u64, Finish); 9] = [
+    type Row<'a> = (&'a [&'static str], Fault, u64, &'a str, u64, Finish);
+    let table: [Row<'_>; 9] = [
         (&[""], Fault::None, 1, "", 1, Finish::Stop),
         (&["a", ""], Fault::None, 2, "a", 2, Finish::Stop),
         (&["a", "b", ""], Fault::None, 3, "ab", 3, Finish::Stop),
@@ -155,6 +156,9 @@ fn half_an_answer_is_none() {
     }
     let (_server, endpoint) = serve(&[], Fault::NotFound);
     assert!(matches!(generate(&endpoint, ""), Err(EngineError::Refused(why)) if why.contains("404")));
+    let (_server, endpoint) = serve(&["a", "b", "c", "d"], Fault::Beside);
+    let answer = generate(&endpoint, "");
+    assert!(matches!(answer, Err(EngineError::Foreign(port)) if port == endpoint.port), "{answer:?}");
     let nobody = Endpoint { port: 1, key: KEY.to_owned() };
     assert!(matches!(generate(&nobody, ""), Err(EngineError::Unanswered(_))));
 }
@@ -209,6 +213,7 @@ fn ready_is_a_real_word_of_our_own_server() {
     assert!(matches!(ready(Fault::None), Ok(true)));
     assert!(matches!(ready(Fault::Mute), Ok(false)));
     assert!(matches!(ready(Fault::Foreign), Err(EngineError::Foreign(_))));
+    assert!(matches!(ready(Fault::Beside), Err(EngineError::Foreign(_))));
     assert!(matches!(ready(Fault::Dies), Ok(false)));
     assert!(matches!(PowerInfer.ready(&Endpoint { port: 1, key: KEY.to_owned() }, patience), Ok(false)));
     let (_server, mut endpoint) = serve(&["a"], Fault::None);

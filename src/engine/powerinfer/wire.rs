@@ -7,6 +7,7 @@
 //! | it | so we |
 //! |---|---|
 //! | has no queue: without a free slot the stream has no event (and a slot is free a moment late) | ask again |
+//! | listens beside another server on its port, which gets every other connection then | look whose each answer was |
 //! | stops only for connections that close, and only while it streams | always stream |
 //! | withholds the beginning of a stop text for good when the answer ends there | look for stop texts ourselves |
 //! | gives wrong answers to a prompt that it remembers | never let it |
@@ -117,7 +118,7 @@ pub(super) fn ready(endpoint: &Endpoint, patience: Patience<'_>) -> Result<bool,
     }
     let body = json!({ "prompt": "a", "n_predict": 0, "temperature": 0.0, "stream": true, "stop": [] }).to_string();
     let request = Request { path: "/completion", key: None, json: Some(&body) };
-    let mut stream = Stream::new(FEWEST, Vec::new());
+    let mut stream = Stream::new(endpoint, FEWEST, Vec::new());
     let received = match http::send(endpoint.port, request, patience) {
         Ok(response) if response.status == 200 => stream.receive(response, &mut |_| true),
         Ok(response) => Err(refusal(response)),
@@ -137,7 +138,7 @@ pub(super) fn generate(
 ) -> Result<Generated, EngineError> {
     let mut body = sampling(ask.policy)?;
     let patience = Patience { cancel: ask.cancel, deadline: ask.deadline };
-    let mut stream = Stream::new(0, chat::stops(ask.policy, ask.header));
+    let mut stream = Stream::new(endpoint, 0, chat::stops(ask.policy, ask.header));
     let received = tokens(endpoint, ask, patience).and_then(|tokens| {
         let context = u64::from(model::context_size(ask.policy, ask.header));
         stream.prompt_tokens = tokens.len() as u64;
@@ -199,7 +200,7 @@ fn ask_until_free(
     endpoint: &Endpoint,
     body: &str,
     patience: Patience<'_>,
-    stream: &mut Stream,
+    stream: &mut Stream<'_>,
     sink: &mut Sink<'_>,
 ) -> Result<(), EngineError> {
     let mut pause = PAUSE;
@@ -241,7 +242,8 @@ enum End {
 }
 
 /// What the server has said so far.
-struct Stream {
+struct Stream<'a> {
+    endpoint: &'a Endpoint,
     answer: Answer,
     stops: Stops,
     prompt_tokens: u64,
@@ -252,10 +254,10 @@ struct Stream {
     end: Option<End>,
 }
 
-impl Stream {
-    fn new(limit: u64, stops: Vec<String>) -> Self {
+impl<'a> Stream<'a> {
+    fn new(endpoint: &'a Endpoint, limit: u64, stops: Vec<String>) -> Self {
         let stops = Stops { stops, held: String::new() };
-        Self { answer: Answer::new(), stops, prompt_tokens: 0, limit, events: 0, end: None }
+        Self { endpoint, answer: Answer::new(), stops, prompt_tokens: 0, limit, events: 0, end: None }
     }
 
     /// Reads to the end of the stream, or until there is enough; then lets go of the connection.
@@ -284,6 +286,9 @@ impl Stream {
         let event: Json = serde_json::from_str(data).map_err(|_| strange())?;
         let text = event["content"].as_str().ok_or_else(strange)?;
         if event["stop"].as_bool().ok_or_else(strange)? {
+            if event["model"] != launch::alias(&self.endpoint.key).as_str() {
+                return Err(EngineError::Foreign(self.endpoint.port));
+            }
             self.answer.ended();
             let rest = std::mem::take(&mut self.stops.held);
             let more = self.answer.push(Piece::Text(&rest), sink)?;
