@@ -83,6 +83,22 @@ fn answers_are_as_long_as_asked_for() {
     }
 }
 
+/// Everything its server would take from its own defaults (`launch_slot_with_data`), but for the seed, which it ignores, and
+/// Mirostat's numbers, which is off.
+#[test]
+fn no_default_of_the_engine_gets_into_a_request() {
+    let (server, endpoint) = serve(&["a"], Fault::None);
+    generate(&endpoint, "generation: {temperature: 0.5, top_p: 0.25, top_k: 7, max_tokens: 8, seed: 3}").unwrap();
+    let expected = serde_json::json!({
+        "prompt": [1, 107, 108], "n_predict": 7, "temperature": 0.5, "top_p": 0.25, "top_k": 7, "min_p": 0.05,
+        "repeat_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0, "repeat_last_n": 64,
+        "penalize_nl": false, "tfs_z": 1.0, "typical_p": 1.0, "mirostat": 0, "n_keep": 0, "n_probs": 0,
+        "ignore_eos": false, "logit_bias": [], "grammar": "", "stop": [], "slot_id": -1, "cache_prompt": false,
+        "stream": true,
+    });
+    assert_eq!(server.sent("/completion"), [expected]);
+}
+
 #[test]
 fn short_answers_end_for_the_right_reason() {
     type Row<'a> = (&'a [&'static str], Fault, u64, &'a str, u64, Finish);
