@@ -27,8 +27,19 @@ from = "f16"
 engine = "sparse"
 quantize = "Q4_0"
 
+[models.published]
+source = { path = "publié" }
+
+[models.predictor]
+source = { path = "prédit" }
+
+[models.converted.derive]
+from = "published"
+engine = "sparse"
+convert = { predictor = "predictor" }
+
 [models.again.derive]
-from = "q4"
+from = "converted"
 engine = "sparse"
 quantize = "Q4_0"
 
@@ -44,25 +55,46 @@ add_executable(server main.c)
 add_executable(quantize quantize.c)
 ";
 
-/// `quantize IN OUT TYPE THREADS`: as much of IN as it is told to, unless something of the user's reached it.
+/// `quantize IN OUT TYPE THREADS`: as much of IN as it is told to, with another type written at the large matrices, unless
+/// something of the user's reached it.
 const QUANTIZE: &str = r#"#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 int main(int argc, char **argv) {
     if (argc != 5 || strcmp(argv[3], "Q4_0") || getenv("SECRET") || (getenv("PATH") && strstr(getenv("PATH"), "bin"))) return 9;
     FILE *in = fopen(argv[1], "rb"), *out = fopen(argv[2], "wb");
-    long left = PERCENT;
     fseek(in, 0, SEEK_END);
-    left = ftell(in) / 100 * left + ftell(in) % 100 * left / 100;
+    long size = ftell(in), left = size / 100 * PERCENT + size % 100 * PERCENT / 100;
     rewind(in);
-    for (int c; left > 0 && (c = getc(in)) != EOF; left--) putc(c, out);
+    char *bytes = malloc(size);
+    if (fread(bytes, 1, size, in) != size) return 8;
+    const char *names[] = {"ffn_gate.weight", "ffn_up.weight", "ffn_down_t.weight"};
+    for (int name = 0; name < 3; name++) {
+        size_t length = strlen(names[name]);
+        for (char *at = bytes; at + length + 24 < bytes + size; at++)
+            // The number of lengths, two lengths, the type.
+            if (!memcmp(at, names[name], length)) at[length + 20] = KIND;
+    }
+    fwrite(bytes, 1, left, out);
     fprintf(stderr, "[   1/   2] blk.0\n[   2/   2] blk.1\n");
     return fclose(out) ? 1 : STATUS;
 }
 "#;
 
-fn quantize(percent: &str, status: &str) -> String {
-    QUANTIZE.replace("PERCENT", percent).replace("STATUS", status)
+fn quantize(percent: &str, kind: &str, status: &str) -> String {
+    QUANTIZE.replace("PERCENT", percent).replace("KIND", kind).replace("STATUS", status)
+}
+
+/// What that makes of the model.
+fn quantized() -> Vec<u8> {
+    let mut bytes = tiny::Tiny::sparse().to_bytes();
+    for name in ["ffn_gate.weight", "ffn_up.weight", "ffn_down_t.weight"] {
+        let found = |at: &usize| bytes[*at..].starts_with(name.as_bytes());
+        for at in (0..bytes.len()).filter(found).collect::<Vec<_>>() {
+            bytes[at + name.len() + 20] = 2;
+        }
+    }
+    bytes
 }
 
 fn new_world() -> World {
@@ -71,9 +103,15 @@ fn new_world() -> World {
     world.write("engine source/CMakeLists.txt", CMAKE);
     world.write("engine source/main.c", "int main(void) { return 0; }\n");
     world.write("engine source/common/build-info.cpp.in", "@BUILD_NUMBER@ @BUILD_COMMIT@\n");
-    world.write("engine source/quantize.c", &quantize("100", "0"));
+    world.write("engine source/quantize.c", &quantize("100", "2", "0"));
     fs::write_atomic(&world.project().join("poids é/m.gguf"), &tiny::Tiny::sparse().to_bytes()).unwrap();
     world.write("poids é/activation/activation_0.pt", "statistics");
+    world.write("engine source/convert.py", CONVERT);
+    world.write("publié/config.json", "{ \"model_type\": \"llama\" }");
+    world.write("publié/tokenizer.model", "pieces");
+    world.write("publié/activation/activation_0.pt", "statistics");
+    world.write("prédit/model_0.pt", "predictor");
+    fs::write_atomic(&world.project().join("publié/model.safetensors"), &tiny::Tiny::sparse().to_bytes()).unwrap();
     world.write("configs/models/tiny/p.yaml", "engine: sparse\nmodel: q4\ngeneration:\n  max_tokens: 8\n");
     world
 }
@@ -97,7 +135,7 @@ fn derived_once_placed_with_what_lies_beside_it_and_found_again() {
     let ran = Ran::of(world.command(&["sync", "p", "--json"]).env("SECRET", "x").output().unwrap()).expect(0);
     assert_eq!(steps(&ran).last().unwrap(), "derive q4");
     let placed = world.project().join("models/q4");
-    assert_eq!(fs::read_bounded(&placed.join("modèle q4.gguf"), 64 << 20).unwrap(), tiny::Tiny::sparse().to_bytes());
+    assert_eq!(fs::read_bounded(&placed.join("modèle q4.gguf"), 64 << 20).unwrap(), quantized());
     assert!(placed.join("activation/activation_0.pt").exists());
     assert!(!world.project().join("models/again").exists());
     let quiet = world.run(&["sync", "p", "--json", "--offline", "--locked"]).expect(0);
@@ -148,11 +186,13 @@ fn another_input_is_another_lock_and_another_derivation() {
     let inputs =
         |text: String| text.lines().filter(|line| line.starts_with("inputs")).map(str::to_owned).collect::<Vec<_>>();
     let before = inputs(world.read("manifests/default.lock"));
-    world.write("poids é/activation/activation_0.pt", "other statistics");
-    world.run(&["lock", "--upgrade", "f16"]).expect(0);
+    world.write("publié/activation/activation_0.pt", "other statistics");
+    world.run(&["lock", "--upgrade", "published"]).expect(0);
     let after = inputs(world.read("manifests/default.lock"));
-    assert!(before.len() == 2 && before[0] != after[0] && before[1] != after[1], "{before:?} {after:?}");
-    let why = world.run(&["status", "--why", "q4"]).expect(0).stdout;
+    // `again`, `converted` and `q4`, which has nothing to do with it.
+    let changed: Vec<bool> = before.iter().zip(&after).map(|(before, after)| before != after).collect();
+    assert_eq!(changed, [true, true, false], "{before:?} {after:?}");
+    let why = world.run(&["status", "--why", "converted"]).expect(0).stdout;
     assert!(why.contains("from:"), "{why}");
     world.write("manifests/default.lock", &world.read("manifests/default.lock").replace(&after[1], &before[1]));
     let stale = world.run(&["sync", "--locked"]).expect(1);
@@ -187,10 +227,13 @@ fn what_an_engine_cannot_make_is_refused_before_anything_is_built() {
 #[test]
 fn what_came_out_wrong_is_not_kept() {
     let world = new_world();
-    for (percent, status, said) in
-        [("60", "0", "blk.1"), ("0", "0", "no use"), ("100", "3", "`quantize` failed (exit status: 3)")]
-    {
-        world.write("engine source/quantize.c", &quantize(percent, status));
+    for (percent, kind, status, said) in [
+        ("60", "2", "0", "blk.1"),
+        ("0", "2", "0", "no use"),
+        ("100", "2", "3", "`quantize` failed (exit status: 3)"),
+        ("100", "1", "0", "is F16, not Q4_0"),
+    ] {
+        world.write("engine source/quantize.c", &quantize(percent, kind, status));
         world.run(&["lock", "--upgrade"]).expect(0);
         let ran = world.run(&["sync", "p"]).expect(5);
         assert!(ran.stderr.contains(said) && ran.stderr.contains(".log"), "{said}: {}", ran.stderr);
@@ -218,7 +261,7 @@ fn two_at_once_derive_once() {
 #[test]
 fn killed_while_deriving_nothing_runs_on_and_the_next_sync_finishes() {
     let world = new_world();
-    let slow = quantize("100", "0")
+    let slow = quantize("100", "2", "0")
         .replace("int main", "#include <unistd.h>\nint main")
         .replace("rewind(in)", "sleep(2); rewind(in)");
     world.write("engine source/quantize.c", &slow);
@@ -275,19 +318,8 @@ print("[1/1] done")
 #[test]
 fn converted_by_a_script_of_the_source_in_a_python_that_has_nothing_else() {
     let world = new_world();
-    let manifest = MANIFEST.replace(
-        "[models.again.derive]",
-        "[models.published]\nsource = { path = \"publié\" }\n[models.predictor]\nsource = { path = \"prédit\" }\n\
-         [models.converted.derive]\nfrom = \"published\"\nengine = \"sparse\"\nconvert = { predictor = \"predictor\" }\n\
-         [models.again.derive]",
-    );
-    world.write("manifests/default.toml", &manifest.replace("model: q4", "model: converted"));
     world.write("configs/models/tiny/p.yaml", "engine: sparse\nmodel: converted\ngeneration:\n  max_tokens: 8\n");
-    world.write("engine source/convert.py", CONVERT);
     world.write("publié/config.json", "{ \"model_type\": \"mistral\" }");
-    world.write("publié/tokenizer.model", "pieces");
-    world.write("prédit/model_0.pt", "predictor");
-    fs::write_atomic(&world.project().join("publié/model.safetensors"), &tiny::Tiny::sparse().to_bytes()).unwrap();
     let refused = world.run(&["sync", "p"]).expect(2);
     assert!(refused.stderr.contains("converts llama and bamboo, not `mistral`"), "{}", refused.stderr);
     world.write("publié/config.json", "{ \"model_type\": \"llama\", \"hidden_act\": \"silu\" }");

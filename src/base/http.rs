@@ -648,18 +648,19 @@ fn wait_from(text: &str, now: SystemTime) -> Option<Duration> {
         return Some(Duration::from_secs(seconds));
     }
     let mut words = text.split_once(", ")?.1.split([' ', ':']);
-    let day: i64 = words.next()?.parse().ok()?;
+    let day: i64 = words.next()?.parse().ok().filter(|day| (1..=31).contains(day))?;
     let month = words.next()?;
     let months = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
     let month = i64::try_from(months.iter().position(|name| *name == month)?).ok()? + 1;
     let year: i64 = words.next()?.parse().ok().filter(|year| (1970..10_000).contains(year))?;
     let clock: Vec<i64> = words.by_ref().take(3).filter_map(|word| word.parse().ok()).collect();
-    let [hours, minutes, seconds] = clock[..] else { return None };
+    let [hours @ 0..24, minutes @ 0..60, seconds @ 0..=60] = clock[..] else { return None };
     // Days since 1970-01-01 in the Gregorian calendar, years beginning in March.
     let (y, m) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
     let days = 365 * y + y / 4 - y / 100 + y / 400 + (153 * m + 2) / 5 + day - 1 - 719_468;
     let at = u64::try_from(days * 86_400 + hours * 3_600 + minutes * 60 + seconds).ok()?;
-    Some((UNIX_EPOCH + Duration::from_secs(at)).duration_since(now).unwrap_or_default())
+    // Not every system's clock reaches the year 9999.
+    Some(UNIX_EPOCH.checked_add(Duration::from_secs(at))?.duration_since(now).unwrap_or_default())
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, Read, Write as _};
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, mpsc};
@@ -25,6 +25,8 @@ use crate::base::process::{ProcessError, Program, Running};
 const POLL: Duration = Duration::from_millis(10);
 /// How often another port is tried when somebody else was quicker.
 const PORT_ATTEMPTS: u32 = 3;
+/// How many ports in a row may turn out to be claimed by others.
+const CLAIM_ATTEMPTS: u32 = 20;
 /// After this many bytes the log begins anew; one former part is kept beside it as `<log>.old`.
 const LOG_LIMIT_BYTES: u64 = 16 << 20;
 /// Lines kept in memory for messages.
@@ -131,6 +133,7 @@ pub struct Backend {
     endpoint: Endpoint,
     output: Output,
     load: Duration,
+    _claim: UdpSocket,
 }
 
 impl Backend {
@@ -141,13 +144,14 @@ impl Backend {
     pub fn start(ready: &Ready, supervision: &Supervision<'_>) -> Result<Self, BackendError> {
         let began = Instant::now();
         for _ in 0..PORT_ATTEMPTS {
-            let endpoint = Endpoint { port: free_port().map_err(BackendError::Port)?, key: random_key()? };
+            let (port, claim) = free_port().map_err(BackendError::Port)?;
+            let endpoint = Endpoint { port, key: random_key()? };
             let command = ready.launch(&endpoint, supervision.scratch)?;
             for (path, text) in &command.files {
                 fs::write_atomic(path, text.as_bytes())?;
             }
             let (running, output) = spawn(command, supervision)?;
-            let mut backend = Self { running, endpoint, output, load: Duration::ZERO };
+            let mut backend = Self { running, endpoint, output, load: Duration::ZERO, _claim: claim };
             if backend.wait_until_ready(ready, supervision, began)? {
                 backend.load = began.elapsed();
                 backend.listen_to(ready.judge(&backend.endpoint, supervision.scratch), supervision.cancel)?;
@@ -273,8 +277,17 @@ impl Backend {
     }
 }
 
-fn free_port() -> io::Result<u16> {
-    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
+/// A port on which nobody listens, and our claim to it. Engines listen only once they have loaded, and some of them beside
+/// whoever listens there already (`SO_REUSEPORT`): until then another run could draw the same one. It cannot have the UDP
+/// port of that number, too, which nobody needs.
+fn free_port() -> io::Result<(u16, UdpSocket)> {
+    for _ in 0..CLAIM_ATTEMPTS {
+        let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port();
+        if let Ok(claim) = UdpSocket::bind((Ipv4Addr::LOCALHOST, port)) {
+            return Ok((port, claim));
+        }
+    }
+    Err(io::ErrorKind::AddrInUse.into())
 }
 
 /// Whether anybody listens there. (Binding would not tell: the connections of a program that is gone may linger.)
@@ -464,5 +477,20 @@ mod platform {
 mod platform {
     pub fn peak_memory_bytes(_: u32) -> Option<u64> {
         None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_port_is_claimed_until_its_engine_has_ended() {
+        let (port, claim) = free_port().unwrap();
+        assert!(!is_listened_on(port));
+        let again = || UdpSocket::bind((Ipv4Addr::LOCALHOST, port));
+        assert!(again().is_err(), "another run would take it");
+        drop(claim);
+        assert!(again().is_ok());
     }
 }

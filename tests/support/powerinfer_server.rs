@@ -33,17 +33,21 @@ pub enum Fault {
     NoReason,
     /// Something else listens there.
     Foreign,
+    /// Something else listens there, too, and takes those who ask for an answer.
+    Beside,
     /// The first answers of a started engine fail.
     Mute,
     NotJson,
     NotFound,
+    /// Characters are made of as many tokens as they have bytes, each sent at once.
+    Bytes,
 }
 
 #[derive(Clone)]
 pub struct Script {
     /// What it is called: the model's name.
     pub alias: String,
-    /// The pieces of the answer, one token each.
+    /// The pieces of the answer, one token each but for [`Fault::Bytes`]. An empty one at the end is the token that ends it.
     pub pieces: Vec<&'static str>,
     pub fault: Fault,
 }
@@ -166,24 +170,41 @@ impl Client {
             let _ = stream.write_all(b"0\r\n\r\n");
             return;
         }
-        let limit = usize::try_from(body["n_predict"].as_u64().unwrap() + 1).unwrap().max(4);
-        let pieces = self.script.pieces.iter().take(limit);
-        for piece in pieces {
+        // The fourth token is the first at which it looks, and two tokens too many look endless to it.
+        let limit = match usize::try_from(body["n_predict"].as_u64().unwrap()).unwrap() {
+            2 => 5,
+            asked => (asked + 1).max(4),
+        };
+        let mut made = 0;
+        for piece in &self.script.pieces {
+            made += self.tokens(piece);
+            if made > limit {
+                // The character is not whole.
+                made = limit;
+                break;
+            }
             let event = json!({ "content": piece, "multimodal": false, "slot_id": 0, "stop": false });
             if !chunk(stream, &format!("data: {event}\n\n")) || gone(stream) {
                 *self.cut.lock().unwrap() += 1;
                 return;
             }
+            if made == limit {
+                break;
+            }
         }
-        self.end(stream, body, limit);
+        self.end(stream, body, (made, limit));
     }
 
-    fn end(&self, stream: &mut TcpStream, body: &Json, limit: usize) {
-        let made = limit.min(self.script.pieces.len());
-        let ended = self.script.pieces.len() < limit && self.script.fault != Fault::NoReason;
+    fn tokens(&self, piece: &str) -> usize {
+        if self.script.fault == Fault::Bytes { piece.len().max(1) } else { 1 }
+    }
+
+    fn end(&self, stream: &mut TcpStream, body: &Json, (made, limit): (usize, usize)) {
+        let ended = made < limit && self.script.fault != Fault::NoReason;
         let limited = !ended && self.script.fault != Fault::NoReason;
+        let model = if self.script.fault == Fault::Beside { "another" } else { &self.script.alias };
         let last = json!({
-            "content": "", "stop": true, "model": self.script.alias, "slot_id": 0,
+            "content": "", "stop": true, "model": model, "slot_id": 0,
             "stopped_eos": ended, "stopped_limit": limited, "stopped_word": false, "stopping_word": "",
             // One less than were made.
             "tokens_predicted": made - 1, "truncated": self.script.fault == Fault::Truncated,

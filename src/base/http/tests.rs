@@ -246,8 +246,21 @@ fn waits_are_read() {
     assert_eq!(wait_from("12", now), Some(Duration::from_secs(12)));
     assert_eq!(wait_from("Sun, 06 Nov 1994 08:49:37 GMT", now), Some(Duration::from_secs(5)));
     assert_eq!(wait_from("Sun, 06 Nov 1993 08:49:37 GMT", now), Some(Duration::ZERO));
+    assert_eq!(wait_from("18446744073709551615", now), Some(Duration::from_secs(u64::MAX)));
     for bad in ["", "soon", "-1", "Sun, 06 Nov", "Sun, 99 Foo 1994 08:49:37 GMT"] {
         assert_eq!(wait_from(bad, now), None, "{bad}");
+    }
+    for (day, clock) in [
+        ("99999999", "00:00:00"),
+        ("9223372036854775807", "00:00:00"),
+        ("0", "00:00:00"),
+        ("06", "24:00:00"),
+        ("06", "9223372036854775807:00:00"),
+        ("06", "00:60:00"),
+        ("06", "00:00:61"),
+        ("06", "-1:00:00"),
+    ] {
+        assert_eq!(wait_from(&format!("Sun, {day} Nov 1994 {clock} GMT"), now), None, "{day} {clock}");
     }
 }
 

@@ -4,13 +4,15 @@
 //! one good side, which is kept: whatever a message says, it cannot become a special token.
 //!
 //! Templates are Jinja with the surroundings that `transformers` gives them (`chat_template_utils.py`). They come from the
-//! policy, else from the model; steps and output are bounded. Absent: tools, documents, images, the time of day.
+//! policy, else from the model; steps, texts and output are bounded. Absent: tools, documents, images, the time of day,
+//! `format` and `pprint`.
 
 use std::collections::BTreeSet;
+use std::io::{self, Write};
 
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Kwargs, Value};
-use minijinja::{Environment, ErrorKind, context};
+use minijinja::value::{Kwargs, StringInput, Value};
+use minijinja::{Environment, ErrorKind, State, context, filters};
 use minijinja_contrib::pycompat::unknown_method_callback;
 
 use super::model;
@@ -22,6 +24,8 @@ const TEMPLATE_LIMIT_BYTES: usize = 256 * 1024;
 const OUTPUT_LIMIT_BYTES: usize = 16 << 20;
 /// Steps of a template. One for a conversation takes a few for each character at most.
 const FUEL: u64 = 1_000_000;
+/// Bytes of text that one of them pays for, as minijinja counts.
+const BYTES_PER_FUEL: u64 = 64;
 
 /// A piece of a prompt.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -144,21 +148,24 @@ fn said(error: &minijinja::Error) -> String {
     error.line().map_or_else(|| what.clone(), |line| format!("line {line}: {what}"))
 }
 
+fn too_large(what: &str, limit: usize) -> minijinja::Error {
+    minijinja::Error::new(ErrorKind::InvalidOperation, format!("{what} {limit} bytes"))
+}
+
 fn render(source: &str, messages: Vec<Value>, special: &Special<'_>) -> Result<String, minijinja::Error> {
-    let too_large = |what, limit| minijinja::Error::new(ErrorKind::InvalidOperation, format!("{what} {limit} bytes"));
     if source.len() > TEMPLATE_LIMIT_BYTES {
         return Err(too_large("it is larger than", TEMPLATE_LIMIT_BYTES));
     }
     let mut jinja = Environment::new();
     jinja.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);
     jinja.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
-    jinja.set_unknown_method_callback(unknown_method_callback);
     jinja.set_fuel(Some(FUEL));
+    bound(&mut jinja);
     jinja.add_function("raise_exception", |message: String| -> Result<Value, minijinja::Error> {
         Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
     });
     jinja.add_filter("tojson", to_json);
-    let text = |id| special.text(id).unwrap_or_default();
+    let text = |id: Option<u32>| id.and_then(|id| special.text(id)).unwrap_or_default();
     let context = context! {
         messages => messages,
         add_generation_prompt => true,
@@ -173,25 +180,86 @@ fn render(source: &str, messages: Vec<Value>, special: &Special<'_>) -> Result<S
     }
 }
 
+/// Where minijinja makes a text before it asks what that costs, it is asked here. What is left are lists of which `~` or a
+/// filter for texts (`upper`) makes one.
+fn bound(jinja: &mut Environment<'_>) {
+    jinja.set_formatter(|out, _, value| match value.as_str() {
+        Some(text) => Ok(out.write_str(text)?),
+        None => Ok(out.write_str(&text_of(value)?)?),
+    });
+    jinja.set_unknown_method_callback(|state, value, method, args| {
+        match (method, args) {
+            ("format", _) => return Err(ErrorKind::UnknownMethod.into()),
+            ("join", [items]) => pay(state, items)?,
+            _ => {}
+        }
+        unknown_method_callback(state, value, method, args)
+    });
+    jinja.add_filter("join", join);
+    jinja.remove_filter("format");
+    jinja.remove_filter("pprint");
+}
+
+fn join(
+    state: &mut State<'_, '_>,
+    items: &Value,
+    joiner: Option<StringInput<'_>>,
+    attribute: Option<&str>,
+    options: Kwargs,
+) -> Result<Value, minijinja::Error> {
+    pay(state, items)?;
+    filters::join(state, items, joiner, attribute, options)
+}
+
+/// Takes the price of the texts of all items.
+fn pay(state: &State<'_, '_>, items: &Value) -> Result<(), minijinja::Error> {
+    for item in items.try_iter()? {
+        state.consume_fuel(text_of(&item)?.len() as u64 / BYTES_PER_FUEL + 1)?;
+    }
+    Ok(())
+}
+
+fn text_of(value: &Value) -> Result<String, minijinja::Error> {
+    let mut text = Bounded(Vec::new());
+    write!(text, "{value}").map_err(|_| too_large("it makes more than", OUTPUT_LIMIT_BYTES))?;
+    Ok(String::from_utf8_lossy(&text.0).into_owned())
+}
+
+/// Bytes, as many as an output may have.
+struct Bounded(Vec<u8>);
+
+impl Write for Bounded {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.0.len() + bytes.len() > OUTPUT_LIMIT_BYTES {
+            return Err(io::Error::other(too_large("it makes more than", OUTPUT_LIMIT_BYTES)));
+        }
+        self.0.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
 /// As Python's `json.dumps(.., ensure_ascii=False)` writes it.
 fn to_json(value: &Value, options: Kwargs) -> Result<String, minijinja::Error> {
     struct Python;
     impl serde_json::ser::Formatter for Python {
-        fn begin_array_value<W: std::io::Write + ?Sized>(&mut self, out: &mut W, first: bool) -> std::io::Result<()> {
+        fn begin_array_value<W: Write + ?Sized>(&mut self, out: &mut W, first: bool) -> io::Result<()> {
             if first { Ok(()) } else { out.write_all(b", ") }
         }
-        fn begin_object_key<W: std::io::Write + ?Sized>(&mut self, out: &mut W, first: bool) -> std::io::Result<()> {
+        fn begin_object_key<W: Write + ?Sized>(&mut self, out: &mut W, first: bool) -> io::Result<()> {
             if first { Ok(()) } else { out.write_all(b", ") }
         }
-        fn begin_object_value<W: std::io::Write + ?Sized>(&mut self, out: &mut W) -> std::io::Result<()> {
+        fn begin_object_value<W: Write + ?Sized>(&mut self, out: &mut W) -> io::Result<()> {
             out.write_all(b": ")
         }
     }
     options.assert_all_used()?;
-    let mut json = Vec::new();
+    let mut json = Bounded(Vec::new());
     serde::Serialize::serialize(value, &mut serde_json::Serializer::with_formatter(&mut json, Python))
         .map_err(|error| minijinja::Error::new(ErrorKind::BadSerialization, error.to_string()))?;
-    Ok(String::from_utf8_lossy(&json).into_owned())
+    Ok(String::from_utf8_lossy(&json.0).into_owned())
 }
 
 /// A character for private use that none of the texts has.
@@ -204,8 +272,8 @@ struct Special<'a> {
     tokens: Vec<(&'a str, u32)>,
     /// What they begin with: most characters of a text are none of these.
     firsts: BTreeSet<char>,
-    bos: u32,
-    eos: u32,
+    bos: Option<u32>,
+    eos: Option<u32>,
 }
 
 impl<'a> Special<'a> {
@@ -358,6 +426,35 @@ mod tests {
         assert!(of(&large, None, "hi").unwrap_err().to_string().contains("larger than"));
         let homeless = of("none", Some("S"), "hi").unwrap_err().to_string();
         assert!(homeless.contains("generation.system_prompt"), "{homeless}");
+    }
+
+    /// Each of these would fill the memory of a large machine.
+    #[test]
+    fn no_template_makes_more_than_it_pays_for() {
+        let nested = "{% set all = namespace(a=[1]) %}{% for i in range(60) %}{% set all.a = [all.a, all.a] %}{% endfor %}\
+                      {{ all.a }}";
+        let table = [
+            ("{{ ('a' * 1000000).replace('a', 'b' * 1000000) }}", "fuel"),
+            ("{{ ('a' * 1000000) | replace('a', 'b' * 1000000) }}", "fuel"),
+            ("{{ ('b' * 1000000).join(range(100000)) }}", "fuel"),
+            ("{{ range(100000) | join('b' * 1000000) }}", "fuel"),
+            ("{{ ''.join(['b' * 1000000] * 100000) }}", "fuel"),
+            ("{{ (['b' * 1000000] * 100000) | join }}", "fuel"),
+            ("{{ 'a' * 100000000 }}", "fuel"),
+            ("{{ ('a\n' * 1000000) | indent(1000000) }}", "fuel"),
+            ("{{ '{:>99999999999}'.format(1) }}", "method"),
+            ("{{ ('%s' * 100000) | format(*(['b' * 1000000] * 100000)) }}", "filter format"),
+            ("{{ ['b' * 1000000] * 100000 }}", "more than"),
+            ("{{ (['b' * 1000000] * 100000) | tojson }}", "more than"),
+            (nested, "more than"),
+        ];
+        for (template, why) in table {
+            let error = of(template, None, "hi").unwrap_err().to_string();
+            assert!(error.contains(why), "{template}: {error}");
+        }
+        let joined =
+            "{{ ['a', 1] | join('-') }} {{ ','.join(['b', 2]) }} {{ messages | join('', 'role') }} {{ [1, none] }}";
+        assert_eq!(of(joined, None, "hi").unwrap(), [text("a-1 b,2 user [1, None]")]);
     }
 
     /// Whatever a message says, the special tokens of the prompt are the template's.

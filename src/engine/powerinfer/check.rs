@@ -102,6 +102,7 @@ pub(super) fn of_model(size: u64, commit: Option<&str>, header: &Header) -> Vec<
         found.push(error("", format!("the model lacks `{first}`{more}"), Some(hint)));
     }
     found.extend(of_tensors(size, header));
+    found.extend(of_vocabulary(header));
     if sparse {
         found.extend(of_neurons(header));
     }
@@ -167,6 +168,27 @@ fn named(tensor: &Tensor) -> String {
 fn of_no_neuron_type<'a>(header: &'a Header, parts: &[&str]) -> Option<&'a Tensor> {
     let is_part = |tensor: &Tensor| parts.iter().any(|part| tensor.name.ends_with(&format!(".{part}.weight")));
     header.tensors.iter().find(|tensor| !NEURON_TYPES.contains(&tensor.kind) && is_part(tensor))
+}
+
+/// The tokens that begin and end a text, and those that are parts of characters.
+fn of_vocabulary(header: &Header) -> Vec<Finding> {
+    let size = header.vocabulary_size().unwrap_or(0);
+    let outside = |key: &&str| header.uint(key).is_some_and(|id| id >= size);
+    let message = |key: &str| {
+        let message = format!("`{key}` is none of the {size} tokens of the vocabulary: PowerInfer takes its default");
+        warning("", message, Some("convert the model anew: its tokenizer does not fit it"))
+    };
+    let mut found: Vec<Finding> = [model::BOS_KEY, model::EOS_KEY].into_iter().filter(outside).map(message).collect();
+    if model::is_bytewise(header) {
+        let message =
+            "its server breaks characters of which a token has several bytes but not all: `\u{fffd}` comes instead";
+        found.push(warning(
+            "",
+            message,
+            Some("for more than plain English choose a model with a SentencePiece vocabulary"),
+        ));
+    }
+    found
 }
 
 /// The shapes of each layer's neurons and predictor.
@@ -389,7 +411,7 @@ fn of_template(ask: &CheckRequest<'_>, header: &Header) -> Vec<Finding> {
         Ok(_) => {}
     }
     let eos = model::eos(header);
-    let ends = TURN_ENDS.iter().filter(|end| header.special_tokens.get(**end).is_some_and(|id| *id != eos));
+    let ends = TURN_ENDS.iter().filter(|end| header.special_tokens.get(**end).is_some_and(|id| Some(*id) != eos));
     let message = |end: &&str| {
         let message = format!("the model may end its turns with `{end}`, at which PowerInfer does not stop");
         warning(
@@ -566,6 +588,13 @@ mod tests {
             let (error, message) = one(model, change);
             assert!(error && message.contains(why), "{why}: {message}");
         }
+        for key in [model::BOS_KEY, model::EOS_KEY] {
+            let (error, message) = one(&SPARSE, &|header| set(header, key, Value::Uint(400_000)));
+            assert!(!error && message.contains(key), "{message}");
+        }
+        let (error, message) =
+            one(&SPARSE, &|header| set(header, "tokenizer.ggml.model", Value::Text("gpt2".to_owned())));
+        assert!(!error && message.contains("breaks characters"), "{message}");
         let mut experts = header(&SPARSE);
         experts.metadata.insert("llama.expert_count".to_owned(), Value::Uint(8));
         let (policy, headers) = (policy(&quiet), [experts]);

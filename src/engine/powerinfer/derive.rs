@@ -15,7 +15,7 @@ use crate::base::fs;
 use crate::base::platform::executable;
 use crate::engine::derive::{Derivation, DeriveRequest, Maker, Work};
 use crate::engine::{EngineError, Finding, Launch};
-use crate::format::gguf::{Header, Magic};
+use crate::format::gguf::{Header, Magic, Tensor};
 use crate::format::manifest::{EngineSpec, Step};
 
 use super::check;
@@ -25,6 +25,8 @@ const QUANTIZE: &str = "quantize";
 const BESIDE: &[&str] = &["activation"];
 /// F32 and F16: anything else was quantized before, and `quantize` does not do it twice.
 const WHOLE_TYPES: &[u32] = &[0, 1];
+/// The matrices that are most of a model: `quantize` leaves none of them as it was.
+const QUANTIZED: &[&str] = &["ffn_gate.weight", "ffn_up.weight", "ffn_down.weight", "ffn_down_t.weight"];
 /// `model_type` of the models that `convert.py` itself converts.
 const CONVERTED: &[&str] = &["llama", "bamboo"];
 const MAX_CONFIG_BYTES: u64 = 4 << 20;
@@ -91,12 +93,16 @@ fn quantize(ask: &DeriveRequest<'_>, of: (&str, &Path, &Header, &Path)) -> Resul
     let wide = |shape: &[u64]| shape.iter().filter(|length| **length > 1).count() > 1;
     let done = header.tensors.iter().find(|tensor| wide(&tensor.shape) && !WHOLE_TYPES.contains(&tensor.kind));
     if let Some(tensor) = done {
-        let name = tensor.tensor_type().map_or_else(|| format!("type {}", tensor.kind), |kind| kind.name.to_owned());
-        let why = format!("`{}` is {name} already: what was quantized once is not quantized again", tensor.name);
+        let (name, kind) = (&tensor.name, type_of(tensor));
+        let why = format!("`{name}` is {kind} already: what was quantized once is not quantized again");
         return Err(refused(why, "derive from the model in F16"));
     }
     let args = vec![input.into(), ask.output.into(), kind.into(), ask.threads.to_string().into()];
     Ok((artifact.join("bin").join(executable(QUANTIZE)), args))
+}
+
+fn type_of(tensor: &Tensor) -> String {
+    tensor.tensor_type().map_or_else(|| format!("type {}", tensor.kind), |kind| kind.name.to_owned())
 }
 
 /// What `convert.py` would stumble over, or not notice.
@@ -132,18 +138,66 @@ pub(super) fn check(ask: &DeriveRequest<'_>, header: &Header, size: u64) -> Vec<
     let mut error = |message: &str| {
         found.push(Finding { error: true, key: "", message: message.to_owned(), hint: None });
     };
-    let names = |header: &Header| header.tensors.iter().map(|tensor| tensor.name.clone()).collect::<Vec<_>>();
+    let shapes = |header: &Header| -> Vec<_> {
+        header.tensors.iter().map(|tensor| (tensor.name.clone(), tensor.shape.clone())).collect()
+    };
     match ask.work {
-        Work::Quantize { header: from, .. } => {
+        Work::Quantize { kind, header: from, .. } => {
             if header.magic != from.magic {
                 error("its first bytes are not those of the model it was made from");
             }
-            if names(header) != names(from) {
+            if shapes(header) != shapes(from) {
                 error("it has other tensors than the model it was made from");
+            }
+            let left =
+                |tensor: &&Tensor| QUANTIZED.iter().any(|part| tensor.name.ends_with(part)) && type_of(tensor) != kind;
+            if let Some(tensor) = header.tensors.iter().find(left) {
+                error(&format!("`{}` is {}, not {kind}: it was not quantized", tensor.name, type_of(tensor)));
             }
         }
         Work::Convert { .. } if header.magic != Magic::Pwri => error("its first bytes are not `PWRI`"),
         Work::Convert { .. } => {}
     }
     found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::powerinfer::tests::{DENSE, SPARSE, header};
+    use crate::engine::powerinfer::tiny::Tiny;
+
+    fn quantized(model: &Tiny) -> Header {
+        let mut header = header(model);
+        for tensor in &mut header.tensors {
+            if tensor.shape.len() > 1 {
+                tensor.kind = 2;
+            }
+        }
+        header
+    }
+
+    #[test]
+    fn what_was_not_quantized_is_no_result() {
+        for model in [&*SPARSE, &*DENSE] {
+            let from = header(model);
+            let none = Path::new("");
+            let work = Work::Quantize { kind: "Q4_0", input: none, header: &from, artifact: none };
+            let ask = DeriveRequest { work, commit: None, output: none, scratch: none, threads: 1 };
+            let said = |header: &Header| -> Vec<String> {
+                check(&ask, header, model.size_bytes()).into_iter().map(|finding| finding.message).collect()
+            };
+            assert_eq!(said(&quantized(model)), [""; 0]);
+            assert!(said(&from)[0].contains("is F16, not Q4_0"), "{:?}", said(&from));
+            for part in QUANTIZED {
+                let mut partly = quantized(model);
+                let Some(left) = partly.tensors.iter_mut().find(|tensor| tensor.name.ends_with(part)) else { continue };
+                left.kind = 1;
+                assert!(said(&partly)[0].contains(part), "{:?}", said(&partly));
+            }
+            let mut other = quantized(model);
+            other.tensors[0].shape[0] += 1;
+            assert!(said(&other)[0].contains("other tensors"), "{:?}", said(&other));
+        }
+    }
 }

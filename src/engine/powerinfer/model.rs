@@ -115,29 +115,61 @@ pub(super) fn neuron_budget(policy: &Policy, header: &Header, budget_gib: f64) -
     if smallest.is_some_and(|smallest| left >= smallest) { left } else { 0 }
 }
 
-/// The token that begins a text; llama.cpp's own default when the model does not say.
-pub(super) fn bos(header: &Header) -> u32 {
-    token(header, "tokenizer.ggml.bos_token_id", 1, 11)
+pub(super) const BOS_KEY: &str = "tokenizer.ggml.bos_token_id";
+pub(super) const EOS_KEY: &str = "tokenizer.ggml.eos_token_id";
+
+/// The token that begins a text; llama.cpp's own default when the model does not say, or names none of its tokens.
+pub(super) fn bos(header: &Header) -> Option<u32> {
+    token(header, BOS_KEY, 1)
 }
 
 /// The token that ends an answer.
-pub(super) fn eos(header: &Header) -> u32 {
-    token(header, "tokenizer.ggml.eos_token_id", 2, 11)
+pub(super) fn eos(header: &Header) -> Option<u32> {
+    token(header, EOS_KEY, 2)
 }
 
-fn token(header: &Header, key: &str, pieces: u32, bytes: u32) -> u32 {
-    let default = if is_sentencepiece(header) { pieces } else { bytes };
-    header.uint(key).and_then(|id| u32::try_from(id).ok()).unwrap_or(default)
+/// Never one that is not in the vocabulary: PowerInfer reads past its weights there.
+fn token(header: &Header, key: &str, pieces: u32) -> Option<u32> {
+    let default = if is_bytewise(header) { 11 } else { pieces };
+    let known = |id: &u32| u64::from(*id) < header.vocabulary_size().unwrap_or(0);
+    header.uint(key).and_then(|id| u32::try_from(id).ok()).filter(known).or_else(|| Some(default).filter(known))
 }
 
-fn is_sentencepiece(header: &Header) -> bool {
-    header.text("tokenizer.ggml.model") == Some("llama")
+/// Tokens are runs of bytes (BPE); any other vocabulary is taken for SentencePiece's.
+pub(super) fn is_bytewise(header: &Header) -> bool {
+    header.text("tokenizer.ggml.model") == Some("gpt2")
 }
 
 /// Whether a prompt begins with [`bos`].
 pub(super) fn adds_bos(header: &Header) -> bool {
     match header.metadata.get("tokenizer.ggml.add_bos_token") {
         Some(Value::Bool(adds)) => *adds,
-        _ => is_sentencepiece(header),
+        _ => !is_bytewise(header),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::powerinfer::tests::{SPARSE, header};
+
+    #[test]
+    fn tokens_that_begin_and_end_a_text_are_in_the_vocabulary() {
+        let of = |metadata: &[(&str, Value)]| {
+            let mut header = header(&SPARSE);
+            header.metadata.extend(metadata.iter().map(|(key, value)| ((*key).to_owned(), value.clone())));
+            (bos(&header), eos(&header), adds_bos(&header))
+        };
+        let size = header(&SPARSE).vocabulary_size().unwrap();
+        let kind = |name: &str| ("tokenizer.ggml.model", Value::Text(name.to_owned()));
+        assert_eq!(of(&[(BOS_KEY, Value::Uint(size - 1))]), (Some(size as u32 - 1), Some(2), true));
+        for outside in [Value::Uint(size), Value::Uint(u64::MAX), Value::Int(-1)] {
+            let ends = [(BOS_KEY, outside.clone()), (EOS_KEY, outside)];
+            assert_eq!(of(&ends), (Some(1), Some(2), true));
+            assert_eq!(of(&[&ends[..], &[kind("another")]].concat()), (Some(1), Some(2), true));
+            assert_eq!(of(&[&ends[..], &[kind("gpt2")]].concat()), (Some(11), Some(11), false));
+            let few = ("tokenizer.ggml.tokens", Value::Array { length: 2 });
+            assert_eq!(of(&[&ends[..], &[few]].concat()), (Some(1), None, true), "two tokens");
+        }
     }
 }

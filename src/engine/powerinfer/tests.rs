@@ -83,6 +83,45 @@ fn answers_are_as_long_as_asked_for() {
     }
 }
 
+/// Everything its server would take from its own defaults (`launch_slot_with_data`), but for the seed, which it ignores, and
+/// Mirostat's numbers, which is off.
+#[test]
+fn no_default_of_the_engine_gets_into_a_request() {
+    let (server, endpoint) = serve(&["a"], Fault::None);
+    generate(&endpoint, "generation: {temperature: 0.5, top_p: 0.25, top_k: 7, max_tokens: 8, seed: 3}").unwrap();
+    let expected = serde_json::json!({
+        "prompt": [1, 107, 108], "n_predict": 7, "temperature": 0.5, "top_p": 0.25, "top_k": 7, "min_p": 0.05,
+        "repeat_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0, "repeat_last_n": 64,
+        "penalize_nl": false, "tfs_z": 1.0, "typical_p": 1.0, "mirostat": 0, "n_keep": 0, "n_probs": 0,
+        "ignore_eos": false, "logit_bias": [], "grammar": "", "stop": [], "slot_id": -1, "cache_prompt": false,
+        "stream": true,
+    });
+    assert_eq!(server.sent("/completion"), [expected]);
+}
+
+#[test]
+fn short_answers_end_for_the_right_reason() {
+    type Row<'a> = (&'a [&'static str], Fault, u64, &'a str, u64, Finish);
+    let table: [Row<'_>; 9] = [
+        (&[""], Fault::None, 1, "", 1, Finish::Stop),
+        (&["a", ""], Fault::None, 2, "a", 2, Finish::Stop),
+        (&["a", "b", ""], Fault::None, 3, "ab", 3, Finish::Stop),
+        (&["a", ""], Fault::None, 1, "a", 1, Finish::Length),
+        // Tokens without a text that end nothing.
+        (&["", "a", "b", "c", "d"], Fault::None, 1, "", 1, Finish::Length),
+        (&["a", "", "", "b", "c"], Fault::None, 2, "a", 2, Finish::Length),
+        (&["𝄞", "a"], Fault::Bytes, 1, "𝄞", 1, Finish::Length),
+        (&["𝄞", "a"], Fault::Bytes, 2, "𝄞", 2, Finish::Length),
+        (&["𝄞", "a", "b"], Fault::Bytes, 3, "𝄞a", 3, Finish::Length),
+    ];
+    for (pieces, fault, limit, text, tokens, finish) in table {
+        let (_server, endpoint) = serve(pieces, fault);
+        let answer = generate(&endpoint, &format!("generation: {{max_tokens: {limit}}}")).unwrap();
+        let found = (&*answer.text, answer.completion_tokens, answer.finish);
+        assert_eq!(found, (text, tokens, finish), "{pieces:?} of {limit}");
+    }
+}
+
 #[test]
 fn answers_and_prompts_fit_the_context() {
     let (server, endpoint) = serve(&["a"; 20], Fault::None);
@@ -133,6 +172,9 @@ fn half_an_answer_is_none() {
     }
     let (_server, endpoint) = serve(&[], Fault::NotFound);
     assert!(matches!(generate(&endpoint, ""), Err(EngineError::Refused(why)) if why.contains("404")));
+    let (_server, endpoint) = serve(&["a", "b", "c", "d"], Fault::Beside);
+    let answer = generate(&endpoint, "");
+    assert!(matches!(answer, Err(EngineError::Foreign(port)) if port == endpoint.port), "{answer:?}");
     let nobody = Endpoint { port: 1, key: KEY.to_owned() };
     assert!(matches!(generate(&nobody, ""), Err(EngineError::Unanswered(_))));
 }
@@ -187,6 +229,7 @@ fn ready_is_a_real_word_of_our_own_server() {
     assert!(matches!(ready(Fault::None), Ok(true)));
     assert!(matches!(ready(Fault::Mute), Ok(false)));
     assert!(matches!(ready(Fault::Foreign), Err(EngineError::Foreign(_))));
+    assert!(matches!(ready(Fault::Beside), Err(EngineError::Foreign(_))));
     assert!(matches!(ready(Fault::Dies), Ok(false)));
     assert!(matches!(PowerInfer.ready(&Endpoint { port: 1, key: KEY.to_owned() }, patience), Ok(false)));
     let (_server, mut endpoint) = serve(&["a"], Fault::None);
