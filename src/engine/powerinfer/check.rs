@@ -1,10 +1,11 @@
 //! What can be known to be wrong, or doubtful, before the engine is started. PowerInfer itself looks at little: a file cut
 //! short, a type it cannot compute or the activation of another model give nonsense and an exit code of 0.
 
+mod gpu;
+
 use super::{chat, launch, model, wire};
 use crate::base::name::{Name, RelPath};
 use crate::base::platform::Variant;
-use crate::build::accelerator::Gpu;
 use crate::engine::{CheckRequest, EngineError, Finding};
 use crate::format::gguf::{Header, Tensor};
 use crate::format::policy::Policy;
@@ -21,9 +22,6 @@ const TYPES: &[u32] = &[0, 1, 2, 3, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15];
 const NEURON_TYPES: &[u32] = &[1, 2];
 /// Below this PowerInfer computes a layer in a way of its own, which writes a row too many.
 const FEWEST_NEURONS: u64 = 1000;
-/// What a process takes on each GPU beside what it puts there: measured on an H100 with 0.6 to 2.2 GB of weights, beside a
-/// budget, 0.62 to 0.79 GiB. [`model::attention_bytes`] come on top (there 16 MiB).
-const GPU_OVERHEAD_GIB: f64 = 0.8;
 /// The commit that all this was read against: its main branch since then.
 const MAIN: &str = "d3ebd7c5666348cf43c22f0d62dfbc9a763cffb8";
 const NO_EXPERTS: &str = "the model is a mixture of experts, which PowerInfer's main branch does not load";
@@ -41,8 +39,8 @@ pub(super) fn all(ask: &CheckRequest<'_>) -> Vec<Finding> {
         return vec![error("", message, Some("choose a model that is not split"))];
     };
     let mut found = of_model(ask.sizes.first().copied().unwrap_or(0), ask.commit, header);
-    found.extend(of_accelerator(ask, header));
-    found.extend(of_gpus(ask, header));
+    found.extend(gpu::of_build(ask, header));
+    found.extend(gpu::of_gpus(ask, header));
     found.extend(of_threads(ask, header));
     found.extend(of_context(ask, header));
     found.extend(of_sampling(ask, header));
@@ -222,110 +220,8 @@ fn of_neurons(header: &Header) -> Vec<Finding> {
     found
 }
 
-fn of_accelerator(ask: &CheckRequest<'_>, header: &Header) -> Vec<Finding> {
-    let mut found = Vec::new();
-    let runtime = &ask.policy.runtime;
-    let (layers, budget) = (runtime.gpu_layers.filter(|layers| *layers > 0), runtime.vram_budget_gb);
-    if ask.variant == Variant::Cpu {
-        for key in
-            [layers.map(|_| "runtime.gpu_layers"), budget.map(|_| "runtime.vram_budget_gb")].into_iter().flatten()
-        {
-            let hint = "choose a variant: `runtime.variant: cuda`";
-            found.push(warning(key, "the build `cpu` has no accelerator: this has no effect", Some(hint)));
-        }
-        return found;
-    }
-    if !model::is_sparse(header) {
-        if budget.is_some() {
-            let hint = "use `runtime.gpu_layers`";
-            let message = "a dense model has no memory budget: this has no effect";
-            found.push(warning("runtime.vram_budget_gb", message, Some(hint)));
-        }
-        return found;
-    }
-    if layers.is_some() {
-        let hint = "leave it out: `runtime.vram_budget_gb` decides";
-        let message = "a sparse model is not placed by layers: this has no effect";
-        found.push(warning("runtime.gpu_layers", message, Some(hint)));
-    }
-    found.extend(of_budget(ask, header, budget));
-    found
-}
-
-/// What the graphics processors here say to it; nothing when nobody asked them. A sparse model lies on one of them, a dense
-/// one is shared out among all.
-fn of_gpus(ask: &CheckRequest<'_>, header: &Header) -> Option<Finding> {
-    let gpus = ask.gpus?;
-    let sparse = model::is_sparse(header);
-    if gpus.is_empty() {
-        let message = "no GPU is here, and a build for one does not load a sparse model without it";
-        let hint = "use the build for the processor: `--variant cpu`, and no `runtime.variant`";
-        return sparse.then(|| error("runtime.variant", message, Some(hint)));
-    }
-    let (key, asked, used, who) = if sparse {
-        ("runtime.vram_budget_gb", ask.policy.runtime.vram_budget_gb?, 1, "the largest GPU has")
-    } else {
-        let bytes = Some(dense_bytes_on_gpu(ask, header)).filter(|bytes| *bytes > 0)?;
-        ("runtime.gpu_layers", gib(bytes), gpus.len(), "the GPUs have")
-    };
-    let room = |bytes: fn(&Gpu) -> u64| {
-        let each = gpus.iter().map(bytes);
-        gib(if sparse { each.max().unwrap_or(0) } else { each.fold(0, u64::saturating_add) })
-    };
-    let needed = asked + overhead_gib(ask.policy, header, used);
-    let (all, free) = (room(|gpu| gpu.vram_bytes), room(|gpu| gpu.free_bytes));
-    let message = format!("about {needed:.1} GiB of GPU memory are needed, and {who} {all:.1} GiB");
-    if needed.is_finite() && needed > all {
-        let hint = "lower it, `runtime.context_size`, `runtime.parallel` or `runtime.batch_size`";
-        return Some(error(key, message, Some(hint)));
-    }
-    let hint = "lower it, or end what else uses the GPU";
-    (needed > free).then(|| warning(key, format!("{message}, of which {free:.1} GiB are free now"), Some(hint)))
-}
-
-/// What a process takes on `gpus` GPUs beside what a policy puts there.
-fn overhead_gib(policy: &Policy, header: &Header, gpus: usize) -> f64 {
-    GPU_OVERHEAD_GIB * gpus as f64 + gib(model::attention_bytes(policy, header))
-}
-
-/// A dense model's weights on the GPU, by the share of its layers, and its cache.
-fn dense_bytes_on_gpu(ask: &CheckRequest<'_>, header: &Header) -> u64 {
-    let layers = header.block_count().unwrap_or(0).max(1);
-    let share = ask.policy.runtime.gpu_layers.map_or(layers, |asked| u64::from(asked).min(layers));
-    let all = ask.sizes.iter().fold(model::cache_bytes(ask.policy, header), |sum, size| sum.saturating_add(*size));
-    (u128::from(all) * u128::from(share) / u128::from(layers)) as u64
-}
-
 fn gib(bytes: u64) -> f64 {
     bytes as f64 / f64::from(1 << 30)
-}
-
-fn of_budget(ask: &CheckRequest<'_>, header: &Header, budget: Option<f64>) -> Option<Finding> {
-    const KEY: &str = "runtime.vram_budget_gb";
-    let Some(budget) = budget else {
-        let message = "without a budget no neuron of the model goes to the GPU";
-        let more = overhead_gib(ask.policy, header, 1);
-        let hint = format!("say how much it may take; the process takes {more:.1} GiB more");
-        return Some(warning(KEY, message, Some(&hint)));
-    };
-    if !(0.0..=100_000.0).contains(&budget) {
-        return Some(error(KEY, format!("{budget} is not a size in GiB"), None));
-    }
-    if model::neuron_budget(ask.policy, header, budget) > 0 {
-        if ask.beside.iter().any(|file| file.as_str().starts_with(&format!("{}/", launch::STATISTICS))) {
-            let tensor = of_no_neuron_type(header, &["ffn_gate", "ffn_up"])?;
-            let message = format!("{} must be F16 or Q4_0: a GPU computes no neurons of any other type", named(tensor));
-            return Some(error(KEY, message, Some(&format!("{QUANTIZE_HINT}; or leave the budget out"))));
-        }
-        let message = format!(
-            "the model comes without `{}/`: which neurons fire often is not known, so none goes to the GPU, and answers take longer",
-            launch::STATISTICS
-        );
-        let hint = format!("add `\"{}/**\"` to the model's `files`, when its repository has them", launch::STATISTICS);
-        return Some(warning(KEY, message, Some(&hint)));
-    }
-    let message = format!("{budget} GiB hold no neurons beside what must be there first: none goes to the GPU");
-    Some(warning(KEY, message, Some("raise it, or lower `runtime.context_size` or `runtime.parallel`")))
 }
 
 fn of_threads(ask: &CheckRequest<'_>, header: &Header) -> Vec<Finding> {
@@ -444,6 +340,7 @@ fn of_memory(ask: &CheckRequest<'_>, header: &Header) -> Option<Finding> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::build::accelerator::Gpu;
     use crate::engine::powerinfer::tests::{DENSE, SPARSE, header, policy};
     use crate::engine::powerinfer::tiny::Tiny;
     use crate::format::gguf::Value;
