@@ -207,7 +207,6 @@ fn remove_artifacts(world: &World) {
     fs::remove_dir_all(&world.project().join("models")).unwrap();
 }
 
-#[cfg(unix)]
 /// The tiny engine ends at once: what a run begins with is all that is looked at.
 #[test]
 fn a_run_takes_away_what_killed_runs_left_and_nothing_in_use() {
@@ -226,6 +225,7 @@ fn a_run_takes_away_what_killed_runs_left_and_nothing_in_use() {
     assert_eq!(fs::read_dir(&staging).unwrap(), Vec::<std::path::PathBuf>::new());
 }
 
+#[cfg(unix)]
 #[test]
 fn an_interrupt_ends_the_whole_build_and_leaves_nothing_half_installed() {
     let world = World::new();
