@@ -138,15 +138,17 @@ pub struct Series {
     pub samples: Vec<Sample>,
 }
 
-/// A B C, A B C, …: `rounds` times, after one unmeasured round if there is to be a warm-up.
+/// A B C, C B A, A B C, …: `rounds` times, after one unmeasured round if there is to be a warm-up. To and fro, so that nobody
+/// always comes after the same one: what that left in the system's memory costs or helps the next.
 pub fn interleave(contenders: &mut [Contender<'_>], warm_up: bool, rounds: usize) -> Result<Vec<Series>> {
     let mut samples: Vec<Vec<Sample>> = contenders.iter().map(|_| Vec::new()).collect();
     for round in usize::from(!warm_up)..=rounds {
-        for (contender, samples) in contenders.iter_mut().zip(&mut samples) {
-            (contender.prepare)()?;
-            let sample = (contender.run)()?;
+        for turn in 0..contenders.len() {
+            let at = if round % 2 == 0 { turn } else { contenders.len() - 1 - turn };
+            (contenders[at].prepare)()?;
+            let sample = (contenders[at].run)()?;
             if round > 0 {
-                samples.push(sample);
+                samples[at].push(sample);
             }
         }
     }
@@ -201,7 +203,7 @@ mod tests {
             }),
         };
         let series = interleave(&mut [contender("a", 1.0), contender("b", 4.0)], true, 2).unwrap();
-        assert_eq!(*order.borrow(), "ababab");
+        assert_eq!(*order.borrow(), "abbaab");
         assert_eq!(series[1].samples.len(), 2);
         assert_eq!(series[1].first_over_this.unwrap().median, 0.25);
     }
