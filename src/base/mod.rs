@@ -11,6 +11,7 @@ pub mod http;
 pub mod lifeline;
 pub mod lock;
 pub mod name;
+pub mod parallel;
 pub mod platform;
 pub mod process;
 pub mod tree;

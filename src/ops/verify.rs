@@ -2,11 +2,10 @@
 //! records that make `sync` quick.
 
 use std::path::PathBuf;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::base::digest::Digest;
 use crate::base::hashed::Hashed;
+use crate::base::parallel;
 use crate::report::{Progress, Unit};
 
 use super::demand::{Demand, demand};
@@ -82,24 +81,9 @@ fn targets(host: &Host, project: &Project, demand: &Demand<'_>) -> Result<Vec<Ta
 }
 
 fn hash_all(host: &Host, targets: &[Target], progress: &Progress) -> Result<Vec<Damaged>, Failure> {
-    let next = AtomicUsize::new(0);
-    let damages = Mutex::new(Vec::new());
     let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get).min(MAX_THREADS);
-    let work = || -> Result<(), Failure> {
-        while let Some(target) = targets.get(next.fetch_add(1, Ordering::Relaxed)) {
-            if let Some(damage) = hash_one(host, target, progress)? {
-                damages.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(damage);
-            }
-        }
-        Ok(())
-    };
-    std::thread::scope(|scope| {
-        let workers: Vec<_> = (0..threads.min(targets.len())).map(|_| scope.spawn(work)).collect();
-        workers
-            .into_iter()
-            .try_for_each(|worker| worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
-    })?;
-    let mut damages = damages.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let looked_at = parallel::map(threads, targets, |target| hash_one(host, target, progress))?;
+    let mut damages: Vec<Damaged> = looked_at.into_iter().flatten().collect();
     damages.sort_by(|a, b| a.path.cmp(&b.path));
     Ok(damages)
 }

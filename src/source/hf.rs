@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use crate::base::digest::Digest;
 use crate::base::hashed::Hashed;
 use crate::base::name::RelPath;
+use crate::base::parallel;
 use crate::format::lockfile::{FilePin, Kind, Pin};
 use crate::format::manifest::HfSpec;
 use crate::report::Task;
@@ -27,6 +28,10 @@ const MAIN: &str = "main";
 /// Files outside large file storage are hashed at lock up to this size. (The Hub takes none over 10 MB.)
 const MAX_SMALL_BYTES: u64 = 32 << 20;
 
+/// Files up to this size are brought several at a time, as many as the Python client's.
+const SMALL_BYTES: u64 = 1 << 20;
+const FILES_AT_ONCE: usize = 8;
+
 impl Source for HfSpec {
     fn resolve(&self, world: &World, kind: Kind) -> Result<Pin, SourceError> {
         self.require_model(kind)?;
@@ -40,10 +45,8 @@ impl Source for HfSpec {
         let there: Vec<&RelPath> = revision.files.keys().collect();
         let chosen = globs.select(&hub.what(), &there)?.into_iter().cloned().collect();
         let chosen = with_all_parts(&hub.what(), chosen, &revision.files)?;
-        let mut files = Vec::with_capacity(chosen.len());
-        for path in chosen {
-            files.push(pin(&hub, &revision, path)?);
-        }
+        let chosen: Vec<RelPath> = chosen.into_iter().collect();
+        let files = parallel::map(FILES_AT_ONCE, &chosen, |path| pin(&hub, &revision, path))?;
         Ok(Pin { commit: Some(revision.commit), files, ..Pin::default() })
     }
 
@@ -64,9 +67,13 @@ impl Source for HfSpec {
         let (parts, connections) = (cache.parts(), world.connections());
         let bringing = Bringing { parts, hub, cache, commit, task: &world.task, connections };
         require_space(&bringing.parts, missing.iter().map(|pin| missing_bytes(&bringing.parts, pin)).sum())?;
-        for pin in missing {
-            let file = bringing.bring(pin)?;
-            fetched.hashed.extend(file.placed(&pin.path.under(ask.staging))?);
+        // A large file has several connections of its own; of a small one most is the wait for an answer.
+        let (small, large): (Vec<_>, Vec<_>) = missing.into_iter().partition(|pin| pin.size <= SMALL_BYTES);
+        for (files, at_once) in [(small, FILES_AT_ONCE), (large, 1)] {
+            let placed = parallel::map(at_once, &files, |pin| -> Result<_, SourceError> {
+                Ok(bringing.bring(pin)?.placed(&pin.path.under(ask.staging))?)
+            })?;
+            fetched.hashed.extend(placed.into_iter().flatten());
         }
         bringing.cache.note_revision(self.rev.as_deref().unwrap_or(MAIN), commit)?;
         Ok(fetched)
@@ -152,11 +159,11 @@ impl Bringing<'_> {
     }
 }
 
-fn pin(hub: &Hub<'_>, revision: &Revision, path: RelPath) -> Result<FilePin, SourceError> {
-    let listed = &revision.files[&path];
+fn pin(hub: &Hub<'_>, revision: &Revision, path: &RelPath) -> Result<FilePin, SourceError> {
+    let listed = &revision.files[path];
     let sha256 = match listed.sha256 {
         Some(sha256) => sha256,
-        None if listed.size <= MAX_SMALL_BYTES => Digest::of(&hub.small_file(&revision.commit, &path, listed)?),
+        None if listed.size <= MAX_SMALL_BYTES => Digest::of(&hub.small_file(&revision.commit, path, listed)?),
         None => {
             return Err(SourceError::Hostile {
                 what: format!("`{path}` of {}", hub.what()),
@@ -164,7 +171,7 @@ fn pin(hub: &Hub<'_>, revision: &Revision, path: RelPath) -> Result<FilePin, Sou
             });
         }
     };
-    Ok(FilePin { path, size: listed.size, sha256 })
+    Ok(FilePin { path: path.clone(), size: listed.size, sha256 })
 }
 
 /// What a part of a split GGUF file is called after: `<stem>-00001-of-00003.gguf`, as llama.cpp's `gguf-split` writes it.

@@ -92,10 +92,15 @@ impl Hub {
         let state = Arc::new(Mutex::new(State { page: 1000, blobs: true, ..State::default() }));
         let change = Arc::new(change);
         let (of_store, spoil) = (Arc::clone(&state), Arc::clone(&change));
-        let store = Server::start(move |seen, _| spoil(Site::Store, seen, of_store.lock().unwrap().stored(seen)));
+        let store = Server::start(move |seen, _| {
+            let reply = of_store.lock().unwrap().stored(seen);
+            spoil(Site::Store, seen, reply)
+        });
         let (of_hub, elsewhere) = (Arc::clone(&state), store.url(""));
-        let hub =
-            Server::start(move |seen, _| change(Site::Hub, seen, of_hub.lock().unwrap().answer(seen, &elsewhere)));
+        let hub = Server::start(move |seen, _| {
+            let reply = of_hub.lock().unwrap().answer(seen, &elsewhere);
+            change(Site::Hub, seen, reply)
+        });
         Self { hub, store, state }
     }
 

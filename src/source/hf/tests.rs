@@ -1,7 +1,8 @@
 //! Against a stand-in for the Hub on loopback, good and bad.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Barrier, Mutex};
 
 use super::*;
 use crate::base::cancel::Cancel;
@@ -220,6 +221,26 @@ fn fetched_once_into_the_shared_cache_and_adopted_afterwards() {
     let asked = (bench.asked(Site::Hub).len(), bench.asked(Site::Store).len());
     bench.fetch(&pin).unwrap();
     assert_eq!((bench.asked(Site::Hub).len(), bench.asked(Site::Store).len()), asked, "nothing is asked twice");
+}
+
+#[test]
+fn small_files_come_side_by_side() {
+    // The first answers wait for each other: of GET at lock, of HEAD at fetch.
+    let meet = Barrier::new(FILES_AT_ONCE);
+    let (gets, heads) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let bench = Bench::spoilt(move |_, seen, reply| {
+        let asked = if seen.method == "HEAD" { &heads } else { &gets };
+        if seen.path.contains("/resolve/") && asked.fetch_add(1, Ordering::SeqCst) < FILES_AT_ONCE {
+            meet.wait();
+        }
+        reply
+    });
+    let names: Vec<String> = (0..FILES_AT_ONCE + 3).map(|number| format!("activation/{number}.pt")).collect();
+    let files: Vec<(&str, &[u8])> = names.iter().map(|name| (&**name, name.as_bytes())).collect();
+    bench.push(&files);
+    let pin = bench.resolve(&spec(&["activation/**"])).unwrap();
+    assert!(pin.files.is_sorted_by(|one, other| one.path < other.path));
+    bench.fetch(&pin).unwrap();
 }
 
 #[test]
