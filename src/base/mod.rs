@@ -3,6 +3,7 @@
 //! Invariant: nothing here prints, reads the environment or decides an exit code.
 
 pub mod cancel;
+pub mod commit;
 pub mod diagnostic;
 pub mod digest;
 pub mod fs;
