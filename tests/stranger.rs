@@ -248,7 +248,7 @@ fn programs_and_packages_of_the_project_are_not_found() {
         "version = 1\n",
         "version = 1\n[tools]\ncmake = { pypi = \"cmake\", version = \"4.4.4\" }\n",
     );
-    for name in ["git", "python", "python3", "pip", "uv", "cmake", "ninja", "cc", "nvcc", "ssh", "p"] {
+    for name in ["git", "python", "python3", "uv", "cmake", "ninja", "cc", "nvcc", "ssh", "p"] {
         for folder in ["", "bin/", "manifests/"] {
             stranger.trap(&format!("{folder}{name}"));
         }
