@@ -6,6 +6,7 @@ mod cli;
 mod dependencies;
 mod docs;
 mod layers;
+mod reference;
 mod rust;
 mod words;
 
