@@ -43,8 +43,15 @@ fn naming<'a>(verb: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> F
     move |source| FsError::new(verb, path, source)
 }
 
+/// Opens a regular file (or a folder, to lock it) for reading. Never waits: a named pipe, a socket or a device is an error, so
+/// that a file of a stranger's project cannot hang the program.
 pub fn open(path: &Path) -> Result<File> {
-    File::open(path).map_err(naming("open", path))
+    let file = platform::open_without_waiting(path).map_err(naming("open", path))?;
+    let kind = file.metadata().map_err(naming("look at", path))?.file_type();
+    if kind.is_file() || kind.is_dir() {
+        return Ok(file);
+    }
+    Err(FsError::new("open", path, io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file")))
 }
 
 /// Creates or truncates.
