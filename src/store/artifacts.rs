@@ -43,7 +43,7 @@ impl Store {
         for (path, file) in &artifact.receipt.files {
             let full = path.under(&artifact.path);
             let right = fs::metadata(&full).is_ok_and(|meta| meta.len() == file.size)
-                && self.records.digest_of(&full, &mut |_| Ok(()))?.0 == file.sha256;
+                && self.records.prove(&full, &mut |_| Ok(()))?.sha256() == file.sha256;
             if !right {
                 return Ok(None);
             }
@@ -97,23 +97,22 @@ impl Store {
         fs::remove_file(&path.join(RECEIPT))?;
         self.replace_dir(staging.path(), &path)?;
         for (file, installed) in &receipt.files {
-            self.records.carry(&file.under(&path), Some(installed.sha256));
+            let hashed = self.records.prove(&file.under(&path), &mut |_| Ok(()))?;
+            if hashed.sha256() != installed.sha256 {
+                return Err(StoreError::Mismatch {
+                    what: format!("`{file}` of the finished build"),
+                    expected: installed.sha256,
+                    computed: hashed.sha256(),
+                    expected_bytes: Some(installed.size),
+                    computed_bytes: hashed.size_bytes(),
+                });
+            }
         }
         fs::write_atomic(
             &path.join(RECEIPT),
             &self.key.seal(&purpose(&receipt.fingerprint), receipt.to_text().as_bytes()),
         )?;
         Ok(Artifact { path, receipt: receipt.clone() })
-    }
-
-    /// Forgets an artifact.
-    ///
-    /// # Errors
-    /// When it cannot be removed.
-    pub fn remove_artifact(&self, fingerprint: &Digest) -> Result<(), StoreError> {
-        let path = self.artifact_path(fingerprint);
-        fs::remove_file(&path.join(RECEIPT))?;
-        Ok(fs::remove_dir_all(&path)?)
     }
 }
 

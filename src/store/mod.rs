@@ -147,6 +147,9 @@ impl Store {
     /// # Errors
     /// When the file cannot be written.
     pub fn save_records(&self) -> Result<(), StoreError> {
+        if !self.records.is_changed() {
+            return Ok(());
+        }
         let guard = self.lock("records", &Cancel::default(), || {})?;
         let saved = self.records.save(&self.root.join("records.json"), &self.key);
         drop(guard);
