@@ -95,7 +95,8 @@ impl Listing {
         let line = |line: &str| {
             let mut parts = line.splitn(4, ' ');
             let written = parts.next()?;
-            let mode = [Mode::File, Mode::Executable, Mode::Symlink].into_iter().find(|mode| mode.as_str() == written)?;
+            let mode =
+                [Mode::File, Mode::Executable, Mode::Symlink].into_iter().find(|mode| mode.as_str() == written)?;
             let (size_bytes, digest) = (parts.next()?.parse().ok()?, Digest::from_hex(parts.next()?).ok()?);
             Some((parts.next()?.parse().ok()?, Entry { mode, size_bytes, digest }))
         };

@@ -118,7 +118,8 @@ impl Store {
 /// The files of a receipt as a listing.
 fn listing_of(receipt: &Receipt) -> Listing {
     let mode = |executable| if executable { Mode::Executable } else { Mode::File };
-    let entry = |file: &InstalledFile| Entry { mode: mode(file.executable), size_bytes: file.size, digest: file.sha256 };
+    let entry =
+        |file: &InstalledFile| Entry { mode: mode(file.executable), size_bytes: file.size, digest: file.sha256 };
     Listing(receipt.files.iter().map(|(path, file)| (path.clone(), entry(file))).collect())
 }
 
