@@ -2,7 +2,6 @@
 //!
 //! Invariant: nothing here prints, reads the environment or decides an exit code.
 
-pub mod address;
 pub mod cancel;
 pub mod commit;
 pub mod diagnostic;
