@@ -15,7 +15,7 @@ use crate::build::fingerprint::{self, Ingredients};
 use crate::build::settings::Env;
 use crate::build::toolchain::{self, Finder, ToolError, Toolchain};
 use crate::build::{BuildRecipe, ToolPath};
-use crate::engine::{self, Engine, RecipeRequest};
+use crate::engine::{Engine, RecipeRequest};
 use crate::format::lockfile::{Entry, FilePin, Kind, Lockfile};
 use crate::format::manifest::{self, EngineSpec, ModelSpec, Request};
 use crate::format::policy;
@@ -197,7 +197,7 @@ impl<'a> Surroundings<'_, 'a> {
     fn engine(&mut self, name: &Name, asked: Option<Variant>, linked: bool) -> Result<EngineDemand<'a>, Failure> {
         let entry = self.entry(Kind::Engine, name)?;
         let spec = &self.project.manifest.value.engines[name];
-        let adapter = adapter(self.project, name, spec)?;
+        let adapter = adapter(self.host, self.project, name, spec)?;
         let broken = |error: ToolError| Failure::Toolchain { engine: name.clone(), error };
         let recipe_of = |variant| {
             let recipe = adapter.recipe(&RecipeRequest { spec, pin: &entry.pin, platform: Platform::HOST, variant });
@@ -328,10 +328,10 @@ pub fn misplaced(project: &Project, name: &Name, error: &LayoutError) -> Failure
 }
 
 /// The adapter that drives an engine.
-fn adapter(project: &Project, name: &Name, spec: &EngineSpec) -> Result<&'static dyn Engine, Failure> {
+fn adapter(host: &Host, project: &Project, name: &Name, spec: &EngineSpec) -> Result<&'static dyn Engine, Failure> {
     let id = spec.adapter.as_deref().unwrap_or(name.as_str());
-    engine::find(id).ok_or_else(|| {
-        let known: Vec<&str> = engine::ENGINES.iter().map(|engine| engine.id()).collect();
+    host.engine(id).ok_or_else(|| {
+        let known: Vec<&str> = host.engines.iter().map(|engine| engine.id()).collect();
         let place = project.manifest.document.error(
             &["engines", name.as_str(), if spec.adapter.is_some() { "adapter" } else { "source" }],
             format!("engine `{name}`: there is no adapter `{id}`"),

@@ -135,7 +135,7 @@ pub fn run(host: &Host, project: &Project, upgrade: &Upgrade, resolve_conflicts:
     let waiting = || host.task.waiting("another aitools is locking this project");
     let _held = host.store.lock(&name, host.task.cancel(), waiting)?;
     check_names(project, upgrade)?;
-    super::demand::check_derivations(project)?;
+    super::demand::check_derivations(host, project)?;
     let old = previous(project, resolve_conflicts)?;
     let lockfile = resolve(host, project, &old, upgrade)?;
     let written = fs::write_if_changed(&project.lock_path, lockfile.to_text().as_bytes())?;

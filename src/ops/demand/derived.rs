@@ -13,7 +13,7 @@ use crate::format::lockfile::{Entry, FilePin, Kind};
 use crate::format::manifest::{DeriveSpec, EngineSpec, Manifest, ModelSpec, Request, Step};
 use crate::format::receipt::Receipt;
 use crate::ops::failure::{Staleness, Why};
-use crate::ops::{Failure, Project};
+use crate::ops::{Failure, Host, Project};
 use crate::plan::{self, DeriveWish, ModelWish};
 
 use super::{Demand, DeriveDemand, ModelDemand, Surroundings};
@@ -38,7 +38,7 @@ pub(super) fn is_input(manifest: &Manifest, name: &Name) -> bool {
 ///
 /// # Errors
 /// [`Failure::Input`] with every derivation of which nothing could come.
-pub fn check(project: &Project) -> Result<(), Failure> {
+pub fn check(host: &Host, project: &Project) -> Result<(), Failure> {
     let manifest = &project.manifest.value;
     let mut problems = Diagnostics::default();
     for (name, spec) in &manifest.models {
@@ -46,7 +46,7 @@ pub fn check(project: &Project) -> Result<(), Failure> {
             continue;
         };
         let engine = &manifest.engines[&derive.engine];
-        if let Err(error) = super::adapter(project, &derive.engine, engine)?.derivation(step, engine) {
+        if let Err(error) = super::adapter(host, project, &derive.engine, engine)?.derivation(step, engine) {
             problems.push(refusal(project, name, step, error));
         }
     }
