@@ -312,8 +312,11 @@ async fn several_requests_run_at_a_time_and_are_cancelled_one_by_one() {
     };
     let answers = futures_util::future::join_all((0..8).map(ask)).await;
     for (number, answer) in answers.iter().enumerate() {
-        let expected =
-            if number == 3 { ("answer".to_owned(), Finish::Cancelled) } else { (format!("answernumber{number}"), Finish::Stop) };
+        let expected = if number == 3 {
+            ("answer".to_owned(), Finish::Cancelled)
+        } else {
+            (format!("answernumber{number}"), Finish::Stop)
+        };
         assert_eq!((&answer.text, answer.finish), (&expected.0, expected.1));
     }
     assert!(backend.ended().unwrap().is_none());

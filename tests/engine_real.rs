@@ -168,9 +168,8 @@ async fn answers_follow_the_policy() {
     let ask = async |generation: &str, prompt: &str| scene.ask(&backend, generation, prompt).await.unwrap();
     let raw = "chat_template: none, temperature: 0";
     // The same at temperature 0, and with a seed at any other; another with another seed.
-    let hot = async |seed: u32| {
-        ask(&format!("temperature: 1.5, max_tokens: 40, seed: {seed}"), "Tell me a story").await.text
-    };
+    let hot =
+        async |seed: u32| ask(&format!("temperature: 1.5, max_tokens: 40, seed: {seed}"), "Tell me a story").await.text;
     let third = hot(3).await;
     assert_eq!(third, hot(3).await);
     assert_ne!(third, hot(4).await);

@@ -84,7 +84,8 @@ struct Folder {
 
 impl Model for Folder {
     fn check(&self, _: &CheckRequest<'_>) -> Vec<Finding> {
-        let wrong = (self.kind != "bird").then(|| error("", format!("a model of type `{}` cannot talk", self.kind), None));
+        let wrong =
+            (self.kind != "bird").then(|| error("", format!("a model of type `{}` cannot talk", self.kind), None));
         wrong.into_iter().collect()
     }
 
@@ -182,7 +183,8 @@ fn world() -> World {
 }
 
 fn host(world: &World, engines: &'static [&'static dyn Engine]) -> Host {
-    let env = std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
+    let env =
+        std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
     let mut env: BTreeMap<String, String> = env.collect();
     let path = world.command(&[]).get_envs().find(|(name, _)| *name == "PATH").unwrap().1.unwrap().to_owned();
     env.insert("PATH".to_owned(), path.into_string().unwrap());

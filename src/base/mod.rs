@@ -2,6 +2,7 @@
 //!
 //! Invariant: nothing here prints, reads the environment or decides an exit code.
 
+pub mod address;
 pub mod cancel;
 pub mod commit;
 pub mod diagnostic;

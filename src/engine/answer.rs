@@ -152,8 +152,7 @@ impl Answer {
         Ok(Generated {
             finish,
             prompt_tokens: self.usage.prompt_tokens.unwrap_or(0),
-            completion_tokens: counted
-                .ok_or_else(|| unanswered("the stream ended without a count of its tokens"))?,
+            completion_tokens: counted.ok_or_else(|| unanswered("the stream ended without a count of its tokens"))?,
             first_tokens: self.first_tokens.max(1),
             cached_tokens: self.usage.cached_tokens,
             prompt_ms: self.usage.prompt_ms,

@@ -57,11 +57,7 @@ impl From<hyper::Error> for HttpError {
         let invalid = |error: &io::Error| {
             matches!(error.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData | io::ErrorKind::Other)
         };
-        if error.is_parse() || cause.is_some_and(invalid) {
-            Self::Malformed(error.to_string())
-        } else {
-            Self::Cut
-        }
+        if error.is_parse() || cause.is_some_and(invalid) { Self::Malformed(error.to_string()) } else { Self::Cut }
     }
 }
 
@@ -144,8 +140,7 @@ impl Client {
         let stream = connected.map_err(|source| HttpError::Connect { port, source })?;
         let _ = stream.set_nodelay(true);
         let mut builder = http1::Builder::new();
-        let (mut sender, connection) =
-            builder.max_buf_size(HEAD_LIMIT_BYTES).handshake(TokioIo::new(stream)).await?;
+        let (mut sender, connection) = builder.max_buf_size(HEAD_LIMIT_BYTES).handshake(TokioIo::new(stream)).await?;
         let task = OnDrop(tokio::spawn(async {
             // Its errors come out of the response, too.
             let _ = connection.await;

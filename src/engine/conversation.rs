@@ -160,7 +160,10 @@ impl Message {
 pub enum Part {
     Text(String),
     /// An image file's bytes, such as a PNG, with their media type.
-    Image { media_type: String, bytes: Vec<u8> },
+    Image {
+        media_type: String,
+        bytes: Vec<u8>,
+    },
 }
 
 /// A function that the model may call.

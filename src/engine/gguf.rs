@@ -28,10 +28,11 @@ impl Gguf {
     /// # Errors
     /// When there is no weights file, or one cannot be read or is no GGUF file.
     pub fn open(files: &ModelFiles<'_>) -> Result<Self, ModelError> {
-        let weights = files.weights.first().cloned().ok_or_else(|| ModelError {
-            path: PathBuf::new(),
-            why: "the model has none".to_owned(),
-        })?;
+        let weights = files
+            .weights
+            .first()
+            .cloned()
+            .ok_or_else(|| ModelError { path: PathBuf::new(), why: "the model has none".to_owned() })?;
         let (mut headers, mut sizes) = (Vec::new(), Vec::new());
         for path in files.weights {
             let (header, size) = read(path)?;

@@ -278,7 +278,8 @@ fn launch(model: &Gguf, ask: &LaunchRequest<'_>) -> Launch {
         ("--batch-size", u64::from(batch)),
         ("--ubatch-size", u64::from(micro_batch)),
     ];
-    let mut args: Vec<OsString> = vec!["--model".into(), model.weights.as_path().into(), "--host".into(), "127.0.0.1".into()];
+    let mut args: Vec<OsString> =
+        vec!["--model".into(), model.weights.as_path().into(), "--host".into(), "127.0.0.1".into()];
     for (name, number) in numbers {
         args.extend([name.into(), number.to_string().into()]);
     }

@@ -15,8 +15,8 @@ use serde_json::{Value as Json, json};
 
 use super::client::Client;
 use super::conversation::{
-    Conversation, Delta, Event, Events, Finish, Format, Message, Part, Piece, Prompt, Request, Tool, ToolCall, ToolCallDelta,
-    Usage,
+    Conversation, Delta, Event, Events, Finish, Format, Message, Part, Piece, Prompt, Request, Tool, ToolCall,
+    ToolCallDelta, Usage,
 };
 use super::{Endpoint, EngineError};
 
@@ -309,7 +309,8 @@ mod tests {
 
     #[test]
     fn tool_calls_come_in_pieces() {
-        let first = r#"{"choices":[{"delta":{"tool_calls":[{"index":0,"id":"c1","function":{"name":"f","arguments":"{"}}]}}]}"#;
+        let first =
+            r#"{"choices":[{"delta":{"tool_calls":[{"index":0,"id":"c1","function":{"name":"f","arguments":"{"}}]}}]}"#;
         let second = r#"{"choices":[{"delta":{"tool_calls":[{"index":0,"function":{"arguments":"}"}}]}}]}"#;
         let end = r#"{"choices":[{"delta":{},"finish_reason":"tool_calls"}],"usage":{"completion_tokens":3}}"#;
         let answer = heard(&[first, second, end]).unwrap();

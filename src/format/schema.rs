@@ -14,6 +14,8 @@ use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
 use serde_json::Value as Json;
 
+use crate::base::address::Address;
+use crate::base::commit::Commit;
 use crate::base::diagnostic::{Diagnostic, Diagnostics, nearest};
 use crate::base::digest::Digest;
 use crate::base::name::{Name, RelPath};
@@ -126,6 +128,8 @@ enum TextKind {
     Name,
     RelPath,
     Digest,
+    Commit,
+    Address,
 }
 
 impl TextKind {
@@ -135,6 +139,8 @@ impl TextKind {
             Self::Name => text.parse::<Name>().map(drop).map_err(|error| error.to_string()),
             Self::RelPath => text.parse::<RelPath>().map(drop).map_err(|error| error.to_string()),
             Self::Digest => text.parse::<Digest>().map(drop).map_err(|error| error.to_string()),
+            Self::Commit => text.parse::<Commit>().map(drop).map_err(|error| error.to_string()),
+            Self::Address => text.parse::<Address>().map(drop).map_err(|error| error.to_string()),
         }
     }
 }
@@ -151,6 +157,8 @@ impl Compiler<'_> {
                 "Name" => text_rule(schema, TextKind::Name),
                 "RelPath" => text_rule(schema, TextKind::RelPath),
                 "Digest" => text_rule(schema, TextKind::Digest),
+                "Commit" => text_rule(schema, TextKind::Commit),
+                "Address" => text_rule(schema, TextKind::Address),
                 _ => self.rule(&self.definitions[name], depth),
             };
         }
@@ -264,6 +272,7 @@ impl fmt::Display for Rule {
             Self::Number { min, max } => write!(f, "a number from {min} to {max}"),
             Self::Text { kind: TextKind::RelPath, .. } => f.write_str("a path inside its folder"),
             Self::Text { kind: TextKind::Digest, .. } => f.write_str("`sha256:` and 64 hexadecimal digits"),
+            Self::Text { kind: TextKind::Commit, .. } => f.write_str("40 lowercase hexadecimal digits"),
             Self::Text { .. } => f.write_str("a text"),
             Self::Choice(choices) => write!(f, "one of {}", quoted_list(choices.iter().map(String::as_str))),
             Self::Array { .. } => f.write_str("a list"),

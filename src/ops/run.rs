@@ -128,8 +128,7 @@ async fn attempt(
     let limit_s = ready.policy.runtime.timeout.unwrap_or(TIMEOUT_S);
     let deadline = began + Duration::from_secs(limit_s.into());
     let scratch = fs::temporary_dir(ask.scratch)?;
-    let supervision =
-        Supervision { driver: ask.driver, env: ask.env, scratch: scratch.path(), log: ask.log, deadline };
+    let supervision = Supervision { driver: ask.driver, env: ask.env, scratch: scratch.path(), log: ask.log, deadline };
     let progress = task.start("starting", ready.engine.id(), None, Unit::None);
     let started = tokio::select! {
         started = Backend::start(ready, &supervision) => started,

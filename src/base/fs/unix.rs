@@ -2,10 +2,16 @@
 
 use std::fs::{self, File, Metadata};
 use std::io;
-use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink as make_symlink};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _, symlink as make_symlink};
 use std::path::{Path, PathBuf};
 
 use super::{Stamp, modified_ns};
+
+/// Opening a named pipe would wait for its writer.
+pub fn open_without_waiting(path: &Path) -> io::Result<File> {
+    let flags = rustix::fs::OFlags::NONBLOCK.bits();
+    fs::OpenOptions::new().read(true).custom_flags(flags.cast_signed()).open(path)
+}
 
 pub fn set_read_only(path: &Path, read_only: bool) -> io::Result<()> {
     let mut permissions = fs::metadata(path)?.permissions();

@@ -161,7 +161,10 @@ mod tests {
         change(&mut header);
         let policy = policy(policy_text);
         let ask = CheckRequest { memory_bytes: Some(8 << 30), ..ask(&policy) };
-        all(&model(vec![header]), &ask).into_iter().map(|finding| (finding.error, finding.key, finding.message)).collect()
+        all(&model(vec![header]), &ask)
+            .into_iter()
+            .map(|finding| (finding.error, finding.key, finding.message))
+            .collect()
     }
 
     #[test]

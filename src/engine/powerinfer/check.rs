@@ -293,7 +293,11 @@ fn of_template(ask: &CheckRequest<'_>, header: &Header) -> Vec<Finding> {
             Some("give the text that follows, or a model whose end-of-text token it is"),
         )
     };
-    if chat::stops(&generation.stop, ask.policy, header).is_empty() { ends.take(1).map(message).collect() } else { vec![] }
+    if chat::stops(&generation.stop, ask.policy, header).is_empty() {
+        ends.take(1).map(message).collect()
+    } else {
+        vec![]
+    }
 }
 
 fn of_memory(of: &Gguf, ask: &CheckRequest<'_>) -> Option<Finding> {
@@ -332,7 +336,10 @@ mod tests {
         change(&mut header);
         let policy = policy(text);
         let whole = self::model(vec![header], &[model.size_bytes()], &["activation/activation_0.pt"]);
-        all(&whole, &ask(&policy, variant)).into_iter().map(|finding| (finding.error, finding.key, finding.message)).collect()
+        all(&whole, &ask(&policy, variant))
+            .into_iter()
+            .map(|finding| (finding.error, finding.key, finding.message))
+            .collect()
     }
 
     fn keys(found: &Found) -> Vec<(bool, &'static str)> {
@@ -469,7 +476,10 @@ mod tests {
         experts.metadata.insert("llama.expert_count".to_owned(), Value::Uint(8));
         let policy = policy(&quiet);
         let other = CheckRequest { commit: Some("09d79ec"), ..ask(&policy, Variant::Cpu) };
-        assert!(all(&model(vec![experts], &[1 << 30], &[]), &other).iter().all(|finding| !finding.error), "another commit may load them");
+        assert!(
+            all(&model(vec![experts], &[1 << 30], &[]), &other).iter().all(|finding| !finding.error),
+            "another commit may load them"
+        );
         let swapped = |header: &mut Header| header.magic = crate::format::gguf::Magic::Pwri;
         let all = found(&DENSE, &quiet, Variant::Cpu, swapped);
         assert!(all[0].0 && all[0].2.contains("ffn_down_t"), "a dense model that says it is sparse: {all:?}");
@@ -551,7 +561,8 @@ mod tests {
     fn split_and_large_models() {
         let header = header(&SPARSE);
         let policy = policy(&format!("generation: {{{QUIET}}}"));
-        let of = |headers: &[Header], sizes: &[u64]| all(&model(headers.to_vec(), sizes, &[]), &ask(&policy, Variant::Cpu));
+        let of =
+            |headers: &[Header], sizes: &[u64]| all(&model(headers.to_vec(), sizes, &[]), &ask(&policy, Variant::Cpu));
         assert!(of(&[header.clone(), header.clone()], &[1, 1])[0].message.contains("2 parts"));
         let large = of(&[header], &[2 << 30]);
         assert!(!large[0].error && large[0].message.contains("2.0 GiB"), "{large:?}");

@@ -200,7 +200,10 @@ mod tests {
             let work = Work::Quantize { kind: "Q4_0", input: none, artifact: none };
             let ask = DeriveRequest { work, commit: None, output: none, scratch: none, threads: 1 };
             let said = |header: &Header| -> Vec<String> {
-                compare(&ask, header, model.size_bytes(), Some(&from)).into_iter().map(|finding| finding.message).collect()
+                compare(&ask, header, model.size_bytes(), Some(&from))
+                    .into_iter()
+                    .map(|finding| finding.message)
+                    .collect()
             };
             assert_eq!(said(&quantized(model)), [""; 0]);
             assert!(said(&from)[0].contains("is F16, not Q4_0"), "{:?}", said(&from));

@@ -152,8 +152,7 @@ async fn answers_and_prompts_fit_the_context() {
     let (server, endpoint) = serve(&["a"; 20], Fault::None);
     generate(&endpoint, "runtime: {context_size: 9}").await.unwrap();
     assert_eq!(server.sent("/completion")[0]["n_predict"], 5, "9 less 3 of the prompt, less one");
-    let long =
-        generate_within(&endpoint, "runtime: {context_size: 9}", "123456789", LONG, |_| true).await;
+    let long = generate_within(&endpoint, "runtime: {context_size: 9}", "123456789", LONG, |_| true).await;
     assert!(matches!(long, Err(EngineError::TooLong { prompt_tokens: 10, context_size: 9 })), "{long:?}");
     assert_eq!(server.sent("/completion").len(), 1);
 }
