@@ -2,30 +2,28 @@
 //!
 //! A request names a commit, or a branch or tag that a server is asked about; the pin is the commit, the digest of its
 //! files (see [`crate::base::tree`]), and the commits of those submodules that were asked for, whose files stand inside.
-//! Exactly the pinned commits are fetched, without history where the server can leave it out, into mirrors under the
-//! scratch folder (`mirror`), and written out as they are in the repository (`snapshot`).
+//! Exactly the pinned commits are fetched, without history where the server allows it, into caches under the scratch folder
+//! (`mirror`), and written out as they are in the repository (`snapshot`).
 //!
-//! Ways to a repository: `https` and `http` by our own client (`http`, `protocol`, `pack`); a folder or `file://` is read in
-//! place; `ssh`, `user@host:path` and `git://` by the program `git` (`program`), which is also asked for its settings
-//! (`insteadOf`, proxies, headers) and its credential helpers. The manifest's mirrors come before git's rewriting.
+//! The program `git` does all network work (`program`), as in uv and jj, with the user's own configuration: `insteadOf`,
+//! proxies, headers, credential helpers and ssh work as in every clone. The manifest's mirrors apply before `insteadOf`.
+//! libgit2 reads the objects. A folder or `file://` is read in place.
 //!
 //! Absent: git's LFS (pointers stay pointers), filters, line-ending conversion, SHA-256 repositories, the dumb protocol.
 
 mod address;
-mod http;
+mod complaint;
 mod mirror;
-mod pack;
 mod program;
 mod project;
-mod protocol;
 mod snapshot;
 
 use std::path::Path;
 
 use self::address::Way;
 use self::mirror::{Ask, Session, ref_name};
-use self::protocol::is_commit;
 use self::snapshot::{ReadError, Snapshot, parse_modules};
+use crate::base::commit::Commit;
 use crate::base::fs;
 use crate::base::name::RelPath;
 use crate::base::tree::{Listing, Mode};
@@ -210,6 +208,11 @@ impl GitSource<'_> {
         }
         Ok(SubmodulePin { path: path.clone(), git, commit })
     }
+}
+
+/// Whether a text is 40 lowercase hexadecimal digits.
+fn is_commit(text: &str) -> bool {
+    text.parse::<Commit>().is_ok()
 }
 
 /// A commit as the manifest writes it: all 40 digits, since a short one may mean another commit tomorrow.

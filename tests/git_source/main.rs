@@ -4,6 +4,7 @@
 mod bench;
 #[path = "../support/git_server.rs"]
 mod git_server;
+mod hostile;
 mod project;
 mod transport;
 mod trees;

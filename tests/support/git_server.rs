@@ -31,8 +31,6 @@ impl Request {
 /// What the server does with a request.
 pub enum Reply {
     Serve,
-    /// As `Serve`, compressed.
-    ServeZipped,
     /// As `Serve`, but the connection ends so many bytes too early.
     Cut(usize),
     /// As `Cut`, but the connection stays nothing more comes, and this is called.
@@ -88,13 +86,6 @@ fn answer(mut stream: TcpStream, root: &Path, rule: &Rule, log: &Mutex<Vec<Reque
     let mut stalled = None;
     let ((status, headers, body), cut) = match rule(&request) {
         Reply::Serve => (backend(root, &request), 0),
-        Reply::ServeZipped => {
-            let (status, mut headers, body) = backend(root, &request);
-            let mut zipped = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
-            zipped.write_all(&body).ok()?;
-            headers.push(("Content-Encoding".into(), "gzip".into()));
-            ((status, headers, zipped.finish().ok()?), 0)
-        }
         Reply::Cut(bytes) => (backend(root, &request), bytes),
         Reply::Stall(bytes, then) => {
             stalled = Some(then);

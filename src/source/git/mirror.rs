@@ -1,34 +1,53 @@
-//! Which folder holds a commit's objects: the repository itself when it is on this machine, a checkout of it, or a mirror
+//! Which folder holds a commit's objects: the repository itself when it is on this machine, a checkout of it, or a cache
 //! under the scratch folder that is filled from the network.
 //!
-//! A mirror is a bare repository that runs and processes share, one for each address. Nothing in it is trusted: objects
-//! are hashed when they are read, and a damaged mirror is deleted and filled anew.
+//! `git` fetches into a repository that is made for this one fetch; then its packs move into the cache. A cache is only a
+//! folder of objects, shared by runs and processes, one for each address. `git` never runs in it, and nothing in it is
+//! trusted: libgit2 hashes objects when it reads them, and a damaged cache is deleted and filled again.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
+use tempfile::TempDir;
 
 use super::address::{self, Way};
-use super::http::Http;
-use super::pack::Guard;
-use super::program::{Configuration, Git};
-use super::protocol::{Channel, FetchError, Ref, Remote, is_commit};
+use super::complaint::{Complaint, explain};
+use super::is_commit;
+use super::program::Git;
 use crate::base::diagnostic;
 use crate::base::digest::Digest;
-use crate::base::fs;
+use crate::base::fs::{self, FsError};
+use crate::base::http::pause;
 use crate::base::lock;
 use crate::format::manifest::GitSpec;
+use crate::report::{Progress, Unit};
 use crate::source::{SourceError, World};
 
-/// How many commits are asked for at most, where a server gives no single one.
-const MAX_WANTS: usize = 100_000;
-/// How often a pack is asked for when the connection breaks while it comes.
-const MAX_TRIES: u32 = 3;
-const EVERYTHING: [&str; 2] = ["refs/heads/", "refs/tags/"];
+/// Pauses before another try when the connection broke or the server failed.
+const PAUSES: [Duration; 2] = [Duration::from_millis(500), Duration::from_millis(1500)];
+/// Characters of an http address that must be escaped; those beyond ASCII always are.
+const NOT_IN_ADDRESSES: &AsciiSet =
+    &CONTROLS.add(b' ').add(b'"').add(b'<').add(b'>').add(b'\\').add(b'^').add(b'`').add(b'{').add(b'|').add(b'}');
+const EVERYTHING: [&str; 2] = ["+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*"];
+/// Errors in old commits that many well-known repositories have. They are harmless, and only the history has them.
+const OLD_ERRORS: [&str; 5] =
+    ["zeroPaddedFilemode", "badTimezone", "missingSpaceBeforeDate", "missingSpaceBeforeEmail", "badDateOverflow"];
 
-/// Repositories as seen from one machine, for one piece of work.
+/// A branch, tag or HEAD of a repository.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Ref {
+    name: String,
+    /// 40 hexadecimal digits; an annotated tag's commit.
+    commit: String,
+}
+
+/// Access to repositories for one piece of work.
 #[derive(Debug)]
 pub struct Session<'w> {
     pub world: &'w World,
-    configuration: Configuration,
+    /// Empty: `git` works here when it needs no repository.
+    nowhere: TempDir,
 }
 
 /// One commit of one repository.
@@ -61,22 +80,36 @@ pub fn ref_name(spec: &GitSpec) -> Option<String> {
 
 impl<'w> Session<'w> {
     /// # Errors
-    /// When git's configuration is broken.
+    /// When the scratch folder cannot be written.
     pub fn new(world: &'w World) -> Result<Self, SourceError> {
-        Ok(Self { world, configuration: Configuration::read(world)? })
+        Ok(Self { world, nowhere: temporary(&folder(world)?, "nowhere-")? })
     }
 
-    /// Where an address really leads, after the manifest's mirrors and git's own rewriting. For the program `git`, which
-    /// does its own, the address is left before that.
+    /// `git` outside of every repository.
+    fn git(&self) -> Git<'w> {
+        Git::with_repository(self.world, &self.nowhere.path().join("none"))
+    }
+
+    /// Where an address leads, after the manifest's mirrors and git's `insteadOf`. The address of a remote repository is
+    /// given as it was before `insteadOf`, which `git` applies itself.
     fn way(&self, address: &str) -> Result<Way, SourceError> {
-        let mirrored = self.world.mirrored(address);
-        let way = Way::of(&self.configuration.rewrite(&mirrored), &self.world.project);
-        let way = way.map_err(|why| SourceError::Missing {
+        let wrong = |why: &str| SourceError::Missing {
             what: format!("`{}`", address::without_user(address)),
-            why: format!("this is no address of a git repository: {why}"),
+            why: format!("this is not the address of a git repository: {why}"),
             hint: None,
-        })?;
-        Ok(if matches!(way, Way::Program(_)) { Way::Program(mirrored) } else { way })
+        };
+        let mirrored = self.world.mirrored(address);
+        let way = Way::of(&mirrored, &self.world.project).map_err(wrong)?;
+        let rewritten = self.git().args(&["ls-remote", "--get-url", "--", &mirrored]).try_run()?;
+        let Some(rewritten) = rewritten.filter(|output| output.status.success()) else { return Ok(way) };
+        let rewritten = rewritten.stdout.strip_suffix('\n').unwrap_or(&rewritten.stdout);
+        Ok(match Way::of(rewritten, &self.world.project).map_err(wrong)? {
+            Way::Remote(_) if mirrored.starts_with("http") => {
+                Way::Remote(utf8_percent_encode(&mirrored, NOT_IN_ADDRESSES).to_string())
+            }
+            Way::Remote(_) => Way::Remote(mirrored),
+            local @ Way::Local(_) => local,
+        })
     }
 
     /// The commit that a branch, a tag or HEAD names today.
@@ -89,23 +122,22 @@ impl<'w> Session<'w> {
         let find = |refs: &[Ref]| refs.iter().find(|found| found.name == name).map(|found| found.commit.clone());
         let refs = match self.way(&spec.git)? {
             Way::Local(folder) => local_refs(&folder)?,
-            _ if self.world.offline => return Err(SourceError::Offline { what }),
-            Way::Http(address) => {
-                let mut remote = Remote::connect(Http::new(self.world, &self.configuration, &address)?)?;
-                if let Some(commit) = find(&remote.refs(&[&name])?) {
+            Way::Remote(_) if self.world.offline => return Err(SourceError::Offline { what }),
+            Way::Remote(address) => {
+                let peeled = format!("{name}^{{}}");
+                if let Some(commit) = find(&self.remote_refs(&address, &[&name, &peeled])?) {
                     return Ok(commit);
                 }
-                remote.refs(&EVERYTHING)?
+                self.remote_refs(&address, &[])?
             }
-            Way::Program(address) => self.program_refs(&address)?,
         };
         find(&refs).ok_or_else(|| no_ref(what, &name, &refs))
     }
 
-    fn program_refs(&self, address: &str) -> Result<Vec<Ref>, SourceError> {
-        let git = self.ssh(Git::nowhere(self.world));
-        let listed = git.args(&["ls-remote", "--", address]).run("ssh and git addresses are fetched by it")?;
-        let listed = listed.map_err(|why| failed(address, why))?;
+    /// The refs that match the patterns of `git ls-remote`; all of them without patterns.
+    fn remote_refs(&self, address: &str, patterns: &[&str]) -> Result<Vec<Ref>, SourceError> {
+        let git = self.with_ssh(self.git(), address)?.args(&["ls-remote", "--", address]).args(patterns);
+        let listed = self.again(|| git.run())?.map_err(|messages| explain(address, &messages))?;
         let mut refs: Vec<Ref> = Vec::new();
         for line in listed.lines() {
             let Some((commit, name)) = line.split_once('\t').filter(|(commit, _)| is_commit(commit)) else { continue };
@@ -117,35 +149,57 @@ impl<'w> Session<'w> {
         Ok(refs)
     }
 
-    /// Nobody may be there to answer ssh's questions.
-    fn ssh<'a>(&self, git: Git<'a>) -> Git<'a> {
-        let set = ["GIT_SSH_COMMAND", "GIT_SSH"].iter().any(|name| self.world.env.contains_key(*name));
-        if set || self.configuration.has("core.sshcommand") {
-            return git;
+    /// Repeats what failed because the connection broke or the server is overloaded.
+    fn again<T>(
+        &self,
+        work: impl Fn() -> Result<Result<T, String>, SourceError>,
+    ) -> Result<Result<T, String>, SourceError> {
+        for delay in PAUSES {
+            match work()? {
+                Err(messages) if Complaint::of(&messages) == Complaint::Passing => {
+                    pause(self.world.task.cancel(), delay)?;
+                }
+                done => return Ok(done),
+            }
         }
-        git.env("GIT_SSH_COMMAND", "ssh -oBatchMode=yes")
+        work()
+    }
+
+    /// Keeps ssh from asking questions, unless the user has set another command for it.
+    fn with_ssh<'a>(&self, git: Git<'a>, address: &str) -> Result<Git<'a>, SourceError> {
+        let env = &self.world.env;
+        if address.starts_with("http") || env.contains_key("GIT_SSH_COMMAND") || env.contains_key("GIT_SSH") {
+            return Ok(git);
+        }
+        let set = self.git().args(&["config", "--get", "core.sshCommand"]).try_run()?;
+        if set.is_some_and(|output| output.status.success()) {
+            return Ok(git);
+        }
+        Ok(git.env("GIT_SSH_COMMAND", "ssh -oBatchMode=yes -oConnectTimeout=30 -oServerAliveInterval=30"))
     }
 
     /// A folder of objects that has the commit, filled from the network if need be. With `fresh`, what is on this machine
-    /// has turned out to be damaged: everything is fetched anew.
+    /// turned out to be damaged: everything is fetched again.
     ///
     /// # Errors
     /// [`SourceError`].
     pub fn objects(&self, ask: &Ask<'_>, fresh: bool) -> Result<PathBuf, SourceError> {
-        let way = self.way(ask.address)?;
-        if let Way::Local(folder) = &way {
-            let objects = open_local(folder)?.commondir().join("objects");
-            return has(&objects, ask.commit).then_some(objects).ok_or_else(|| not_there(ask, "it is not there"));
-        }
+        let address = match self.way(ask.address)? {
+            Way::Remote(address) => address,
+            Way::Local(folder) => {
+                let objects = open_local(&folder)?.commondir().join("objects");
+                return has(&objects, ask.commit).then_some(objects).ok_or_else(|| not_there(ask, "it is not there"));
+            }
+        };
         if let Some(objects) = ask.beside.as_ref().filter(|objects| !fresh && has(objects, ask.commit)) {
             return Ok(objects.clone());
         }
-        let mirror = self.mirror(ask.address);
-        let waiting = || {
-            self.world.task.waiting(format!("another process that fetches `{}`", address::without_user(ask.address)));
-        };
-        let _held = lock::acquire(&mirror.with_extension("lock"), self.world.task.cancel(), waiting)?;
-        let objects = mirror.join("objects");
+        let shown = address::without_user(ask.address);
+        let name = Digest::of(shown.as_bytes()).hex()[..20].to_owned();
+        let cache = folder(self.world)?.join(&name);
+        let waiting = || self.world.task.waiting(format!("another process that fetches `{shown}`"));
+        let held = lock::acquire(&cache.with_extension("lock"), self.world.task.cancel(), waiting)?;
+        let objects = cache.join("objects");
         if !fresh && has(&objects, ask.commit) {
             return Ok(objects);
         }
@@ -153,109 +207,144 @@ impl<'w> Session<'w> {
             return Err(SourceError::Offline { what: ask.what() });
         }
         if fresh {
-            fs::remove_dir_all(&mirror)?;
+            fs::remove_dir_all(&cache)?;
         }
-        prepare(&mirror)?;
-        match way {
-            Way::Http(address) => self.download(ask, &address, &mirror)?,
-            Way::Program(address) => self.download_by_program(ask, &address, &mirror)?,
-            Way::Local(_) => {}
+        let prefix = format!("{name}.new-");
+        if held.excludes() {
+            remove_leftovers(&cache, &prefix)?;
         }
+        let packs = objects.join("pack");
+        fs::create_dir_all(&packs)?;
+        let progress = self.world.task.start("fetching", shown, None, Unit::Bytes);
+        let received = self.download(ask, &address, &prefix, &progress)?;
+        received.move_packs(&packs)?;
+        progress.finish("");
         Ok(objects)
     }
 
-    fn mirror(&self, address: &str) -> PathBuf {
-        let name = Digest::of(address::without_user(address).as_bytes()).hex();
-        self.world.scratch.join("git").join(&name[..20])
-    }
-
-    fn download(&self, ask: &Ask<'_>, address: &str, mirror: &Path) -> Result<(), SourceError> {
-        let mut remote = Remote::connect(Http::new(self.world, &self.configuration, address)?)?;
-        let alone = [ask.commit.to_owned()];
-        let Some(refused) = self.receive(ask, &mut remote, (&alone, true), mirror)? else {
-            return if has(&mirror.join("objects"), ask.commit) { Ok(()) } else { Err(another(ask)) };
-        };
-        if remote.is_final(&refused) {
-            return Err(not_there(ask, &format!("the server says: {refused}")));
-        }
-        // A server that gives no commit by its name: take what its branches and tags have, and look there.
-        let first: Vec<&str> = ask.name.as_deref().into_iter().collect();
-        for prefixes in [first.as_slice(), &EVERYTHING].into_iter().filter(|prefixes| !prefixes.is_empty()) {
-            let mut commits: Vec<String> = remote.refs(prefixes)?.into_iter().map(|found| found.commit).collect();
-            commits.sort();
-            commits.dedup();
-            if commits.is_empty() || commits.len() > MAX_WANTS {
-                continue;
-            }
-            if let Some(words) = self.receive(ask, &mut remote, (&commits, false), mirror)? {
-                return Err(failed(ask.address, format!("the server says: {words}")));
-            }
-            if has(&mirror.join("objects"), ask.commit) {
-                return Ok(());
-            }
-        }
-        let why =
-            format!("no branch or tag of the repository leads to it (asked for it alone, the server says: {refused})");
-        Err(not_there(ask, &why))
-    }
-
-    /// Receives commits, with or without their history, again when the connection breaks on the way. Gives the server's
-    /// words when it refuses.
-    fn receive<C: Channel>(
+    /// Fetches the commit alone; where the server does not allow that, the branches and tags that may lead to it.
+    fn download(
         &self,
         ask: &Ask<'_>,
-        remote: &mut Remote<C>,
-        (commits, shallow): (&[String], bool),
-        mirror: &Path,
-    ) -> Result<Option<String>, SourceError> {
-        let packs = mirror.join("objects").join("pack");
-        let mut tries = 0;
-        loop {
-            tries += 1;
-            let mut sink = Guard::new(&self.world.task, &address::without_user(ask.address), &packs)?;
-            match remote.fetch(commits, shallow, &mut sink) {
-                Ok(cut) => {
-                    sink.finish()?;
-                    mark_shallow(mirror, &cut)?;
-                    return Ok(None);
-                }
-                Err(FetchError::Refused(words)) => return Ok(Some(words)),
-                Err(FetchError::Broken(error)) if tries == MAX_TRIES || self.world.task.check().is_err() => {
-                    return Err(error);
-                }
-                Err(FetchError::Broken(_)) => {}
-                Err(FetchError::Other(error)) => return Err(error),
+        address: &str,
+        prefix: &str,
+        progress: &Progress,
+    ) -> Result<Repository, SourceError> {
+        let fetch = |refspecs: &[&str], alone: bool| {
+            self.again(|| {
+                let repository = Repository::new(&folder(self.world)?, prefix)?;
+                let git = self.with_ssh(Git::with_repository(self.world, repository.path()), address)?;
+                let git = git.args(&["fetch", "--progress", "--no-tags", "--no-write-fetch-head"]);
+                let git = match alone {
+                    true => git.args(&["--depth=1"]),
+                    false => {
+                        OLD_ERRORS.iter().fold(git, |git, error| git.setting(&format!("fetch.fsck.{error}"), "warn"))
+                    }
+                };
+                let done = git.args(&["--", address]).args(refspecs).transfer(repository.path(), progress)?;
+                Ok(done.map(|()| repository))
+            })
+        };
+        let refused = match fetch(&[ask.commit], true)? {
+            Ok(repository) if has(&repository.objects(), ask.commit) => return Ok(repository),
+            Ok(_) => return Err(another(ask)),
+            Err(messages) => messages,
+        };
+        match Complaint::of(&refused) {
+            Complaint::NoCommit => return Err(not_there(ask, &format!("git says: {refused}"))),
+            Complaint::NotAlone => {}
+            _ => return Err(explain(address, &refused)),
+        }
+        let named = ask.name.as_ref().map(|name| vec![name.as_str()]);
+        for refspecs in named.into_iter().chain([EVERYTHING.to_vec()]) {
+            match fetch(&refspecs, false)? {
+                Ok(repository) if has(&repository.objects(), ask.commit) => return Ok(repository),
+                Ok(_) => {}
+                // The branch or tag is gone; others may lead to the commit.
+                Err(messages) if Complaint::of(&messages) == Complaint::NoCommit => {}
+                Err(messages) => return Err(explain(address, &messages)),
             }
         }
-    }
-
-    fn download_by_program(&self, ask: &Ask<'_>, address: &str, mirror: &Path) -> Result<(), SourceError> {
-        let objects = mirror.join("objects");
-        let folder = mirror.to_string_lossy();
-        let fetch = |args: &[&str]| {
-            let git = Git::at(self.world, mirror).setting("gc.auto", "0").setting("maintenance.auto", "false");
-            let common = ["--git-dir", &*folder, "fetch", "--quiet", "--no-tags", "--no-write-fetch-head"];
-            self.ssh(git).args(&common).args(args).run("ssh and git addresses are fetched by it")
-        };
-        let progress = self.world.task.start("fetching", address, None, crate::report::Unit::None);
-        let alone = fetch(&["--depth=1", "--", address, ask.commit])?;
-        if alone.is_ok() && has(&objects, ask.commit) {
-            progress.finish("done");
-            return Ok(());
-        }
-        let all = fetch(&["--", address, "+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*"])?;
-        all.map_err(|why| failed(address, why))?;
-        if !has(&objects, ask.commit) {
-            let why = format!("no branch or tag leads to it (asked for it alone: {})", alone.err().unwrap_or_default());
-            return Err(not_there(ask, &why));
-        }
-        progress.finish("done");
-        Ok(())
+        let why = format!("no branch or tag of the repository leads to it (asked for it alone, git says: {refused})");
+        Err(not_there(ask, &why))
     }
 }
 
-fn failed(address: &str, why: String) -> SourceError {
-    SourceError::Network { what: format!("`{}`", address::without_user(address)), why, hint: None }
+/// The folder of all caches, as an absolute path.
+fn folder(world: &World) -> Result<PathBuf, FsError> {
+    let folder = world.scratch.join("git");
+    fs::create_dir_all(&folder)?;
+    std::path::absolute(&folder).map_err(|error| FsError::new("find", &folder, error))
+}
+
+fn temporary(folder: &Path, prefix: &str) -> Result<TempDir, FsError> {
+    let made = tempfile::Builder::new().prefix(prefix).tempdir_in(folder);
+    made.map_err(|error| FsError::new("create a folder in", folder, error))
+}
+
+/// Removes the repositories of fetches that were killed. The cache's lock is held.
+fn remove_leftovers(cache: &Path, prefix: &str) -> Result<(), FsError> {
+    for path in fs::read_dir(fs::parent(cache))? {
+        if path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(prefix)) {
+            fs::remove_dir_all(&path)?;
+        }
+    }
+    Ok(())
+}
+
+/// A bare repository that this run made and that is deleted when dropped: every file that `git` reads its settings from is
+/// ours.
+#[derive(Debug)]
+pub struct Repository(TempDir);
+
+impl Repository {
+    /// # Errors
+    /// When it cannot be written.
+    pub fn new(folder: &Path, prefix: &str) -> Result<Self, FsError> {
+        let made = Self(temporary(folder, prefix)?);
+        fs::create_dir_all(&made.objects().join("pack"))?;
+        fs::create_dir_all(&made.objects().join("info"))?;
+        fs::create_dir_all(&made.path().join("refs"))?;
+        fs::write_atomic(&made.path().join("HEAD"), b"ref: refs/heads/main\n")?;
+        fs::write_atomic(&made.path().join("config"), b"[core]\n\trepositoryformatversion = 0\n\tbare = true\n")?;
+        Ok(made)
+    }
+
+    /// A repository that serves one commit, without history, from a folder of objects.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn serving(world: &World, objects: &Path, commit: &str) -> Result<Self, FsError> {
+        let made = Self::new(&folder(world)?, "serve-")?;
+        let objects = fs::canonical(objects)?.to_string_lossy().replace('\\', "/");
+        fs::write_atomic(&made.objects().join("info/alternates"), format!("{objects}\n").as_bytes())?;
+        fs::write_atomic(&made.path().join("shallow"), format!("{commit}\n").as_bytes())?;
+        let config =
+            b"[core]\n\trepositoryformatversion = 0\n\tbare = true\n[uploadpack]\n\tallowAnySHA1InWant = true\n";
+        fs::write_atomic(&made.path().join("config"), config)?;
+        Ok(made)
+    }
+
+    pub fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    fn objects(&self) -> PathBuf {
+        self.path().join("objects")
+    }
+
+    /// Moves the packs, which `git` has checked, to a folder of packs: the index last, since it makes a pack visible.
+    fn move_packs(&self, to: &Path) -> Result<(), FsError> {
+        for ending in ["pack", "idx"] {
+            for from in fs::read_dir(&self.objects().join("pack"))? {
+                let name = from.file_name().filter(|_| from.extension().is_some_and(|found| found == ending));
+                if let Some(name) = name {
+                    fs::rename(&from, &to.join(name))?;
+                }
+            }
+        }
+        Ok(())
+    }
 }
 
 fn not_there(ask: &Ask<'_>, why: &str) -> SourceError {
@@ -330,39 +419,6 @@ fn local_refs(folder: &Path) -> Result<Vec<Ref>, SourceError> {
         }
     }
     Ok(refs)
-}
-
-/// Makes a mirror that is a repository for `git`, too, and removes what a killed run left. The lock is held.
-fn prepare(mirror: &Path) -> Result<(), SourceError> {
-    let packs = mirror.join("objects").join("pack");
-    fs::create_dir_all(&packs)?;
-    fs::create_dir_all(&mirror.join("refs"))?;
-    fs::write_if_changed(&mirror.join("HEAD"), b"ref: refs/heads/main\n")?;
-    fs::remove_file(&mirror.join("shallow.lock"))?;
-    let config = b"[core]\n\trepositoryformatversion = 0\n\tbare = true\n[uploadpack]\n\tallowAnySHA1InWant = true\n";
-    fs::write_if_changed(&mirror.join("config"), config)?;
-    for path in fs::read_dir(&packs)? {
-        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        if name.starts_with("pack_git2_") || name.starts_with("tmp_") {
-            fs::remove_file(&path)?;
-        }
-    }
-    Ok(())
-}
-
-/// Tells `git` which commits have no parents here.
-fn mark_shallow(mirror: &Path, cut: &[String]) -> Result<(), SourceError> {
-    let path = mirror.join("shallow");
-    let old = fs::read_bounded(&path, 64 << 20).unwrap_or_default();
-    let old = String::from_utf8_lossy(&old);
-    let mut lines: Vec<&str> =
-        old.lines().filter(|line| is_commit(line)).chain(cut.iter().map(String::as_str)).collect();
-    lines.sort_unstable();
-    lines.dedup();
-    if !lines.is_empty() {
-        fs::write_if_changed(&path, (lines.join("\n") + "\n").as_bytes())?;
-    }
-    Ok(())
 }
 
 /// The objects of the repository that is checked out at `folder`, wherever its `.git` file points.

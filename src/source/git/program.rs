@@ -1,28 +1,39 @@
-//! The program `git`: read for its configuration, asked for credentials, and run where libgit2 and our HTTP client do not
-//! reach (ssh). Everything it is told comes from `World::env`, less what would point it at another repository.
+//! The program `git`. It does all network work and reads the project's own repository.
 //!
-//! Absent: `git` is not needed for a repository at an `http`, `https` or local address that wants no password.
+//! The user's own configuration applies: `insteadOf`, proxies, headers, credential helpers, ssh. Nothing else does. The
+//! repository that `git` works in is made by this run; hooks, prompts, file system monitors and remote helpers such as
+//! `ext::` are off; every received object is checked (`fetch.fsckObjects`).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::ffi::OsString;
-use std::io::Write as _;
+use std::io::Read;
 use std::path::Path;
-use std::process::Stdio;
-use std::time::Duration;
+use std::process::{ChildStderr, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
+use crate::base::fs;
 use crate::base::process::{Output, ProcessError, Program};
+use crate::report::Progress;
 use crate::source::{SourceError, World};
 
-/// For what answers at once; a helper that asks a person may take longer.
+/// Time limit of a command without a transfer. It covers a credential helper that asks a person.
 const SHORT: Duration = Duration::from_secs(120);
-/// For a fetch over ssh.
-const LONG: Duration = Duration::from_secs(4 * 3600);
+/// A transfer ends when neither its messages nor its pack file change for this long.
+const MAX_SILENCE: Duration = Duration::from_secs(300);
+/// The largest pack that is accepted, in bytes.
+const MAX_PACK_BYTES: u64 = 8 << 30;
 const MAX_OUTPUT_BYTES: u64 = 64 << 20;
+const POLL: Duration = Duration::from_millis(20);
+/// Lines of git's messages that are kept, and the longest line in bytes.
+const KEPT_LINES: usize = 12;
+const MAX_LINE_BYTES: usize = 500;
 
-/// Variables that would make `git` look at another repository than the one it is told to.
-const POINTERS: [&str; 10] = [
+/// Variables that point `git` at another repository (`git rev-parse --local-env-vars`).
+const POINTERS: [&str; 16] = [
     "GIT_DIR",
     "GIT_WORK_TREE",
+    "GIT_IMPLICIT_WORK_TREE",
     "GIT_INDEX_FILE",
     "GIT_OBJECT_DIRECTORY",
     "GIT_ALTERNATE_OBJECT_DIRECTORIES",
@@ -31,6 +42,33 @@ const POINTERS: [&str; 10] = [
     "GIT_PREFIX",
     "GIT_SHALLOW_FILE",
     "GIT_QUARANTINE_PATH",
+    "GIT_CONFIG",
+    "GIT_GRAFT_FILE",
+    "GIT_NO_REPLACE_OBJECTS",
+    "GIT_REPLACE_REF_BASE",
+    "GIT_ATTR_SOURCE",
+];
+
+/// Environment of every run. `GIT_PROTOCOL_FROM_USER=0` allows only http, https, ssh and git addresses, and those that a
+/// `protocol.<name>.allow` allows always (`git help config`).
+const PINNED_ENV: [(&str, &str); 4] =
+    [("GIT_TERMINAL_PROMPT", "0"), ("GIT_PROTOCOL_FROM_USER", "0"), ("GIT_OPTIONAL_LOCKS", "0"), ("LC_ALL", "C")];
+
+/// Settings of every run. Objects larger than `core.bigFileThreshold` are not held in memory as a whole.
+const PINNED_SETTINGS: [(&str, &str); 13] = [
+    ("core.fsmonitor", "false"),
+    ("protocol.ext.allow", "never"),
+    ("transfer.fsckObjects", "true"),
+    ("fetch.fsckObjects", "true"),
+    ("fetch.unpackLimit", "1"),
+    ("fetch.recurseSubmodules", "false"),
+    ("fetch.writeCommitGraph", "false"),
+    ("transfer.bundleURI", "false"),
+    ("core.bigFileThreshold", "64m"),
+    ("gc.auto", "0"),
+    ("maintenance.auto", "false"),
+    ("http.lowSpeedLimit", "1"),
+    ("http.lowSpeedTime", "120"),
 ];
 
 /// One run of `git`.
@@ -41,20 +79,25 @@ pub struct Git<'w> {
 }
 
 impl<'w> Git<'w> {
-    /// `git` in the folder `at`.
+    /// `git` in the folder `at` of the project's repository.
     pub fn at(world: &'w World, at: &Path) -> Self {
         let kept = world.env.iter().filter(|(name, _)| !POINTERS.contains(&name.as_str()));
-        let mut env: BTreeMap<OsString, OsString> =
+        let env: BTreeMap<OsString, OsString> =
             kept.map(|(name, value)| (OsString::from(name), OsString::from(value))).collect();
-        for (name, value) in [("GIT_TERMINAL_PROMPT", "0"), ("LC_ALL", "C"), ("GIT_OPTIONAL_LOCKS", "0")] {
-            env.insert(name.into(), value.into());
-        }
-        Self { world, program: Program { path: "git".into(), args: Vec::new(), env, cwd: at.to_owned() } }
+        let program = Program { path: "git".into(), args: Vec::new(), env, cwd: at.to_owned() };
+        let git = PINNED_ENV.iter().fold(Self { world, program }, |git, (name, value)| git.env(name, value));
+        // No hook can be in a folder that is a file.
+        let no_hooks = if cfg!(windows) { "NUL" } else { "/dev/null" };
+        let git = git.setting("core.hooksPath", no_hooks);
+        PINNED_SETTINGS.iter().fold(git, |git, (key, value)| git.setting(key, value))
     }
 
-    /// `git` in no repository: whatever lies around the project has no say.
-    pub fn nowhere(world: &'w World) -> Self {
-        Self::at(world, &world.project).env("GIT_DIR", "aitools-none")
+    /// `git` with the repository `folder`, an absolute path to a folder that this run made. Where there is no repository
+    /// in it, `git` works without one.
+    pub fn with_repository(world: &'w World, folder: &Path) -> Self {
+        let mut git = Self::at(world, fs::parent(folder));
+        git.program.env.insert("GIT_DIR".into(), folder.into());
+        git
     }
 
     #[must_use]
@@ -69,7 +112,7 @@ impl<'w> Git<'w> {
         self
     }
 
-    /// A setting for this run alone, added to those that the environment already has.
+    /// A setting for this run alone, with precedence over all files and added to those that the environment already has.
     #[must_use]
     pub fn setting(self, key: &str, value: &str) -> Self {
         let count = self.program.env.get(&OsString::from("GIT_CONFIG_COUNT"));
@@ -80,65 +123,145 @@ impl<'w> Git<'w> {
     }
 
     /// Runs it; `None` when there is no such program.
+    ///
+    /// # Errors
+    /// [`SourceError::Tool`] when it cannot be run or takes longer than two minutes.
     pub fn try_run(&self) -> Result<Option<Output>, SourceError> {
-        self.run_for(SHORT)
-    }
-
-    fn run_for(&self, limit: Duration) -> Result<Option<Output>, SourceError> {
-        match self.program.output(limit, MAX_OUTPUT_BYTES, self.world.task.cancel()) {
+        match self.program.output(SHORT, MAX_OUTPUT_BYTES, self.world.task.cancel()) {
             Ok(output) => Ok(Some(output)),
-            Err(ProcessError::Start { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(error) if is_missing(&error) => Ok(None),
             Err(error) => Err(tool_error(error)),
         }
     }
 
-    /// Runs it and gives its output, or the end of what it complained about.
-    pub fn run(&self, why: &str) -> Result<Result<String, String>, SourceError> {
-        let output = self.run_for(LONG)?.ok_or_else(|| missing(why))?;
-        Ok(if output.status.success() { Ok(output.stdout) } else { Err(last_words(&output)) })
-    }
-
-    /// Runs `git credential <action>` with `input` and gives its output; `None` when it has no answer.
-    /// The input goes through a pipe: it may hold a password.
-    pub fn credential(self, action: &str, input: &str) -> Result<Option<String>, SourceError> {
-        let broken = |source| tool_error(ProcessError::Start { path: "git".into(), source });
-        let (reader, mut writer) = std::io::pipe().map_err(broken)?;
-        // Smaller than any pipe's buffer, so that this does not wait for a reader.
-        if input.len() > 4096 {
-            return Ok(None);
+    /// Runs it and gives its output, or the last lines of its messages when it failed.
+    ///
+    /// # Errors
+    /// [`SourceError::Tool`] when there is no such program, or as [`Git::try_run`].
+    pub fn run(&self) -> Result<Result<String, String>, SourceError> {
+        let output = self.try_run()?.ok_or_else(missing)?;
+        if output.status.success() {
+            return Ok(Ok(output.stdout));
         }
-        writer.write_all(input.as_bytes()).map_err(broken)?;
-        drop(writer);
-        let program = self.args(&["credential", action]);
-        let spawned = program.program.spawn(Stdio::from(reader), Stdio::piped(), Stdio::null());
-        let mut running = match spawned {
-            Ok(running) => running,
-            Err(_) => return Ok(None),
+        let mut messages = Messages::default();
+        messages.take(output.stderr.as_bytes());
+        Ok(Err(messages.last_lines(&output.status.to_string())))
+    }
+
+    /// Runs a transfer into the repository `folder` and reports its progress. Gives the last lines of git's messages when
+    /// it failed. On cancel, all its processes end.
+    ///
+    /// # Errors
+    /// [`SourceError`] when there is no such program, the user asked to stop, the pack is too large, or nothing happens
+    /// for five minutes.
+    pub fn transfer(&self, folder: &Path, progress: &Progress) -> Result<Result<(), String>, SourceError> {
+        let spawned = self.program.spawn(Stdio::null(), Stdio::null(), Stdio::piped());
+        let mut running = spawned.map_err(|error| if is_missing(&error) { missing() } else { tool_error(error) })?;
+        let messages = Arc::new(Mutex::new(Messages::default()));
+        let reader = running.stderr().map(|pipe| read_messages(pipe, Arc::clone(&messages)));
+        let (mut seen, mut changed) = ((0, 0), Instant::now());
+        let status = loop {
+            if let Some(status) = running.try_wait().map_err(tool_error)? {
+                break status;
+            }
+            self.world.task.check()?;
+            let bytes = pack_bytes(folder);
+            let (latest, count) = {
+                let messages = messages.lock().unwrap_or_else(PoisonError::into_inner);
+                (messages.latest.clone(), messages.count)
+            };
+            if bytes > MAX_PACK_BYTES {
+                let why = format!("the server sends more than {MAX_PACK_BYTES} bytes");
+                return Err(SourceError::Hostile { what: "the git repository".to_owned(), why });
+            }
+            if (bytes, count) != seen {
+                (seen, changed) = ((bytes, count), Instant::now());
+                progress.set(bytes, None, latest);
+            } else if changed.elapsed() > MAX_SILENCE {
+                return Ok(Err(format!("timed out: nothing came for {} s", MAX_SILENCE.as_secs())));
+            }
+            std::thread::park_timeout(POLL);
         };
-        let Some(stdout) = running.stdout() else { return Ok(None) };
-        let reader = std::thread::spawn(move || {
-            let mut text = String::new();
-            std::io::Read::read_to_string(&mut std::io::Read::take(stdout, 1 << 16), &mut text).map(|_| text)
-        });
-        let deadline = std::time::Instant::now() + SHORT;
-        let status = running.wait(program.world.task.cancel(), Some(deadline)).map_err(tool_error)?;
+        // A child of git that is left over must not hold the pipe open.
         running.end(Duration::ZERO);
-        let text = reader.join().ok().and_then(Result::ok);
-        Ok(text.filter(|_| status.success()))
+        reader.map(std::thread::JoinHandle::join);
+        let messages = messages.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(if status.success() { Ok(()) } else { Err(messages.last_lines(&status.to_string())) })
     }
 }
 
-/// The last lines that say what went wrong.
-fn last_words(output: &Output) -> String {
-    let lines: Vec<&str> = output.stderr.lines().filter(|line| !line.trim().is_empty()).collect();
-    let tail = lines[lines.len().saturating_sub(6)..].join("; ");
-    if tail.is_empty() { format!("git ended with {}", output.status) } else { tail.chars().take(500).collect() }
+/// Bytes of the packs in a repository, unfinished ones included.
+fn pack_bytes(repository: &Path) -> u64 {
+    let packs = fs::read_dir(&repository.join("objects/pack")).unwrap_or_default();
+    packs.iter().filter_map(|path| fs::symlink_metadata(path).ok()).map(|facts| facts.len()).sum()
 }
 
-fn missing(why: &str) -> SourceError {
+/// What git writes to stderr: lines, and progress lines that end with a carriage return.
+#[derive(Debug, Default)]
+struct Messages {
+    line: Vec<u8>,
+    lines: VecDeque<String>,
+    latest: Option<String>,
+    /// Bytes seen so far.
+    count: u64,
+}
+
+impl Messages {
+    fn take(&mut self, bytes: &[u8]) {
+        self.count += bytes.len() as u64;
+        for byte in bytes {
+            match byte {
+                b'\r' | b'\n' => {
+                    let line = printable(&std::mem::take(&mut self.line));
+                    let line = line.strip_suffix("[K").unwrap_or(&line).trim_end().to_owned();
+                    if line.is_empty() {
+                        continue;
+                    }
+                    if *byte == b'\n' && !line.ends_with(", done.") {
+                        self.lines.push_back(line);
+                        if self.lines.len() > KEPT_LINES {
+                            self.lines.pop_front();
+                        }
+                    } else {
+                        self.latest = Some(line);
+                    }
+                }
+                byte if self.line.len() < MAX_LINE_BYTES => self.line.push(*byte),
+                _ => {}
+            }
+        }
+    }
+
+    fn last_lines(&self, otherwise: &str) -> String {
+        let rest = printable(&self.line);
+        let lines: Vec<&str> = self.lines.iter().map(String::as_str).chain([rest.as_str()]).collect();
+        let text = lines.into_iter().filter(|line| !line.is_empty()).collect::<Vec<_>>().join("; ");
+        if text.is_empty() { format!("git ended with {otherwise}") } else { text }
+    }
+}
+
+fn read_messages(mut pipe: ChildStderr, messages: Arc<Mutex<Messages>>) -> std::thread::JoinHandle<()> {
+    std::thread::spawn(move || {
+        let mut buffer = [0; 4096];
+        while let Ok(count @ 1..) = pipe.read(&mut buffer) {
+            messages.lock().unwrap_or_else(PoisonError::into_inner).take(&buffer[..count]);
+        }
+    })
+}
+
+/// A server's text without control characters.
+fn printable(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).trim().chars().filter(|c| !c.is_control()).collect()
+}
+
+fn is_missing(error: &ProcessError) -> bool {
+    matches!(error, ProcessError::Start { source, .. } if source.kind() == std::io::ErrorKind::NotFound)
+}
+
+fn missing() -> SourceError {
     SourceError::Tool {
         what: "the program `git`".to_owned(),
-        why: why.to_owned(),
+        why: "it fetches git repositories".to_owned(),
         hint: Some("install git and put it on `PATH`".to_owned()),
     }
 }
@@ -150,110 +273,22 @@ fn tool_error(error: ProcessError) -> SourceError {
     }
 }
 
-/// What `git` is set up to do on this machine, for this user: `git config --list`, in its order.
-#[derive(Debug, Clone, Default)]
-pub struct Configuration(Vec<(String, String)>);
-
-impl Configuration {
-    /// Asks `git`, which alone knows where its configuration is and what it includes. Without `git` there is none.
-    ///
-    /// # Errors
-    /// When the configuration is broken.
-    pub fn read(world: &World) -> Result<Self, SourceError> {
-        let git = Git::nowhere(world).args(&["config", "--list", "-z"]);
-        let Some(output) = git.try_run()? else { return Ok(Self::default()) };
-        if !output.status.success() {
-            let what = "git's own configuration".to_owned();
-            return Err(SourceError::Tool { what, why: last_words(&output), hint: None });
-        }
-        Ok(Self::parse(&output.stdout))
-    }
-
-    fn parse(text: &str) -> Self {
-        let entries = text.split_terminator('\0').map(|entry| entry.split_once('\n').unwrap_or((entry, "true")));
-        Self(entries.map(|(key, value)| (key.to_owned(), value.to_owned())).collect())
-    }
-
-    /// Configuration `section.<subsection>.name`, as (subsection, value).
-    fn with_subsection<'a>(
-        &'a self,
-        section: &'static str,
-        name: &'static str,
-    ) -> impl Iterator<Item = (&'a str, &'a str)> {
-        self.0.iter().filter_map(move |(key, value)| {
-            let middle = key.strip_prefix(section)?.strip_suffix(name)?;
-            let subsection = if middle == "." { "" } else { middle.strip_prefix('.')?.strip_suffix('.')? };
-            Some((subsection, value.as_str()))
-        })
-    }
-
-    pub fn has(&self, key: &str) -> bool {
-        self.0.iter().any(|(name, _)| name == key)
-    }
-
-    /// Applies `url.<base>.insteadOf`.
-    pub fn rewrite(&self, address: &str) -> String {
-        let rules = self.with_subsection("url", "insteadof").map(|(base, prefix)| (prefix, base));
-        super::address::rewrite(address, rules)
-    }
-
-    /// The values of `http.<name>` and `http.<address>.<name>` that are meant for an address: a more exact address
-    /// replaces a less exact one, an empty value clears the list.
-    pub fn http(&self, name: &'static str, address: &str) -> Vec<&str> {
-        let (mut best, mut values) = (0, Vec::new());
-        for (pattern, value) in self.with_subsection("http", name) {
-            let Some(rank) = rank(pattern, address) else { continue };
-            if rank < best {
-                continue;
-            }
-            best = rank;
-            values.push(value);
-            if value.is_empty() {
-                values = vec![""];
-            }
-        }
-        values
-    }
-}
-
-/// How exactly the address of a setting fits: 0 for one without an address, `None` for one that does not fit.
-fn rank(pattern: &str, address: &str) -> Option<usize> {
-    use super::address::Parts;
-    if pattern.is_empty() {
-        return Some(0);
-    }
-    let (rule, actual) = (Parts::of(pattern)?, Parts::of(address)?);
-    let host_fits = rule.host.split('.').count() == actual.host.split('.').count()
-        && rule.host.split('.').zip(actual.host.split('.')).all(|(rule, actual)| rule == "*" || rule == actual);
-    let path = rule.path.trim_end_matches('/');
-    let path_fits = actual.path.strip_prefix(path).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
-    let user_fits = rule.user.is_none() || rule.user == actual.user;
-    let fits = rule.scheme == actual.scheme && rule.port == actual.port && host_fits && path_fits && user_fits;
-    let exact_host = usize::from(!rule.host.contains('*'));
-    fits.then_some(1 + exact_host + 2 * path.len() + usize::from(rule.user.is_some()))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn settings_for_an_address() {
-        let settings = Configuration::parse(
-            "http.proxy\nhttp://all\0http.https://h/.proxy\nhttp://h\0http.https://h/a.proxy\nhttp://a\0\
-             http.extraheader\nA: 1\0http.extraheader\nB: 2\0http.https://o.extraheader\n\0http.sslverify\0http.sslproxy\nno\0\
-             url.file:///m/.insteadof\nhttps://h/\0url.x.y.insteadof\nhttps://x.y/\0http.https://*.w.net.proxy\nhttp://w\0",
-        );
-        let http = |name, address| settings.http(name, address);
-        assert_eq!(http("proxy", "https://h/b").last(), Some(&"http://h"));
-        assert_eq!(http("proxy", "https://h/a/b").last(), Some(&"http://a"));
-        assert_eq!(http("proxy", "https://h/ab").last(), Some(&"http://h"));
-        assert_eq!(http("proxy", "https://x.w.net/ab").last(), Some(&"http://w"));
-        assert_eq!(http("proxy", "http://h/a").last(), Some(&"http://all"));
-        assert_eq!(http("extraheader", "https://h"), ["A: 1", "B: 2"]);
-        assert_eq!(http("extraheader", "https://o/x"), [""]);
-        assert_eq!(http("sslverify", "https://o/x"), ["true"]);
-        assert_eq!(settings.rewrite("https://h/r"), "file:///m/r");
-        assert_eq!(settings.rewrite("https://x.y/r"), "x.yr");
+    fn messages_and_progress_are_told_apart() {
+        let mut messages = Messages::default();
+        messages.take(b"remote: Counting: 50% (1/2)\rremote: Counting: 100% (2/2), done.\x1b[K\nReceiving ob");
+        messages.take(b"jects:  45% (45/100), 1.20 MiB | 1.10 MiB/s\rfatal: early\x07 EOF\nfatal: again");
+        assert_eq!(messages.latest.as_deref(), Some("Receiving objects:  45% (45/100), 1.20 MiB | 1.10 MiB/s"));
+        assert_eq!(messages.last_lines("x"), "fatal: early EOF; fatal: again");
+        assert_eq!(Messages::default().last_lines("signal: 9"), "git ended with signal: 9");
+        let mut long = Messages::default();
+        for number in 0..100 {
+            long.take(format!("{number}{}\n", "x".repeat(1 << 12)).as_bytes());
+        }
+        assert!(long.last_lines("").len() <= KEPT_LINES * (MAX_LINE_BYTES + 2));
     }
 }

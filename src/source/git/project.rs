@@ -8,9 +8,9 @@ use std::path::{Path, PathBuf};
 
 use super::GitSource;
 use super::address;
-use super::mirror::{Ask, Session, objects_of_checkout, ref_name};
+use super::is_commit;
+use super::mirror::{Ask, Repository, Session, objects_of_checkout, ref_name};
 use super::program::Git;
-use super::protocol::is_commit;
 use super::snapshot::{Module, parse_modules};
 use crate::base::digest::Digest;
 use crate::base::fs;
@@ -235,24 +235,23 @@ fn export(world: &World, spec: &GitSpec, commit: &str, dest: &Path) -> Result<Po
     Ok(Populated::Exported)
 }
 
-/// `git submodule update --init`, from our own mirror: git's own transport is not used.
+/// `git submodule update --init` from a repository of this run that serves the objects on this machine.
 fn check_out(world: &World, spec: &GitSpec, commit: &str, found: &Submodule) -> Result<Populated, SourceError> {
     let session = Session::new(world)?;
     let ask = Ask { address: &spec.git, commit, name: ref_name(spec), beside: None };
-    let objects = session.objects(&ask, false)?;
-    let mirror = fs::parent(&objects).to_string_lossy().replace('\\', "/").replace('%', "%25");
-    let slash = if mirror.starts_with('/') { "" } else { "/" };
-    let rule = format!("url.{}.insteadOf", address::encode(&format!("file://{slash}{mirror}")));
+    let served = Repository::serving(world, &session.objects(&ask, false)?, commit)?;
+    let Ok(address) = url::Url::from_file_path(served.path()) else {
+        return Err(super::no_commit(&spec.git));
+    };
     let git = Git::at(world, &found.top)
-        .setting(&rule, found.url.as_deref().unwrap_or(&spec.git))
+        .setting(&format!("url.{address}.insteadOf"), found.url.as_deref().unwrap_or(&spec.git))
         .setting("protocol.file.allow", "always")
         .setting("advice.detachedHead", "false")
         .env("GIT_LITERAL_PATHSPECS", "1")
         .args(&["submodule", "--quiet", "update", "--init", "--depth=1", "--", &found.path]);
-    let why = "the submodule is checked out by it";
-    git.run(why)?.map(|_| Populated::CheckedOut).map_err(|words| SourceError::Tool {
+    git.run()?.map(|_| Populated::CheckedOut).map_err(|messages| SourceError::Tool {
         what: format!("checking out the submodule `{}`", found.path),
-        why: format!("git says: {words}"),
+        why: format!("git says: {messages}"),
         hint: Some(format!("try `git submodule update --init {}`", found.path)),
     })
 }

@@ -11,7 +11,6 @@ use std::path::{Path, PathBuf};
 use git2::{ErrorCode, ObjectType, Oid, Repository};
 
 use super::mirror::join_objects;
-use super::pack::MAX_OBJECT_BYTES;
 use crate::base::cancel::Cancel;
 use crate::base::digest::Digest;
 use crate::base::fs::{self, FsError};
@@ -19,6 +18,8 @@ use crate::base::name::RelPath;
 use crate::base::tree::{Entry, Listing, MAX_DEPTH, MAX_FILES, Mode};
 use crate::source::SourceError;
 
+/// The largest object, in bytes: it is held in memory as a whole.
+const MAX_OBJECT_BYTES: u64 = 1 << 30;
 /// The largest tree that is exported.
 const MAX_TOTAL_BYTES: u64 = 8 << 30;
 /// The largest `.gitmodules` that is read.
