@@ -25,13 +25,13 @@ use self::answer::Sink;
 use self::derive::{Derivation, DeriveRequest};
 use self::http::{HttpError, Patience};
 use crate::base::cancel::{Cancel, Cancelled};
+use crate::base::commit::Commit;
 use crate::base::digest::Digest;
 use crate::base::name::{Name, RelPath};
 use crate::base::platform::{Platform, Variant};
 use crate::build::BuildRecipe;
 use crate::build::accelerator::Gpu;
 use crate::format::gguf::Header;
-use crate::format::lockfile::Pin;
 use crate::format::manifest::{EngineSpec, Step};
 use crate::format::policy::Policy;
 
@@ -140,7 +140,10 @@ pub type Judge = fn(&str) -> Option<Result<(), EngineError>>;
 #[derive(Debug)]
 pub struct RecipeRequest<'a> {
     pub spec: &'a EngineSpec,
-    pub pin: &'a Pin,
+    /// The commit of the source, when it comes from git.
+    pub commit: Option<Commit>,
+    /// The digest of the source tree.
+    pub tree: &'a Digest,
     pub platform: Platform,
     pub variant: Variant,
 }

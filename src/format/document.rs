@@ -122,8 +122,7 @@ impl Document {
         let (oldest, newest) = (i64::from(*known.start()), i64::from(*known.end()));
         match self.find(&["version"]).map(|node| &node.value) {
             Some(Value::Int(version)) if !(oldest..=newest).contains(version) => {
-                let expected =
-                    if oldest == newest { newest.to_string() } else { format!("{oldest} to {newest}") };
+                let expected = if oldest == newest { newest.to_string() } else { format!("{oldest} to {newest}") };
                 let newer = format!("this {format} was written by a newer version of aitools");
                 let message = if *version > newest { newer } else { format!("there is no such version of a {format}") };
                 let problem = self.error(&["version"], message).expected(expected).actual(version.to_string());

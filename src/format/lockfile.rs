@@ -28,9 +28,9 @@ use crate::base::name::{Name, RelPath};
 use super::Parsed;
 use super::manifest::{DeriveSpec, GitSpec, HfSpec, Kind, PathSpec, PypiSpec, Request, SourceSpec, UrlSpec};
 
+pub use conflict::{Conflicted, parse_conflicted};
 #[cfg(test)]
 pub(in crate::format) use read::RawEntry;
-pub use conflict::{Conflicted, parse_conflicted};
 
 /// The version of the format that this program writes.
 pub const VERSION: u32 = 2;
@@ -53,7 +53,9 @@ pub fn parse(name: &str, bytes: &[u8]) -> Result<(Parsed<Lockfile>, Vec<Diagnost
         return Err(problem.into());
     }
     read::read(name, bytes).map_err(|mut problems| {
-        problems.0.iter_mut().for_each(|problem| drop(problem.hint.get_or_insert_with(|| HINT.to_owned())));
+        for problem in problems.0.iter_mut().filter(|problem| problem.hint.is_none()) {
+            problem.hint = Some(HINT.to_owned());
+        }
         problems
     })
 }

@@ -6,14 +6,14 @@ use std::time::Instant;
 use crate::base::fs;
 use crate::base::name::Name;
 use crate::build::{self, BuildRequest, Built};
-use crate::format::lockfile::{FilePin, Kind};
-use crate::format::manifest::SourceSpec;
+use crate::format::lockfile::{FilePin, Origin};
+use crate::format::manifest::Kind;
 use crate::format::receipt::{self, Receipt};
 use crate::report::Unit;
-use crate::source::{Fetch, SourceError, git};
+use crate::source::{self, SourceError, git};
 
 use super::demand::{Demand, EngineDemand, located};
-use super::sync::{fetch, hold, integrity, only};
+use super::sync::{fetch, hold, integrity};
 use super::{Failure, Host, Project};
 
 /// Brings a build tool's package for this platform into the store, unless somebody else did meanwhile.
@@ -31,17 +31,16 @@ pub fn fetch_tool(host: &Host, project: &Project, demand: &Demand<'_>, name: &Na
 /// # Errors
 /// What the source or the store said.
 pub fn fetch_package(host: &Host, project: &Project, name: &Name, package: &FilePin) -> Result<PathBuf, Failure> {
-    let _held = hold(host, "tool", Some(package), &format!("tool `{name}`"))?;
+    let _held = hold(host, "tool", &package.sha256, &format!("tool `{name}`"))?;
     if let Some(folder) = host.store.tool(&package.sha256, true, host.task.cancel())? {
         return Ok(folder);
     }
     let spec = project.manifest.value.tools.get(name);
     let spec = spec.ok_or_else(|| Failure::NoLock { path: project.lock_path.clone() })?;
     let staging = host.store.stage()?;
-    let pin = only(package);
-    let ask = Fetch { kind: Kind::Tool, pin: &pin, wanted: &[], staging: staging.path(), name: name.as_str() };
-    let request = SourceSpec::Pypi(spec.clone());
-    let fetched = fetch(host, project, &host.task, &request, &ask, name)?;
+    let fetched = fetch(host, project, &host.task, (Kind::Tool, name), |world| {
+        spec.fetch_package(world, package, staging.path())
+    })?;
     Ok(host.store.admit_tool(&staging, &fetched.modes, &package.sha256, host.task.cancel())?)
 }
 
@@ -51,15 +50,14 @@ pub fn fetch_package(host: &Host, project: &Project, name: &Name, package: &File
 /// What the source or the store said.
 pub fn fetch_source(host: &Host, project: &Project, engine: &EngineDemand<'_>) -> Result<(), Failure> {
     let (name, tree) = (&engine.wish.name, engine.wish.tree);
-    let _held = hold(host, "tree", Some(&named(engine)), &format!("source of `{name}`"))?;
+    let _held = hold(host, "tree", &tree, &format!("source of `{name}`"))?;
     if host.store.confirm_tree(&tree, host.task.cancel())?.is_some() {
         return Ok(());
     }
     let staging = host.store.stage()?;
-    let ask =
-        Fetch { kind: Kind::Engine, pin: &engine.entry.pin, wanted: &[], staging: staging.path(), name: name.as_str() };
-    let Some(source) = engine.entry.request.source() else { return Ok(()) };
-    let fetched = fetch(host, project, &host.task, source, &ask, name)?;
+    let fetched = fetch(host, project, &host.task, (Kind::Engine, name), |world| {
+        source::fetch_tree(&engine.entry.origin, world, &tree, staging.path())
+    })?;
     let progress = host.task.start("verifying", format!("source of {name}"), None, Unit::None);
     let modes = &fetched.modes;
     let admitted =
@@ -75,25 +73,16 @@ pub fn fetch_source(host: &Host, project: &Project, engine: &EngineDemand<'_>) -
 /// # Errors
 /// When the user asked to stop.
 pub fn populate_submodule(host: &Host, project: &Project, engine: &EngineDemand<'_>) -> Result<(), Failure> {
-    let Some(SourceSpec::Git(spec)) = engine.entry.request.source() else { return Ok(()) };
-    let Some(submodule) = &spec.submodule else { return Ok(()) };
+    let Origin::Git { request, pin } = &engine.entry.origin else { return Ok(()) };
+    let Some(submodule) = &request.submodule else { return Ok(()) };
     let dest = submodule.under(&project.root);
-    match git::populate_submodule(&host.world(project), spec, &engine.entry.pin, &dest) {
+    match git::populate_submodule(&host.world(project), request, pin, &dest) {
         Ok(_) => Ok(()),
         Err(SourceError::Cancelled(error)) => Err(error.into()),
         Err(error) => {
             host.task.warn(format!("`{submodule}` is not checked out: {error}"));
             Ok(())
         }
-    }
-}
-
-/// A lock's name for a tree.
-fn named(engine: &EngineDemand<'_>) -> FilePin {
-    FilePin {
-        path: crate::base::name::RelPath::from_name("trees", &engine.wish.name),
-        size: 0,
-        sha256: engine.wish.tree,
     }
 }
 
@@ -157,7 +146,7 @@ fn compile(host: &Host, engine: &EngineDemand<'_>, tree: &Path, work: &Path, pre
         compilers: engine.toolchain.clone(),
         jobs: host.jobs,
         env: host.os_env(),
-        log: logs.join(format!("{}-{}-{}.log", wish.name, wish.variant, &wish.fingerprint.hex()[..12])),
+        log: logs.join(format!("{}-{}-{}.log", wish.name, wish.variant, wish.fingerprint.short())),
         label: format!("{} ({})", wish.name, wish.variant),
     };
     build::run(&request, &host.task).map_err(of)

@@ -170,6 +170,7 @@ fn look_into(
     let beside = (0..model.wish.files.len()).filter(|index| !is_part(index));
     let beside: Vec<_> = beside.map(|index| model.wish.files[index].path.clone()).collect();
     let gpus = (engine.wish.variant == Variant::Cuda).then(|| accelerator::gpus(&host.os_env())).and_then(Result::ok);
+    let commit = engine.entry.origin.commit().map(|commit| commit.to_string());
     let findings = engine.adapter.check(&CheckRequest {
         policy: &file.policy.value,
         variant: engine.wish.variant,
@@ -179,7 +180,7 @@ fn look_into(
         memory_bytes: platform::memory_bytes(),
         beside: &beside,
         gpus: gpus.as_deref(),
-        commit: engine.entry.pin.commit.as_deref(),
+        commit: commit.as_deref(),
     });
     Ok(findings.iter().map(|finding| diagnostic(file, finding)).collect())
 }

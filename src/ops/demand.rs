@@ -7,7 +7,6 @@ pub use derived::{check as check_derivations, made};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use crate::base::digest::Digest;
 use crate::base::name::Name;
 use crate::base::platform::{Platform, Variant};
 use crate::build::accelerator::{self, Accelerators, Definitions, Unfit};
@@ -16,8 +15,8 @@ use crate::build::settings::Env;
 use crate::build::toolchain::{self, Finder, ToolError, Toolchain};
 use crate::build::{BuildRecipe, ToolPath};
 use crate::engine::{self, Engine, RecipeRequest};
-use crate::format::lockfile::{Entry, FilePin, Kind, Lockfile};
-use crate::format::manifest::{self, EngineSpec, ModelSpec, Request};
+use crate::format::lockfile::{EngineEntry, FilePin, Lockfile, ModelEntry, ModelPin, ToolEntry};
+use crate::format::manifest::{self, EngineSpec, Kind, ModelSpec};
 use crate::format::policy;
 use crate::plan::{self, EngineWish, Layout, LayoutError, ModelWish};
 use crate::source::pypi;
@@ -30,7 +29,7 @@ use super::{Failure, Host, Project};
 pub struct EngineDemand<'a> {
     pub wish: EngineWish,
     pub adapter: &'static dyn Engine,
-    pub entry: &'a Entry,
+    pub entry: &'a EngineEntry,
     pub recipe: BuildRecipe,
     pub toolchain: Toolchain,
     pub cmake: ToolPath,
@@ -44,7 +43,7 @@ pub struct EngineDemand<'a> {
 pub struct ModelDemand<'a> {
     pub wish: ModelWish,
     pub layout: Layout,
-    pub entry: &'a Entry,
+    pub entry: &'a ModelEntry,
     pub spec: &'a ModelSpec,
     pub derive: Option<DeriveDemand<'a>>,
 }
@@ -60,7 +59,7 @@ pub struct DeriveDemand<'a> {
     /// The engine's build, as an index into the demand's engines.
     pub engine: usize,
     /// Python packages that the engine's script is given.
-    pub packages: Vec<&'a Entry>,
+    pub packages: Vec<&'a ToolEntry>,
     /// Every named input; the fingerprint is their digest.
     pub inputs: BTreeMap<String, String>,
 }
@@ -171,21 +170,22 @@ struct Surroundings<'h, 'a> {
 }
 
 impl<'a> Surroundings<'_, 'a> {
-    fn entry(&self, kind: Kind, name: &Name) -> Result<&'a Entry, Failure> {
-        let missing = || Failure::Stale {
-            path: self.project.lock_path.clone(),
-            entries: vec![super::failure::Staleness { kind, name: name.clone(), why: super::failure::Why::Added }],
-        };
-        self.lock.get(kind, name).ok_or_else(missing)
+    /// An entry that the manifest has and the lockfile has not.
+    fn not_locked(&self, kind: Kind, name: &Name) -> Failure {
+        let entries = vec![super::failure::Staleness { kind, name: name.clone(), why: super::failure::Why::Added }];
+        Failure::Stale { path: self.project.lock_path.clone(), entries }
     }
 
     fn model(&mut self, name: &'a Name, wanted: bool, demand: &mut Demand<'a>) -> Result<ModelDemand<'a>, Failure> {
-        let entry = self.entry(Kind::Model, name)?;
+        let entry = self.lock.model(name).ok_or_else(|| self.not_locked(Kind::Model, name))?;
         let spec = &self.project.manifest.value.models[name];
-        if let Request::Derive(request) = &entry.request {
-            return self.derived(&derived::Asked { name, spec, request, entry, wanted }, demand);
-        }
-        let (files, layout) = (entry.pin.files.clone(), self.layout(name, spec, &entry.pin.files)?);
+        let files = match &entry.pin {
+            ModelPin::Files { files, .. } => files,
+            ModelPin::Derived { request, .. } => {
+                return self.derived(&derived::Asked { name, spec, request, entry, wanted }, demand);
+            }
+        };
+        let (files, layout) = (files.clone(), self.layout(name, spec, files)?);
         let wish = ModelWish { name: name.clone(), files, places: layout.places.clone(), derive: None, wanted };
         Ok(ModelDemand { wish, layout, entry, spec, derive: None })
     }
@@ -195,12 +195,18 @@ impl<'a> Surroundings<'_, 'a> {
     }
 
     fn engine(&mut self, name: &Name, asked: Option<Variant>, linked: bool) -> Result<EngineDemand<'a>, Failure> {
-        let entry = self.entry(Kind::Engine, name)?;
+        let entry = self.lock.engine(name).ok_or_else(|| self.not_locked(Kind::Engine, name))?;
         let spec = &self.project.manifest.value.engines[name];
         let adapter = adapter(self.project, name, spec)?;
         let broken = |error: ToolError| Failure::Toolchain { engine: name.clone(), error };
         let recipe_of = |variant| {
-            let recipe = adapter.recipe(&RecipeRequest { spec, pin: &entry.pin, platform: Platform::HOST, variant });
+            let recipe = adapter.recipe(&RecipeRequest {
+                spec,
+                commit: entry.origin.commit(),
+                tree: &entry.tree,
+                platform: Platform::HOST,
+                variant,
+            });
             recipe.map_err(|error| Failure::Recipe { engine: name.clone(), error })
         };
         let variant = match asked {
@@ -223,7 +229,7 @@ impl<'a> Surroundings<'_, 'a> {
             Some(ninja) => Some(ninja),
             None => self.finder.ninja().map_err(broken)?,
         };
-        let source = entry.pin.tree.unwrap_or_else(|| Digest::of(b""));
+        let source = entry.tree;
         let inputs = fingerprint::inputs(&Ingredients {
             engine: name.as_str(),
             variant,
@@ -304,8 +310,8 @@ impl<'a> Surroundings<'_, 'a> {
 
     /// This platform's package of every locked tool.
     fn tools(&self) -> Result<Vec<(Name, FilePin)>, Failure> {
-        let package = |entry: &Entry| {
-            let package = pypi::package_here(&entry.pin).ok_or_else(|| Failure::Usage {
+        let package = |entry: &ToolEntry| {
+            let package = pypi::package_here(&entry.packages).ok_or_else(|| Failure::Usage {
                 what: format!("the lockfile has no package of tool `{}` for {}", entry.name, Platform::HOST),
                 hint: Some("leave the tool out of the manifest to use this machine's own".to_owned()),
             })?;

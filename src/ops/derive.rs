@@ -209,14 +209,9 @@ fn finish(
     let staging = host.store.stage()?;
     let began = Instant::now();
     let output = file.under(staging.path());
-    let ask = DeriveRequest {
-        work,
-        commit: engine.entry.pin.commit.as_deref(),
-        output: &output,
-        scratch,
-        threads: host.jobs.max(1),
-    };
-    let log = host.store.logs().join(format!("{name}-{}.log", &job.wish.fingerprint.hex()[..12]));
+    let commit = engine.entry.origin.commit().map(|commit| commit.to_string());
+    let ask = DeriveRequest { work, commit: commit.as_deref(), output: &output, scratch, threads: host.jobs.max(1) };
+    let log = host.store.logs().join(format!("{name}-{}.log", job.wish.fingerprint.short()));
     run(host, engine, job, &ask, &log)?;
     look_at(engine, job, &ask, &log)?;
     let progress = host.task.start("hashing", name.as_str(), None, Unit::None);

@@ -13,7 +13,7 @@ use crate::build::command::CommandError;
 use crate::build::toolchain::ToolError;
 use crate::engine::EngineError;
 use crate::engine::backend::BackendError;
-use crate::format::lockfile::Kind;
+use crate::format::manifest::Kind;
 use crate::source::SourceError;
 use crate::store::StoreError;
 

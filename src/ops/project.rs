@@ -14,7 +14,6 @@ use crate::format::policy::{self, Policy};
 use super::Failure;
 
 pub const MAX_MANIFEST_BYTES: u64 = 1 << 20;
-pub const MAX_LOCK_BYTES: u64 = 64 << 20;
 const MAX_POLICIES: usize = 10_000;
 const MAX_FOLDERS: usize = 10_000;
 
@@ -103,7 +102,7 @@ impl Project {
     /// # Errors
     /// When it cannot be read or is not a lockfile.
     pub fn lockfile(&self) -> Result<Option<Lockfile>, Failure> {
-        match fs::read_bounded(&self.lock_path, MAX_LOCK_BYTES) {
+        match fs::read_bounded(&self.lock_path, lockfile::MAX_BYTES as u64) {
             Ok(bytes) => Ok(Some(lockfile::parse(&shown(&self.lock_path, &self.root), &bytes)?.0.value)),
             Err(error) if error.is_not_found() => Ok(None),
             Err(error) => Err(error.into()),
@@ -149,7 +148,7 @@ impl Project {
 
     /// `file:line` of an entry in the lockfile, for messages about wrong bytes.
     pub fn lock_line(&self, name: &Name) -> Option<String> {
-        let bytes = fs::read_bounded(&self.lock_path, MAX_LOCK_BYTES).ok()?;
+        let bytes = fs::read_bounded(&self.lock_path, lockfile::MAX_BYTES as u64).ok()?;
         let text = String::from_utf8_lossy(&bytes);
         let line = text.lines().position(|line| line == format!("name = \"{name}\""))?;
         Some(format!("{}:{}", shown(&self.lock_path, &self.root), line + 1))

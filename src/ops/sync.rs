@@ -3,12 +3,14 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use crate::base::digest::Digest;
 use crate::base::fs;
 use crate::base::name::Name;
-use crate::format::lockfile::{FilePin, Kind, Lockfile, Pin};
+use crate::format::lockfile::{FilePin, Lockfile, ModelPin};
+use crate::format::manifest::Kind;
 use crate::plan::{self, Plan, Step};
 use crate::report::{Task, Unit};
-use crate::source::{self, Fetch, Fetched, World};
+use crate::source::{self, Fetched, SourceError, World};
 use crate::store::blobs::Presence;
 
 use super::demand::{Demand, ModelDemand, demand};
@@ -159,9 +161,10 @@ fn check_space(host: &Host, project: &Project, demand: &Demand<'_>, plan: &Plan)
 fn space(world: &World, demand: &Demand<'_>, step: &Step) -> Result<Option<(PathBuf, u64)>, Failure> {
     let (Step::FetchWeights { model, .. } | Step::Derive { model, .. }) = step else { return Ok(None) };
     let Some(model) = demand.find(model) else { return Ok(None) };
-    match (step, model.entry.request.source()) {
-        (Step::FetchWeights { files, .. }, Some(source)) => {
-            let space = source::of(source).space(world, &model.entry.pin, files);
+    match (step, &model.entry.pin) {
+        (Step::FetchWeights { files, .. }, ModelPin::Files { origin, .. }) => {
+            let files: Vec<&FilePin> = files.iter().map(|index| &model.wish.files[*index]).collect();
+            let space = source::space(origin, world, &files);
             space.map(Some).map_err(|error| Failure::source(Kind::Model, &model.wish.name, error, None))
         }
         _ => Ok(model.derive.as_ref().map(|derive| (world.scratch.clone(), derive.size_bytes))),
@@ -262,7 +265,9 @@ pub fn fetch_weights(
         return Ok(());
     }
     let name = &model.wish.name;
-    let _held = hold(host, "weights", model.entry.pin.files.first(), &format!("weights of `{name}`"))?;
+    let ModelPin::Files { origin, files: locked } = &model.entry.pin else { return Ok(()) };
+    let Some(first) = locked.first() else { return Ok(()) };
+    let _held = hold(host, "weights", &first.sha256, &format!("weights of `{name}`"))?;
     let absent = |index: &usize| {
         let pin = &model.wish.files[*index];
         host.store.presence(&host.store.blob_path(&pin.sha256), pin) != Presence::Verified
@@ -272,15 +277,10 @@ pub fn fetch_weights(
     let missing: Vec<usize> = files.iter().copied().filter(absent).collect();
     if !missing.is_empty() {
         let staging = host.store.stage()?;
-        let ask = Fetch {
-            kind: Kind::Model,
-            pin: &model.entry.pin,
-            wanted: &missing,
-            staging: staging.path(),
-            name: name.as_str(),
-        };
-        let Some(source) = model.entry.request.source() else { return Ok(()) };
-        fetch(host, project, task, source, &ask, name)?;
+        let pins: Vec<&FilePin> = missing.iter().map(|index| &model.wish.files[*index]).collect();
+        fetch(host, project, task, (Kind::Model, name), |world| {
+            source::fetch_files(origin, world, &pins, staging.path())
+        })?;
         for index in &missing {
             let pin = &model.wish.files[*index];
             let what = format!("weights file `{}`", pin.path);
@@ -301,12 +301,11 @@ pub fn fetch(
     host: &Host,
     project: &Project,
     task: &Task,
-    request: &crate::format::manifest::SourceSpec,
-    ask: &Fetch<'_>,
-    name: &Name,
+    (kind, name): (Kind, &Name),
+    bring: impl FnOnce(&World) -> Result<Fetched, SourceError>,
 ) -> Result<Fetched, Failure> {
-    let fetched = source::of(request).fetch(&World { task: task.clone(), ..host.world(project) }, ask);
-    let fetched = fetched.map_err(|error| Failure::source(ask.kind, name, error, project.lock_line(name)))?;
+    let fetched = bring(&World { task: task.clone(), ..host.world(project) });
+    let fetched = fetched.map_err(|error| Failure::source(kind, name, error, project.lock_line(name)))?;
     fetched.hashed.iter().for_each(|hashed| host.store.records().learn(hashed));
     Ok(fetched)
 }
@@ -315,18 +314,12 @@ pub fn fetch(
 ///
 /// # Errors
 /// When the user asked to stop.
-pub fn hold(host: &Host, what: &str, pin: Option<&FilePin>, shown: &str) -> Result<crate::base::lock::Lock, Failure> {
-    let id = pin.map_or_else(String::new, |pin| pin.sha256.hex());
+pub fn hold(host: &Host, what: &str, digest: &Digest, shown: &str) -> Result<crate::base::lock::Lock, Failure> {
     let waiting = || host.task.waiting(format!("another aitools is at the {shown}"));
-    Ok(host.store.lock(&format!("{what}-{id}"), host.task.cancel(), waiting)?)
+    Ok(host.store.lock(&format!("{what}-{}", digest.hex()), host.task.cancel(), waiting)?)
 }
 
 /// A mismatch with where the lockfile says so.
 pub fn integrity(project: &Project, kind: Kind, name: &Name, error: crate::store::StoreError) -> Failure {
     Failure::Integrity { kind, name: name.clone(), error, lock_line: project.lock_line(name) }
-}
-
-/// The downloads of a pin as one pin with the package alone: what a tool's fetch needs.
-pub fn only(package: &FilePin) -> Pin {
-    Pin { downloads: vec![package.clone()], ..Pin::default() }
 }

@@ -128,13 +128,8 @@ pub trait TreeSource: Source {
     ///
     /// # Errors
     /// [`SourceError`]; the staging folder is then of no use.
-    fn fetch_tree(
-        &self,
-        world: &World,
-        pin: &Self::Pin,
-        tree: &Digest,
-        staging: &Path,
-    ) -> Result<Fetched, SourceError>;
+    fn fetch_tree(&self, world: &World, pin: &Self::Pin, tree: &Digest, staging: &Path)
+    -> Result<Fetched, SourceError>;
 }
 
 /// Resolves the source of an engine.
@@ -224,9 +219,7 @@ pub fn fetch_files(
 ) -> Result<Fetched, SourceError> {
     match origin {
         FilesOrigin::Hub { request, commit } => request.fetch_files(world, commit, files, staging),
-        FilesOrigin::Other(Origin::Git { request, pin }) => {
-            GitSource(request).fetch_files(world, pin, files, staging)
-        }
+        FilesOrigin::Other(Origin::Git { request, pin }) => GitSource(request).fetch_files(world, pin, files, staging),
         FilesOrigin::Other(Origin::Url { request, download }) => request.fetch_files(world, download, files, staging),
         FilesOrigin::Other(Origin::Path { request }) => request.fetch_files(world, &(), files, staging),
         FilesOrigin::Other(Origin::Pypi { request, download }) => request.fetch_files(world, download, files, staging),

@@ -74,13 +74,7 @@ impl TreeSource for PypiSpec {
         Ok((package, tree))
     }
 
-    fn fetch_tree(
-        &self,
-        world: &World,
-        package: &FilePin,
-        _: &Digest,
-        staging: &Path,
-    ) -> Result<Fetched, SourceError> {
+    fn fetch_tree(&self, world: &World, package: &FilePin, _: &Digest, staging: &Path) -> Result<Fetched, SourceError> {
         self.fetch_package(world, package, staging)
     }
 }

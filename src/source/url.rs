@@ -79,13 +79,7 @@ impl TreeSource for UrlSpec {
         Ok((package, tree))
     }
 
-    fn fetch_tree(
-        &self,
-        world: &World,
-        package: &FilePin,
-        _: &Digest,
-        staging: &Path,
-    ) -> Result<Fetched, SourceError> {
+    fn fetch_tree(&self, world: &World, package: &FilePin, _: &Digest, staging: &Path) -> Result<Fetched, SourceError> {
         let file = self.bring_pinned(world, package)?;
         let modes = self.open(world, package, file.path())?.unpack(staging, &|_| true)?.modes;
         // Its content is staged: a second copy would be of no use.

@@ -32,7 +32,10 @@ pub fn parse_conflicted(name: &str, bytes: &[u8]) -> Result<Conflicted, Diagnost
             _ => agreed.push(entry),
         }
     }
-    theirs.entries().filter(|entry| ours.get(entry.kind(), entry.name()).is_none()).for_each(|entry| agreed.push(entry));
+    theirs
+        .entries()
+        .filter(|entry| ours.get(entry.kind(), entry.name()).is_none())
+        .for_each(|entry| agreed.push(entry));
     agreed.sort();
     Ok(Conflicted { agreed, disputed })
 }

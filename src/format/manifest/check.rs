@@ -257,8 +257,7 @@ impl Check<'_> {
         let at = |key| [path, &[key]].concat();
         let is_web = ["https://", "http://"].iter().any(|scheme| spec.git.as_str().starts_with(scheme));
         self.require(!(is_web && spec.git.user_info().is_some()), &at("git"), SECRET.0, SECRET.1);
-        let given =
-            [("rev", spec.rev.is_some()), ("tag", spec.tag.is_some()), ("branch", spec.branch.is_some())];
+        let given = [("rev", spec.rev.is_some()), ("tag", spec.tag.is_some()), ("branch", spec.branch.is_some())];
         let given: Vec<&str> = given.into_iter().filter_map(|(key, is_given)| is_given.then_some(key)).collect();
         if let [_, second, ..] = given[..] {
             let actual = quoted_list(given.iter().copied());

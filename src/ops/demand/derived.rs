@@ -9,8 +9,8 @@ use crate::base::platform::Variant;
 use crate::build::fingerprint;
 use crate::engine::EngineError;
 use crate::engine::derive::Maker;
-use crate::format::lockfile::{Entry, FilePin, Kind};
-use crate::format::manifest::{DeriveSpec, EngineSpec, Manifest, ModelSpec, Request, Step};
+use crate::format::lockfile::{FilePin, ModelEntry, ToolEntry};
+use crate::format::manifest::{DeriveSpec, EngineSpec, Kind, Manifest, ModelSpec, Step};
 use crate::format::receipt::Receipt;
 use crate::ops::failure::{Staleness, Why};
 use crate::ops::{Failure, Project};
@@ -80,7 +80,7 @@ pub(super) struct Asked<'a> {
     pub name: &'a Name,
     pub spec: &'a ModelSpec,
     pub request: &'a DeriveSpec,
-    pub entry: &'a Entry,
+    pub entry: &'a ModelEntry,
     pub wanted: bool,
 }
 
@@ -110,10 +110,10 @@ impl<'a> Surroundings<'_, 'a> {
         ]
         .map(|(name, value)| (name.to_owned(), value))
         .into();
-        let packages = request.packages().iter().map(|name| self.entry(Kind::Tool, name));
-        let packages: Vec<&Entry> = packages.collect::<Result<_, _>>()?;
+        let package = |name| self.lock.tool(name).ok_or_else(|| self.not_locked(Kind::Tool, name));
+        let packages: Vec<&ToolEntry> = request.packages().iter().map(package).collect::<Result<_, _>>()?;
         for package in &packages {
-            inputs.insert(format!("tool {}", package.name), listing(&package.pin.downloads).to_string());
+            inputs.insert(format!("tool {}", package.name), listing(&package.packages).to_string());
         }
         for (role, input) in ["from", "predictor"].into_iter().zip(request.inputs()) {
             let model = demand.find(input).ok_or_else(|| self.outdated(name))?;
@@ -178,10 +178,7 @@ impl<'a> Surroundings<'_, 'a> {
 
 /// What a model is, as an input of another: the digest of its locked files, or of its own inputs.
 fn identity(model: &ModelDemand<'_>) -> Digest {
-    if let (Some(derive), Request::Derive(_)) = (&model.wish.derive, &model.entry.request) {
-        return derive.fingerprint;
-    }
-    listing(&model.wish.files)
+    model.wish.derive.as_ref().map_or_else(|| listing(&model.wish.files), |derive| derive.fingerprint)
 }
 
 /// The digest of a list of files.

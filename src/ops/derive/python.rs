@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::base::cancel::Cancelled;
 use crate::base::name::Name;
 use crate::base::process::Program;
-use crate::format::lockfile::{Entry, FilePin};
+use crate::format::lockfile::{FilePin, ToolEntry};
 use crate::ops::Host;
 use crate::source::pypi::{self, Cpython};
 
@@ -42,7 +42,7 @@ pub struct Python {
 ///
 /// # Errors
 /// [`PythonError`].
-pub fn find(host: &Host, packages: &[&Entry]) -> Result<Python, PythonError> {
+pub fn find(host: &Host, packages: &[&ToolEntry]) -> Result<Python, PythonError> {
     let named = host.env.get(pypi::PYTHON).filter(|named| !named.is_empty());
     let names = match named {
         Some(named) => vec![named.clone()],
@@ -55,7 +55,7 @@ pub fn find(host: &Host, packages: &[&Entry]) -> Result<Python, PythonError> {
     for name in names {
         host.task.check()?;
         let Some((program, version)) = ask(host, &name) else { continue };
-        match packages.iter().map(|entry| suiting(entry, version)).collect::<Result<_, &Entry>>() {
+        match packages.iter().map(|entry| suiting(entry, version)).collect::<Result<_, &ToolEntry>>() {
             Ok(packages) => return Ok(Python { program, packages }),
             Err(entry) => {
                 let version = format!("Python 3.{}{}", version.minor, if version.threaded { "t" } else { "" });
@@ -67,12 +67,12 @@ pub fn find(host: &Host, packages: &[&Entry]) -> Result<Python, PythonError> {
         }
     }
     let Some(entry) = lacking else { return Err(PythonError::None) };
-    Err(PythonError::NoWheel { package: entry.name.clone(), here, there: pypi::pythons(&entry.pin) })
+    Err(PythonError::NoWheel { package: entry.name.clone(), here, there: pypi::pythons(&entry.packages) })
 }
 
 /// A package's wheel for a Python, or the package that has none.
-fn suiting(entry: &Entry, version: Cpython) -> Result<(Name, FilePin), &Entry> {
-    let package = pypi::package_for_python(&entry.pin, version).ok_or(entry)?;
+fn suiting(entry: &ToolEntry, version: Cpython) -> Result<(Name, FilePin), &ToolEntry> {
+    let package = pypi::package_for_python(&entry.packages, version).ok_or(entry)?;
     Ok((entry.name.clone(), package.clone()))
 }
 

@@ -115,12 +115,6 @@ fn suits(name: &str, python: Cpython) -> bool {
     })
 }
 
-/// This platform, for messages.
-pub fn here() -> String {
-    let musl = if platform::is_musl() { " (musl)" } else { "" };
-    format!("{}{musl}", Platform::HOST)
-}
-
 /// Where an unpacked wheel has a program: among its scripts (`ninja`, `uv`), or in the package's own folder (`cmake`).
 pub fn program(unpacked: &Path, name: &str) -> Option<PathBuf> {
     let file = platform::executable(name);
@@ -147,9 +141,9 @@ mod tests {
         "ninja-1.13.2.tar.gz",
     ];
 
-    fn pin(names: &[&str]) -> Pin {
+    fn pin(names: &[&str]) -> Vec<FilePin> {
         let file = |name: &&str| FilePin { path: name.parse().unwrap(), size: 1, sha256: Digest::of(b"") };
-        Pin { downloads: names.iter().map(file).collect(), ..Pin::default() }
+        names.iter().map(file).collect()
     }
 
     fn chosen(names: &[&str], os: &'static str, arch: &'static str, musl: bool) -> Option<String> {
