@@ -234,6 +234,12 @@ fn version_1_is_read_and_written_as_version_2() {
 }
 
 #[test]
+fn the_quickstart_lockfile_is_as_this_program_writes_it() {
+    let text = include_str!("../../../manifests/quickstart.lock");
+    assert_eq!(read(text).to_text(), text);
+}
+
+#[test]
 fn a_half_written_file_says_what_helps() {
     let text = sample().to_text();
     let mut refusals = 0;
