@@ -197,9 +197,9 @@ fn a_build_for_cuda_sees_its_folders_in_one_place_if_it_may() {
     };
     let (mut here, mut there) = (bench(HELLO), bench(HELLO));
     let (entered, place) = spot(&mut here);
-    match build::room::choose().filter(|_| entered) {
-        Some(room) => {
-            assert!(place.starts_with(room.source.to_str().unwrap()), "{place}");
+    match build::mounts::choose().filter(|_| entered) {
+        Some(mounts) => {
+            assert!(place.starts_with(mounts.source.to_str().unwrap()), "{place}");
             assert_eq!(spot(&mut there).1, place);
         }
         None => assert!(place.contains("the source"), "{place}"),

@@ -6,7 +6,7 @@
 use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
-use std::time::UNIX_EPOCH;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 #[cfg_attr(unix, path = "fs/unix.rs")]
 #[cfg_attr(windows, path = "fs/windows.rs")]
@@ -125,10 +125,25 @@ pub fn create_dir_all(path: &Path) -> Result<()> {
     fs::create_dir_all(path).map_err(naming("create folder", path))
 }
 
-/// Replaces a file that has the new name.
+/// Gives a file or folder a new name; a file that has this name is replaced. Where both are hard links to one file, POSIX
+/// `rename` does nothing; here the old name goes.
+///
+/// # Errors
+/// When the system refuses; both names are then as they were.
 pub fn rename(from: &Path, to: &Path) -> Result<()> {
     let moved = platform::make_replaceable(to).and_then(|()| fs::rename(from, to));
-    moved.map_err(naming("move a file to", to))
+    moved.map_err(naming("move a file to", to))?;
+    // On every other way `from` is gone now.
+    if from != to && exists(from) && is_one_file(from, to) {
+        return remove_file(from);
+    }
+    Ok(())
+}
+
+/// Whether two names are hard links to one file; links are not followed.
+fn is_one_file(a: &Path, b: &Path) -> bool {
+    let plain = |path: &Path| fs::symlink_metadata(path).is_ok_and(|meta| meta.is_file());
+    plain(a) && plain(b) && matches!((stamp(a), stamp(b)), (Ok(a), Ok(b)) if (a.device, a.inode) == (b.device, b.inode))
 }
 
 /// Copies a file: by reflink where the file system can. The permission to be run goes along.
@@ -320,6 +335,31 @@ pub struct Stamp {
     pub changed_ns: u64,
 }
 
+/// How long a file's times may stay the same although it was written again: the coarsest tick of the clocks that systems
+/// take file times from (10 ms on Linux with 100 Hz, 15.6 ms on Windows), and some more.
+pub const CLOCK_TICK: Duration = Duration::from_millis(20);
+/// The tick of file systems that keep whole seconds (FAT has two of them).
+const COARSE_TICK_NS: u64 = 2_000_000_000;
+/// Clocks of servers differ from ours by less; a time further ahead was set by hand, and a write would change it.
+const CLOCK_SKEW_NS: u64 = 3_600_000_000_000;
+
+impl Stamp {
+    /// Whether the file was modified so recently that another write might leave its times as they are.
+    pub fn is_recent(&self) -> bool {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos());
+        let now_ns = u64::try_from(now).unwrap_or(u64::MAX);
+        let whole_seconds = self.modified_ns.is_multiple_of(1_000_000_000);
+        let tick_ns = if whole_seconds { COARSE_TICK_NS } else { CLOCK_TICK.as_nanos() as u64 };
+        self.modified_ns.saturating_add(tick_ns) > now_ns && self.modified_ns < now_ns.saturating_add(CLOCK_SKEW_NS)
+    }
+
+    /// Whether both stamps are of one file with the same size and modification time. The status change time may differ:
+    /// links, names and permissions change it, too.
+    pub fn differs_in_change_time_alone(&self, other: &Self) -> bool {
+        *self == (Self { changed_ns: self.changed_ns, ..*other })
+    }
+}
+
 /// The stamp of a file; follows a symbolic link.
 pub fn stamp(path: &Path) -> Result<Stamp> {
     platform::stamp(path).map_err(naming("look at", path))
@@ -408,10 +448,7 @@ pub fn place(from: &Path, to: &Path) -> Result<Placed> {
     let folder = parent(to);
     create_dir_all(folder)?;
     // POSIX leaves both names when one hard link is renamed over another to the same file, so that case ends here.
-    if symlink_metadata(to).is_ok_and(|meta| meta.is_file())
-        && let (Ok(old), Ok(new)) = (stamp(to), stamp(from))
-        && old == new
-    {
+    if is_one_file(from, to) {
         return Ok(Placed::HardLink);
     }
     let staged = tempfile::Builder::new()
@@ -423,6 +460,9 @@ pub fn place(from: &Path, to: &Path) -> Result<Placed> {
 
 fn place_at(from: &Path, to: &Path) -> io::Result<Placed> {
     if reflink_copy::reflink(from, to).is_ok() {
+        // With the time of its twin, the file's time tells a later write apart (see `base::hashed`).
+        let modified = fs::metadata(from).and_then(|meta| meta.modified());
+        let _ = modified.and_then(|modified| File::open(to)?.set_modified(modified));
         return Ok(Placed::Reflink);
     }
     if fs::hard_link(from, to).is_ok() {

@@ -1,10 +1,14 @@
-//! What hashing a file proves, and for how long.
+//! Proof that the whole of a file was hashed, and how long it holds.
 //!
-//! A [`Hashed`] says: the bytes of this file were read here, from the first to the last, and this was its [`Stamp`] then.
-//! Nobody else can make one, so whoever is given one need not read the file again as long as the stamp still fits; and it
-//! proves no more than that, so a digest must still be compared with the wanted one.
+//! A [`Hashed`] says: every byte of this file was read here, and the file had this [`Stamp`] before and after. Only hashing
+//! makes one. Whoever receives one need not read the file again while the stamp still matches. It proves nothing more: the
+//! digest must still be compared with the expected one.
 //!
-//! Absent: any way to make one from a digest that somebody says.
+//! A write shortly after another one may leave a file's times as they are, because the system's clock for file times moves
+//! in ticks. A stamp whose modification time is that recent proves nothing about later writes ("racily clean" in git's
+//! words). Such a proof is not *settled*: it counts in this process, and no record of it is kept.
+//!
+//! Absent: any way to make a proof from a digest alone.
 
 use std::fs::File;
 use std::io::{self, Read as _, Seek as _};
@@ -12,110 +16,183 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{channel, sync_channel};
 
+use serde::{Deserialize, Serialize};
+
 use super::digest::{CHUNK_BYTES, Digest, Hasher};
 use super::fs::{self, FsError, Placed, Stamp};
 
 /// Larger files are read by a thread of their own while their bytes are hashed, unless all processors have work anyway.
 const READ_AHEAD_BYTES: u64 = 8 << 20;
+/// Files up to this size are hashed a second time when their proof is not settled; before larger ones are hashed, the
+/// clock's tick is waited for.
+pub const SMALL_BYTES: u64 = 1 << 20;
+/// How often a file is hashed anew when its status (not its content) changes meanwhile, such as its number of links.
+const MAX_TRIES: usize = 2;
 /// Files that are being hashed now, in this process.
 static BUSY: AtomicUsize = AtomicUsize::new(0);
 /// Buffers that are between the two threads at most, [`CHUNK_BYTES`] each.
 const BUFFERS: usize = 3;
 
-/// Proof that a file was hashed.
+/// Proof that a file was hashed as a whole.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Hashed {
     path: PathBuf,
     stamp: Stamp,
     sha256: Digest,
+    settled: bool,
+}
+
+/// What a settled [`Hashed`] leaves behind for later processes: the digest, bound to the file's stamp.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    stamp: Stamp,
+    #[serde(rename = "digest")]
+    sha256: Digest,
+}
+
+impl Record {
+    /// The proof again, if the file still has the stamp that it was hashed with. Follows a symbolic link.
+    pub fn prove(&self, path: &Path) -> Option<Hashed> {
+        let hashed = Hashed { path: path.to_owned(), stamp: self.stamp, sha256: self.sha256, settled: true };
+        hashed.is_current().then_some(hashed)
+    }
+
+    /// Status change time of the file when it was hashed, in nanoseconds since 1970: tells the newer of two records.
+    pub fn changed_ns(&self) -> u64 {
+        self.stamp.changed_ns
+    }
 }
 
 impl Hashed {
-    /// Hashes a file. `seen` is told the size of each piece and may stop the work.
+    /// Hashes a regular file. `seen` gets the size in bytes of each piece and may stop the work.
     ///
     /// # Errors
-    /// When the file cannot be read, changes meanwhile, or `seen` says so.
+    /// When the file cannot be read, is not a regular file, or is written to meanwhile, or when `seen` stops the work.
     pub fn of_file(path: &Path, mut seen: impl FnMut(u64) -> io::Result<()>) -> Result<Self, FsError> {
-        let failed = |error| FsError::new("read", path, error);
-        let file = fs::open(path)?;
-        let stamp = fs::stamp_of(&file, path)?;
-        let mut hasher = Hasher::default();
-        let mut take = |bytes: &[u8]| {
-            hasher.update(bytes);
-            seen(bytes.len() as u64)
-        };
-        let busy = BUSY.fetch_add(1, Ordering::Relaxed) + 1;
-        let idle = 2 * busy <= std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        let ahead = idle && stamp.size_bytes > READ_AHEAD_BYTES;
-        let read = if ahead { read_ahead(&file, take) } else { read(&file, &mut take) };
-        BUSY.fetch_sub(1, Ordering::Relaxed);
-        read.map_err(failed)?;
-        let (sha256, size_bytes) = hasher.finish();
-        if size_bytes != stamp.size_bytes {
-            return Err(failed(io::Error::other("it changed while it was read")));
+        let mut file = fs::open(path)?;
+        let mut stamp = fs::stamp_of(&file, path)?;
+        if stamp.size_bytes > SMALL_BYTES && stamp.is_recent() {
+            std::thread::sleep(fs::CLOCK_TICK);
         }
-        Ok(Self { path: path.to_owned(), stamp, sha256 })
+        let settled = !stamp.is_recent();
+        let mut repeat = false;
+        for _ in 0..MAX_TRIES {
+            let sha256 = hash(&file, path, &stamp, |bytes| seen(if repeat { 0 } else { bytes }))?;
+            let now = fs::stamp_of(&file, path)?;
+            let hashed = Self { path: path.to_owned(), stamp, sha256, settled };
+            if now == stamp {
+                return Ok(hashed);
+            }
+            if !now.differs_in_change_time_alone(&stamp) {
+                return Err(changed(path));
+            }
+            if repeat {
+                // The digest is right for what was read; the stamp no longer matches, so nothing is recorded.
+                return Ok(hashed);
+            }
+            (repeat, stamp) = (true, now);
+            file.rewind().map_err(|error| FsError::new("read", path, error))?;
+        }
+        Err(changed(path))
     }
 
+    /// The hashed file.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
+    /// SHA-256 of the file's bytes.
     pub fn sha256(&self) -> Digest {
         self.sha256
     }
 
+    /// Size of the file in bytes.
     pub fn size_bytes(&self) -> u64 {
         self.stamp.size_bytes
     }
 
+    /// What identified the file's content when it was hashed.
     pub fn stamp(&self) -> &Stamp {
         &self.stamp
     }
 
-    /// Whether nobody has touched the file since.
+    /// Whether the stamp tells later writes apart from none: see the head of this file.
+    pub fn is_settled(&self) -> bool {
+        self.settled
+    }
+
+    /// The record for later processes; none unless the proof is settled and current.
+    pub fn record(&self) -> Option<Record> {
+        (self.settled && self.is_current()).then_some(Record { stamp: self.stamp, sha256: self.sha256 })
+    }
+
+    /// Whether the file still has the stamp that it was hashed with.
     pub fn is_current(&self) -> bool {
         fs::stamp(&self.path).is_ok_and(|stamp| stamp == self.stamp)
     }
 
-    /// Carries the proof over a change of ours to the file's name or permissions, after which it is at `to`. If it was
-    /// touched otherwise, before or meanwhile, the proof stays behind and is worth nothing.
+    /// Keeps the proof valid across a change of ours to the file's name, links or permissions, after which it is at `to`.
+    /// If somebody else touched the file, the proof stays as it was and is not current.
     ///
     /// # Errors
-    /// What `change` says.
+    /// The error of `change`.
     pub fn through<E>(mut self, to: &Path, change: impl FnOnce() -> Result<(), E>) -> Result<Self, E> {
         let current = self.is_current();
         change()?;
         if let Some(now) = fs::stamp(to).ok().filter(|_| current)
-            && now == (Stamp { changed_ns: now.changed_ns, ..self.stamp })
+            && now.differs_in_change_time_alone(&self.stamp)
         {
             (self.path, self.stamp) = (to.to_owned(), now);
         }
         Ok(self)
     }
 
-    /// Puts the file in a second place as [`fs::place`] does, and gives the proof for that place. A copy has none: its
-    /// bytes were written again.
+    /// Puts the file in a second place as [`fs::place`] does, and gives the proof for that place. None for a copy, whose
+    /// bytes were written again, and for a file that somebody else touched.
     ///
     /// # Errors
     /// When the place cannot be written.
     pub fn placed(self, to: &Path) -> Result<Option<Self>, FsError> {
         let (from, current) = (self.path.clone(), self.is_current());
-        match fs::place(&from, to)? {
-            Placed::Copy => Ok(None),
-            Placed::HardLink | Placed::Symlink => {
-                let now = fs::stamp(to)?;
-                let same = current && now == (Stamp { changed_ns: now.changed_ns, ..self.stamp });
-                Ok(same.then(|| Self { path: to.to_owned(), stamp: now, sha256: self.sha256 }))
-            }
-            // The file system shares the blocks of the file as it was at one moment: the stamp was right before and after.
+        let how = fs::place(&from, to)?;
+        let stamp = fs::stamp(to)?;
+        let same = match how {
+            Placed::Copy => false,
+            Placed::HardLink | Placed::Symlink => stamp.differs_in_change_time_alone(&self.stamp),
+            // The file system shares the blocks of the file as it was at one moment: the stamp matched before and after.
             Placed::Reflink => {
-                let stamp = fs::stamp(to)?;
-                let same = current && self.is_current() && stamp.size_bytes == self.stamp.size_bytes;
-                Ok(same.then(|| Self { path: to.to_owned(), stamp, sha256: self.sha256 }))
+                self.is_current()
+                    && (stamp.size_bytes, stamp.modified_ns) == (self.stamp.size_bytes, self.stamp.modified_ns)
             }
-        }
+        };
+        Ok((current && same).then(|| Self { path: to.to_owned(), stamp, ..self }))
     }
+}
+
+fn changed(path: &Path) -> FsError {
+    FsError::new("read", path, io::Error::other("it changed while it was read"))
+}
+
+/// The digest of the open file from where it stands, which must be as long as its stamp says.
+fn hash(
+    file: &File,
+    path: &Path,
+    stamp: &Stamp,
+    mut seen: impl FnMut(u64) -> io::Result<()>,
+) -> Result<Digest, FsError> {
+    let mut hasher = Hasher::default();
+    let mut take = |bytes: &[u8]| {
+        hasher.update(bytes);
+        seen(bytes.len() as u64)
+    };
+    let busy = BUSY.fetch_add(1, Ordering::Relaxed) + 1;
+    let idle = 2 * busy <= std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let ahead = idle && stamp.size_bytes > READ_AHEAD_BYTES;
+    let read = if ahead { read_ahead(file, take) } else { read(file, &mut take) };
+    BUSY.fetch_sub(1, Ordering::Relaxed);
+    read.map_err(|error| FsError::new("read", path, error))?;
+    let (sha256, size_bytes) = hasher.finish();
+    if size_bytes == stamp.size_bytes { Ok(sha256) } else { Err(changed(path)) }
 }
 
 fn read(mut file: &File, take: &mut impl FnMut(&[u8]) -> io::Result<()>) -> io::Result<()> {
@@ -175,6 +252,8 @@ pub struct Follower {
 }
 
 impl Follower {
+    /// Starts at the beginning of the file.
+    ///
     /// # Errors
     /// When the file cannot be opened.
     pub fn new(path: &Path) -> Result<Self, FsError> {
@@ -187,7 +266,7 @@ impl Follower {
         self.at
     }
 
-    /// What was hashed is not the file's beginning any more.
+    /// Starts again at the beginning: the bytes hashed so far have been overwritten.
     ///
     /// # Errors
     /// When the file cannot be read.
@@ -196,7 +275,7 @@ impl Follower {
         self.file.rewind().map_err(|error| FsError::new("read", &self.path, error))
     }
 
-    /// Hashes on, a piece at most, not beyond the first `end` bytes.
+    /// Hashes the next piece, at most [`CHUNK_BYTES`] and not beyond the first `end` bytes.
     ///
     /// # Errors
     /// When the file cannot be read.
@@ -209,17 +288,20 @@ impl Follower {
         Ok(())
     }
 
-    /// The proof, when the whole file was hashed and nobody writes to it any more.
+    /// The proof, when the whole file was hashed and its only writer, this process, is done.
     ///
     /// # Errors
-    /// When there is more of it than was hashed.
+    /// When the file has more bytes than were hashed.
     pub fn finish(self) -> Result<Hashed, FsError> {
         let failed = |error| FsError::new("read", &self.path, error);
         let stamp = fs::stamp_of(&self.file, &self.path)?;
+        if stamp.size_bytes > SMALL_BYTES && stamp.is_recent() {
+            std::thread::sleep(fs::CLOCK_TICK);
+        }
         if stamp.size_bytes != self.at {
             return Err(failed(io::Error::other(format!("it has {} bytes, not {}", stamp.size_bytes, self.at))));
         }
-        Ok(Hashed { sha256: self.hasher.finish().0, path: self.path, stamp })
+        Ok(Hashed { sha256: self.hasher.finish().0, settled: !stamp.is_recent(), path: self.path, stamp })
     }
 }
 
@@ -253,7 +335,8 @@ mod tests {
             while follower.at() < size.into() {
                 follower.advance(size.into()).unwrap();
             }
-            assert_eq!(follower.finish().unwrap(), hashed);
+            let finished = follower.finish().unwrap();
+            assert_eq!((finished.sha256(), finished.stamp()), (hashed.sha256(), hashed.stamp()));
             if size > 0 {
                 let stop = |_| Err(io::Error::other("stop"));
                 assert!(Hashed::of_file(&path, stop).is_err(), "{size}");
@@ -285,5 +368,61 @@ mod tests {
         let write = || fs::append(&link, b"!");
         let hashed = Hashed::of_file(&link, |_| Ok(())).unwrap();
         assert!(!hashed.through(&link, write).unwrap().is_current(), "written to meanwhile");
+    }
+
+    #[test]
+    fn h3_what_is_written_while_it_is_hashed_is_no_proof() {
+        let (root, path) = fixture(&[b'a'; 3 << 20]);
+        let twin = root.path().join("twin");
+        let mut pieces = 0;
+        // Same size, and the bytes were read already: only the stamps tell.
+        let overwrite = |_| {
+            pieces += 1;
+            if pieces == 2 {
+                let mut file = std::fs::OpenOptions::new().write(true).open(&path)?;
+                io::Write::write_all(&mut file, b"b")?;
+            }
+            Ok(())
+        };
+        let refused = Hashed::of_file(&path, overwrite).unwrap_err();
+        assert!(refused.to_string().contains("it changed while it was read"), "{refused}");
+
+        // A second link changes the status alone: the file is hashed once more, and the proof holds.
+        let mut pieces = 0;
+        let link = |_| {
+            pieces += 1;
+            if pieces == 2 { std::fs::hard_link(&path, &twin) } else { Ok(()) }
+        };
+        let hashed = Hashed::of_file(&path, link).unwrap();
+        assert!(hashed.is_current() && hashed.record().is_some());
+    }
+
+    #[test]
+    fn h3_a_stamp_of_the_same_tick_leaves_no_record() {
+        let (_root, path) = fixture(b"just written");
+        let set = |ago: std::time::Duration, ahead: std::time::Duration| {
+            let when = std::time::SystemTime::now() - ago + ahead;
+            fs::open(&path).unwrap().set_modified(when).unwrap();
+            Hashed::of_file(&path, |_| Ok(())).unwrap()
+        };
+        let (nothing, second) = (std::time::Duration::ZERO, std::time::Duration::from_secs(1));
+        let fresh = set(nothing, second);
+        assert!(fresh.is_current() && !fresh.is_settled() && fresh.record().is_none());
+        let old = set(10 * second, nothing);
+        let record = old.record().unwrap();
+        assert_eq!(record.prove(&path), Some(old));
+        fs::append(&path, b"!").unwrap();
+        assert_eq!(record.prove(&path), None);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn l1_a_fifo_is_refused_and_not_waited_for() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("pipe");
+        rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, rustix::fs::Mode::RWXU, 0).unwrap();
+        let refused = Hashed::of_file(&path, |_| Ok(())).unwrap_err();
+        assert!(refused.to_string().contains("not a regular file"), "{refused}");
+        assert!(super::super::digest::of_file(&path).is_err());
     }
 }

@@ -17,14 +17,17 @@ pub const MAX_FILES: usize = 200_000;
 /// Deeper than any engine nests.
 pub const MAX_DEPTH: usize = 64;
 
+/// What kind of file an entry is, as git tells them apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Mode {
+    /// A file without the permission to execute it.
     File,
     Executable,
     Symlink,
 }
 
 impl Mode {
+    /// Six octal digits, as in git's trees.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::File => "100644",
@@ -37,9 +40,11 @@ impl Mode {
 /// The modes of what is not a plain file: what a file system may not be able to tell.
 pub type Modes = BTreeMap<RelPath, Mode>;
 
+/// One file of a tree.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
     pub mode: Mode,
+    /// Of a link: of its target's text.
     pub size_bytes: u64,
     pub digest: Digest,
 }
@@ -48,6 +53,7 @@ pub struct Entry {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Listing(pub BTreeMap<RelPath, Entry>);
 
+/// Why a folder has no listing.
 #[derive(Debug, thiserror::Error)]
 pub enum TreeError {
     #[error(transparent)]
@@ -65,10 +71,12 @@ pub enum TreeError {
 }
 
 impl Listing {
+    /// The digest of the whole tree.
     pub fn digest(&self) -> Digest {
         Digest::of(self.to_text().as_bytes())
     }
 
+    /// Sum of the sizes of all files, in bytes.
     pub fn size_bytes(&self) -> u64 {
         self.0.values().map(|entry| entry.size_bytes).sum()
     }
@@ -80,6 +88,19 @@ impl Listing {
             let _ = writeln!(text, "{} {} {} {path}", entry.mode.as_str(), entry.size_bytes, entry.digest.hex());
             text
         })
+    }
+
+    /// Reads the lines that [`Listing::to_text`] writes; none when they are anything else.
+    pub fn parse(text: &str) -> Option<Self> {
+        let line = |line: &str| {
+            let mut parts = line.splitn(4, ' ');
+            let written = parts.next()?;
+            let mode =
+                [Mode::File, Mode::Executable, Mode::Symlink].into_iter().find(|mode| mode.as_str() == written)?;
+            let (size_bytes, digest) = (parts.next()?.parse().ok()?, Digest::from_hex(parts.next()?).ok()?);
+            Some((parts.next()?.parse().ok()?, Entry { mode, size_bytes, digest }))
+        };
+        text.lines().map(line).collect::<Option<_>>().map(Self)
     }
 
     /// Hashes everything below `root`. Where files have no permission to be run and links are written as files (Windows),
@@ -187,6 +208,8 @@ mod tests {
         fs::write_atomic(&root.path().join("a"), b"2")?;
         let first = scan()?;
         assert_eq!(first.to_text().lines().count(), 2);
+        assert_eq!(Listing::parse(&first.to_text()), Some(first.clone()));
+        assert_eq!(Listing::parse("100644 1 abc a"), None);
         assert_eq!(first.digest(), scan()?.digest());
         fs::write_atomic(&root.path().join("a"), b"3")?;
         let second = scan()?;

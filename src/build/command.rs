@@ -18,7 +18,7 @@ const MAX_LOG_BYTES: u64 = 16 << 20;
 /// One program to run.
 #[derive(Debug)]
 pub struct Command<'a> {
-    /// Our own program, which runs again as `internal apart`, and then becomes the one that is asked for.
+    /// Our own program, which runs again as `internal offline-exec`, and then becomes the one that is asked for.
     pub driver: &'a Path,
     /// Its environment is added to the scrubbed one; its working directory is also its home.
     pub program: Program,
@@ -47,7 +47,7 @@ impl From<FsError> for CommandError {
 /// [`CommandError`]; nothing that was started still runs then.
 pub fn run(ask: &Command<'_>, task: &Task, progress: &Progress) -> Result<(), CommandError> {
     let (program, parent) = (&ask.program, std::process::id().to_string());
-    let mut args = vec!["internal".into(), "apart".into(), parent.into(), program.path.clone().into()];
+    let mut args = vec!["internal".into(), "offline-exec".into(), parent.into(), program.path.clone().into()];
     args.extend(program.args.iter().cloned());
     let mut env = environment(&program.cwd);
     env.extend(program.env.clone());

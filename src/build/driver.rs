@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::room::Room;
+use super::mounts::BuildMounts;
 use super::{Phase, isolation, settings};
 use crate::base::{fs, lifeline};
 
@@ -30,7 +30,7 @@ pub struct Request {
     pub folder: PathBuf,
     pub generator: String,
     /// Where the folders are to be seen, if they may be.
-    pub room: Option<Room>,
+    pub mounts: Option<BuildMounts>,
     pub define: BTreeMap<String, String>,
     pub build_type: String,
     /// Everything when empty.
@@ -41,7 +41,7 @@ pub struct Request {
 
 /// Longer requests are not ours.
 const MAX_REQUEST_BYTES: u64 = 4 << 20;
-/// The first word of the network file; a second one is the source's path when [`Room`] gave it another.
+/// The first word of the network file; a second one is the source's path when [`BuildMounts`] gave it another.
 const ISOLATED: &str = "isolated";
 const DISCOURAGED: &str = "discouraged";
 
@@ -67,11 +67,11 @@ fn drive(mut request: Request) -> i32 {
     platform::usual_permissions();
     let left = isolation::leave_network();
     let mut words = if left.is_ok() { ISOLATED } else { DISCOURAGED }.to_owned();
-    if let Some(room) = request.room.take()
-        && room.enter(&request.source, &request.folder).is_ok()
+    if let Some(mounts) = request.mounts.take()
+        && mounts.enter(&request.source, &request.folder).is_ok()
     {
-        words = format!("{words} {}", room.source.display());
-        (request.source, request.folder) = (room.source, room.folder);
+        words = format!("{words} {}", mounts.source.display());
+        (request.source, request.folder) = (mounts.source, mounts.folder);
     }
     let _ = fs::write_atomic(&request.network, format!("{words}\n").as_bytes());
     // Threads from here on.

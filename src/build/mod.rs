@@ -9,7 +9,7 @@
 //! | [`settings`] | environment and definitions that every build gets |
 //! | [`command`] | one program of an artifact, off the network, for what is made with it |
 //! | `watch` | a child's output, line by line |
-//! | [`driver`], [`isolation`], [`room`] | the child process that runs CMake, off the network, in one place |
+//! | [`driver`], [`isolation`], [`mounts`] | the child process that runs CMake, off the network, in one place |
 //! | [`log`], [`cmake_cache`] | what the tools said and decided |
 //! | [`outputs`] | from the build folder to the prefix |
 //! | [`toolchain`], [`accelerator`] | what this machine builds with, and for |
@@ -22,8 +22,8 @@ pub mod driver;
 pub mod fingerprint;
 pub mod isolation;
 pub mod log;
+pub mod mounts;
 pub mod outputs;
-pub mod room;
 pub mod run;
 pub mod settings;
 pub mod toolchain;

@@ -7,7 +7,7 @@ use std::process::ExitStatus;
 use std::time::Instant;
 
 use super::log::Findings;
-use super::room::{self, Room};
+use super::mounts::{self, BuildMounts};
 use super::{
     BuildError, BuildRecipe, BuildRequest, Built, Failure, NMAKE, Phase, SourceEdit, cmake_cache, driver, isolation,
     outputs, settings, toolchain, watch,
@@ -57,7 +57,7 @@ pub fn run(ask: &BuildRequest, task: &Task) -> Result<Built, BuildError> {
     job.notes.insert("seconds.build".to_owned(), seconds);
     let binary = ask.binary();
     let mut folders = vec![ask.source.as_path(), &ask.folder];
-    folders.extend(job.room.iter().flat_map(|room| [room.source.as_path(), &room.folder]));
+    folders.extend(job.mounts.iter().flat_map(|mounts| [mounts.source.as_path(), &mounts.folder]));
     let made = outputs::collect(&binary, &ask.prefix, &ask.recipe, &folders, task.cancel());
     let made = made.map_err(|error| job.or_no_space(error))?;
     if let Some(text) = made.unproven.into_iter().next() {
@@ -152,7 +152,7 @@ struct Job<'a> {
     ask: &'a BuildRequest,
     task: &'a Task,
     /// For CUDA alone: elsewhere flags do, and messages then name real folders.
-    room: Option<Room>,
+    mounts: Option<BuildMounts>,
     log: io::BufWriter<File>,
     log_left: u64,
     findings: Findings,
@@ -169,7 +169,7 @@ impl<'a> Job<'a> {
         Ok(Self {
             ask,
             task,
-            room: ask.compilers.cuda.as_ref().and_then(|_| room::choose()),
+            mounts: ask.compilers.cuda.as_ref().and_then(|_| mounts::choose()),
             log: io::BufWriter::new(fs::create(&ask.log)?),
             log_left: MAX_LOG_BYTES,
             findings: Findings::default(),
@@ -195,8 +195,8 @@ impl<'a> Job<'a> {
             source: ask.source.clone(),
             folder: ask.folder.clone(),
             generator: generator.to_owned(),
-            room: self.room.clone(),
-            define: settings::definitions(ask, self.room.as_ref()),
+            mounts: self.mounts.clone(),
+            define: settings::definitions(ask, self.mounts.as_ref()),
             build_type: ask.recipe.build_type.clone(),
             targets: ask.recipe.targets.clone(),
             network: network.clone(),

@@ -3,7 +3,7 @@
 //!
 //! Paths are mapped (`-ffile-prefix-map`) to [`SOURCE_NAME`] and [`BUILD_NAME`], programs find their libraries beside
 //! themselves, archives carry no times, no compiler cache is picked up by chance. What has no
-//! flag (nvcc hashes source paths into names) is left to [`super::room`], and [`super::outputs`] says when a path got
+//! flag (nvcc hashes source paths into names) is left to [`super::mounts`], and [`super::outputs`] says when a path got
 //! through.
 
 use std::collections::BTreeMap;
@@ -11,7 +11,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use super::BuildRequest;
-use super::room::Room;
+use super::mounts::BuildMounts;
 
 /// An environment: names and values.
 pub type Env = BTreeMap<OsString, OsString>;
@@ -149,14 +149,14 @@ pub fn is_msvc(cc: &Path) -> bool {
 }
 
 /// Every definition that CMake gets, the recipe's own last. Flags that the recipe gives are kept beside ours.
-pub fn definitions(ask: &BuildRequest, room: Option<&Room>) -> BTreeMap<String, String> {
+pub fn definitions(ask: &BuildRequest, mounts: Option<&BuildMounts>) -> BTreeMap<String, String> {
     let mut all = common(ask);
     let msvc = is_msvc(&ask.compilers.cc.path);
     if msvc {
         all.insert("CMAKE_C_FLAGS".to_owned(), "/DWIN32 /D_WINDOWS".to_owned());
         all.insert("CMAKE_CXX_FLAGS".to_owned(), "/DWIN32 /D_WINDOWS /EHsc".to_owned());
     } else {
-        let maps = prefix_maps(ask, room);
+        let maps = prefix_maps(ask, mounts);
         let flags: Vec<String> = maps.iter().map(|flag| in_quotes(flag)).collect();
         for language in ["C", "CXX", "ASM", "OBJC", "OBJCXX"] {
             all.insert(format!("CMAKE_{language}_FLAGS"), flags.join(" "));
@@ -210,10 +210,10 @@ fn common(ask: &BuildRequest) -> BTreeMap<String, String> {
 }
 
 /// One flag for each folder. A path that quotes do not hold is left unmapped.
-fn prefix_maps(ask: &BuildRequest, room: Option<&Room>) -> Vec<String> {
+fn prefix_maps(ask: &BuildRequest, mounts: Option<&BuildMounts>) -> Vec<String> {
     let mut folders = vec![(ask.source.clone(), SOURCE_NAME), (ask.binary(), BUILD_NAME)];
-    if let Some(room) = room {
-        folders.extend([(room.source.clone(), SOURCE_NAME), (room.folder.join("build"), BUILD_NAME)]);
+    if let Some(mounts) = mounts {
+        folders.extend([(mounts.source.clone(), SOURCE_NAME), (mounts.folder.join("build"), BUILD_NAME)]);
     }
     let named = folders.iter().filter_map(|(folder, name)| Some((folder.to_str()?, name)));
     let holds = named.filter(|(path, _)| !path.contains(['"', '$', '`', '\\', '\n']));

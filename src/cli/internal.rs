@@ -1,7 +1,7 @@
 //! Commands that aitools gives itself: `aitools internal build REQUEST`, `aitools internal exec PARENT PROGRAM ARG…` and
-//! `aitools internal apart PARENT PROGRAM ARG…`.
+//! `aitools internal offline-exec PARENT PROGRAM ARG…`.
 //!
-//! All must be dispatched before anything else is set up: [`build`] and `apart` may only leave the network while there is one
+//! All must be dispatched before anything else is set up: [`build`] and `offline-exec` may only leave the network while there is one
 //! thread, and [`exec`] becomes another program.
 
 use std::ffi::OsString;
@@ -19,9 +19,9 @@ const NOT_STARTED: i32 = 127;
 pub fn run(args: &[OsString]) -> i32 {
     match args {
         [verb, request] if verb == "build" => build(Path::new(request)),
-        [verb, parent, program, args @ ..] if verb == "exec" || verb == "apart" => {
+        [verb, parent, program, args @ ..] if verb == "exec" || verb == "offline-exec" => {
             let Some(parent) = parent.to_str().and_then(|id| id.parse().ok()) else { return USAGE };
-            if verb == "apart" {
+            if verb == "offline-exec" {
                 // Where the system refuses, the environment leads nowhere all the same.
                 let _ = crate::build::isolation::leave_network();
             }

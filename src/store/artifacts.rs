@@ -2,10 +2,13 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::base::cancel::Cancel;
 use crate::base::digest::Digest;
 use crate::base::fs;
-use crate::format::receipt::{self, Receipt};
+use crate::base::tree::{Entry, Listing, Mode};
+use crate::format::receipt::{self, InstalledFile, Receipt};
 
+use super::damage::{self, Damage};
 use super::{Staging, Store, StoreError};
 
 const RECEIPT: &str = "receipt.json";
@@ -19,32 +22,24 @@ pub struct Artifact {
     pub receipt: Receipt,
 }
 
-/// A file of an artifact that is not what the receipt says.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Damage {
-    pub path: PathBuf,
-    pub expected: Digest,
-    /// None when the file is missing or unreadable.
-    pub computed: Option<Digest>,
-}
-
 impl Store {
     pub fn artifact_path(&self, fingerprint: &Digest) -> PathBuf {
         self.root.join("artifacts").join(fingerprint.hex())
     }
 
-    /// The artifact, when its receipt is ours and its files are the ones that were hashed (or are hashed now and right).
-    /// A forged, foreign or damaged one counts as missing.
+    /// The artifact, if its receipt was sealed here and its folder holds exactly the files of the receipt: the verified ones,
+    /// or ones that are hashed now and match. A forged, foreign or damaged artifact counts as missing, and one with extra
+    /// files is damaged: programs find libraries by their names.
     ///
     /// # Errors
     /// When a file cannot be read.
     pub fn artifact(&self, fingerprint: &Digest) -> Result<Option<Artifact>, StoreError> {
         let Some(artifact) = self.receipt_of(fingerprint) else { return Ok(None) };
+        if !damage::has_shape(&artifact.path, &listing_of(&artifact.receipt), &[RECEIPT])? {
+            return Ok(None);
+        }
         for (path, file) in &artifact.receipt.files {
-            let full = path.under(&artifact.path);
-            let right = fs::metadata(&full).is_ok_and(|meta| meta.len() == file.size)
-                && self.records.digest_of(&full, &mut |_| Ok(()))?.0 == file.sha256;
-            if !right {
+            if self.records.prove(&path.under(&artifact.path), &mut |_| Ok(()))?.sha256() != file.sha256 {
                 return Ok(None);
             }
         }
@@ -74,18 +69,22 @@ impl Store {
         Ok(names.iter().filter_map(|path| self.receipt_of(&digest(path)?)).collect())
     }
 
-    /// Hashes every file of an artifact. `seen` is told the bytes of each file.
-    pub fn damages(&self, artifact: &Artifact, mut seen: impl FnMut(u64)) -> Vec<Damage> {
-        let mut damages = Vec::new();
-        for (path, file) in &artifact.receipt.files {
-            let full = path.under(&artifact.path);
-            let computed = crate::base::digest::of_file(&full).ok().map(|(digest, _)| digest);
-            if computed != Some(file.sha256) {
-                damages.push(Damage { path: full, expected: file.sha256, computed });
-            }
-            seen(file.size);
+    /// Everything in an artifact's folder that is not what the receipt says, extra files included. Every file is hashed, and
+    /// `seen` gets its size in bytes.
+    ///
+    /// # Errors
+    /// When the folder cannot be listed, or the user asked to stop.
+    pub fn artifact_damages(
+        &self,
+        artifact: &Artifact,
+        cancel: &Cancel,
+        seen: &mut dyn FnMut(u64),
+    ) -> Result<Vec<Damage>, StoreError> {
+        let damages = damage::damages(&artifact.path, &listing_of(&artifact.receipt), &[RECEIPT], cancel, seen)?;
+        for damage in &damages {
+            self.records.learn_unreadable(&damage.path);
         }
-        damages
+        Ok(damages)
     }
 
     /// Moves a staged install in and writes its receipt, last. Replaces a damaged one.
@@ -97,7 +96,16 @@ impl Store {
         fs::remove_file(&path.join(RECEIPT))?;
         self.replace_dir(staging.path(), &path)?;
         for (file, installed) in &receipt.files {
-            self.records.carry(&file.under(&path), Some(installed.sha256));
+            let hashed = self.records.prove(&file.under(&path), &mut |_| Ok(()))?;
+            if hashed.sha256() != installed.sha256 {
+                return Err(StoreError::Mismatch {
+                    what: format!("`{file}` of the finished build"),
+                    expected: installed.sha256,
+                    computed: hashed.sha256(),
+                    expected_bytes: Some(installed.size),
+                    computed_bytes: hashed.size_bytes(),
+                });
+            }
         }
         fs::write_atomic(
             &path.join(RECEIPT),
@@ -105,16 +113,14 @@ impl Store {
         )?;
         Ok(Artifact { path, receipt: receipt.clone() })
     }
+}
 
-    /// Forgets an artifact.
-    ///
-    /// # Errors
-    /// When it cannot be removed.
-    pub fn remove_artifact(&self, fingerprint: &Digest) -> Result<(), StoreError> {
-        let path = self.artifact_path(fingerprint);
-        fs::remove_file(&path.join(RECEIPT))?;
-        Ok(fs::remove_dir_all(&path)?)
-    }
+/// The files of a receipt as a listing.
+fn listing_of(receipt: &Receipt) -> Listing {
+    let mode = |executable| if executable { Mode::Executable } else { Mode::File };
+    let entry =
+        |file: &InstalledFile| Entry { mode: mode(file.executable), size_bytes: file.size, digest: file.sha256 };
+    Listing(receipt.files.iter().map(|(path, file)| (path.clone(), entry(file))).collect())
 }
 
 fn purpose(fingerprint: &Digest) -> String {
@@ -127,7 +133,6 @@ mod tests {
 
     use super::*;
     use crate::base::platform::Variant;
-    use crate::format::receipt::InstalledFile;
     use crate::store::seal::Key;
 
     fn install(store: &Store, bytes: &[u8]) -> Artifact {
@@ -156,7 +161,8 @@ mod tests {
 
         fs::write_atomic(&built.path.join("bin/x"), b"evil").unwrap();
         assert_eq!(store.artifact(&fingerprint).unwrap(), None, "a damaged file of the right size");
-        assert_eq!(store.damages(&built, |_| {}).len(), 1);
+        let damages = |artifact| store.artifact_damages(artifact, &Cancel::default(), &mut |_| {}).unwrap();
+        assert_eq!(damages(&built).len(), 1);
 
         let elsewhere = Store::open(root.path(), Key::from_secret("elsewhere")).unwrap();
         install(&elsewhere, b"evil");
@@ -165,5 +171,37 @@ mod tests {
 
         assert_eq!(install(&store, b"good"), built);
         assert_eq!(store.artifact(&fingerprint).unwrap(), Some(built));
+    }
+
+    #[test]
+    fn h2_an_extra_library_beside_an_engine_is_damage() {
+        let root = tempfile::tempdir().unwrap();
+        let store = Store::open(root.path(), Key::from_secret("here")).unwrap();
+        let fingerprint = Digest::of(b"inputs");
+        let built = install(&store, b"good");
+        let damages = || store.artifact_damages(&built, &Cancel::default(), &mut |_| {}).unwrap();
+        let usable = || store.artifact(&fingerprint).unwrap().is_some();
+        assert!(usable() && damages().is_empty());
+
+        let extra = built.path.join("bin/libm.so.6");
+        fs::write_atomic(&extra, b"evil").unwrap();
+        assert!(!usable(), "an extra file");
+        assert_eq!(damages(), [Damage { path: extra.clone(), expected: None, computed: None }]);
+        fs::remove_file(&extra).unwrap();
+        assert!(usable());
+
+        #[cfg(unix)]
+        {
+            fs::symlink(Path::new("/bin/sh"), &extra).unwrap();
+            assert!(!usable(), "an extra link");
+            fs::remove_file(&extra).unwrap();
+            fs::set_executable(&built.path.join("bin/x")).unwrap();
+            assert!(!usable(), "a changed mode");
+            assert_eq!(damages().len(), 1);
+        }
+        install(&store, b"good");
+        fs::remove_file(&built.path.join("bin/x")).unwrap();
+        assert!(!usable(), "a missing file");
+        assert_eq!(damages().len(), 1);
     }
 }

@@ -1,9 +1,13 @@
 //! Verified files by their SHA-256, and their links in projects.
+//!
+//! Invariant: a file is recorded as verified only by a proof ([`Hashed`]) that was made from its bytes and still holds
+//! under its final name.
 
 use std::path::{Path, PathBuf};
 
 use crate::base::digest::Digest;
-use crate::base::fs::{self, Placed};
+use crate::base::fs;
+use crate::base::hashed::Hashed;
 use crate::format::lockfile::FilePin;
 
 use super::{Seen, Store, StoreError};
@@ -25,12 +29,13 @@ impl Store {
         self.root.join("blobs").join(digest.hex())
     }
 
-    /// How a file stands to its pin, from the file system's own words and the records.
+    /// What a path holds, compared with a pin, from file system metadata and the records.
     pub fn presence(&self, path: &Path, pin: &FilePin) -> Presence {
         match fs::metadata(path) {
             Ok(meta) if meta.is_file() && meta.len() == pin.size => match self.records.known(path) {
-                Some(digest) if digest == pin.sha256 => Presence::Verified,
+                Some(hashed) if hashed.sha256() == pin.sha256 => Presence::Verified,
                 Some(_) => Presence::Missing,
+                None if self.records.is_unreadable(path) => Presence::Missing,
                 None => Presence::Unverified,
             },
             _ => Presence::Missing,
@@ -40,58 +45,82 @@ impl Store {
     /// Whether the file is what the pin says, hashing it when that is not known. Remembers the outcome.
     ///
     /// # Errors
-    /// When it cannot be read, or `seen` says so.
+    /// When it cannot be read, or `seen` stops the work.
     pub fn confirm(&self, path: &Path, pin: &FilePin, seen: Seen<'_>) -> Result<bool, StoreError> {
         match self.presence(path, pin) {
             Presence::Verified => Ok(true),
             Presence::Missing => Ok(false),
-            Presence::Unverified => Ok(self.records.digest_of(path, seen)?.0 == pin.sha256),
+            Presence::Unverified => Ok(self.records.prove(path, seen)?.sha256() == pin.sha256),
         }
     }
 
-    /// Moves a staged file in when it is what the pin says. What was there under this digest is replaced.
+    /// The proof that a file has this digest; the file is hashed unless that is known.
+    fn prove(&self, path: &Path, expected: Digest, what: &str, seen: Seen<'_>) -> Result<Hashed, StoreError> {
+        let hashed = self.records.prove(path, seen)?;
+        if hashed.sha256() == expected { Ok(hashed) } else { Err(mismatch(what, expected, None, &hashed)) }
+    }
+
+    /// Moves a staged file into the store when it is what the pin says, and gives its path there. A verified file that the
+    /// store has under this digest stays; any other is replaced.
     ///
     /// # Errors
-    /// [`StoreError::Mismatch`] when it is something else; it then stays where it is.
+    /// [`StoreError::Mismatch`] when it is something else, or becomes so meanwhile; it is not in the store then.
     pub fn admit_blob(&self, staged: &Path, pin: &FilePin, what: &str, seen: Seen<'_>) -> Result<PathBuf, StoreError> {
-        let (computed, computed_bytes) = self.records.digest_of(staged, seen)?;
-        if computed != pin.sha256 || computed_bytes != pin.size {
-            return Err(StoreError::Mismatch {
-                what: what.to_owned(),
-                expected: pin.sha256,
-                computed,
-                expected_bytes: Some(pin.size),
-                computed_bytes,
-            });
-        }
         let path = self.blob_path(&pin.sha256);
+        let mut hashed = self.prove(staged, pin.sha256, what, seen)?;
+        if hashed.size_bytes() != pin.size {
+            return Err(mismatch(what, pin.sha256, Some(pin.size), &hashed));
+        }
+        if let Some(there) = self.records.known(&path).filter(|there| there.sha256() == pin.sha256) {
+            // Both may be names of one file, whose status changes when one goes.
+            self.records.learn(&there.through(&path, || fs::remove_file(staged))?);
+            return Ok(path);
+        }
         fs::create_dir_all(fs::parent(&path))?;
         if !fs::symlink_metadata(staged)?.is_symlink() {
             fs::sync_file(staged)?;
             // Foreign caches keep their own permissions: only a file that is ours alone is made read-only.
             if fs::names(staged)? == 1 {
-                fs::set_read_only(staged, true)?;
+                hashed = hashed.through(staged, || fs::set_read_only(staged, true))?;
             }
         }
-        fs::rename(staged, &path)?;
+        if !hashed.is_current() {
+            hashed = self.prove(staged, pin.sha256, what, seen)?;
+        }
+        hashed = hashed.through(&path, || fs::rename(staged, &path))?;
         fs::sync_dir(fs::parent(&path))?;
-        self.records.carry(&path, Some(computed));
+        if !hashed.is_current() {
+            // Another name of the file was used meanwhile: to link it, or to write to it.
+            hashed = self.prove(&path, pin.sha256, what, seen).inspect_err(|_| drop(fs::rename(&path, staged)))?;
+        }
+        self.records.learn(&hashed);
         Ok(path)
     }
 
-    /// Puts a verified file where people and engines look for it.
+    /// Puts a verified file where people and engines look for it. What is not known to be verified is hashed first.
     ///
     /// # Errors
-    /// When the place cannot be written.
-    pub fn place(&self, from: &Path, to: &Path, digest: Digest) -> Result<Placed, StoreError> {
-        let known = self.records.known(from);
-        let how = fs::place(from, to)?;
-        // Linking changes the inode's time of change; a reflink or a copy has an inode of its own.
-        self.records.carry(from, known);
-        if known == Some(digest) {
-            self.records.carry(to, known);
-        }
-        Ok(how)
+    /// [`StoreError::Mismatch`] when the file is not what `digest` says, or when the place cannot be written.
+    pub fn place(&self, from: &Path, to: &Path, digest: Digest) -> Result<(), StoreError> {
+        let what = format!("`{}`", from.display());
+        let hashed = self.prove(from, digest, &what, &mut |_| Ok(()))?;
+        let placed = match hashed.placed(to)? {
+            Some(placed) => placed,
+            // A copy, or a file that another process linked meanwhile.
+            None => self.prove(to, digest, &what, &mut |_| Ok(()))?,
+        };
+        self.records.learn(&placed);
+        Ok(())
+    }
+}
+
+fn mismatch(what: &str, expected: Digest, expected_bytes: Option<u64>, computed: &Hashed) -> StoreError {
+    StoreError::Mismatch {
+        what: what.to_owned(),
+        expected,
+        computed: computed.sha256(),
+        expected_bytes,
+        computed_bytes: computed.size_bytes(),
     }
 }
 
@@ -162,5 +191,84 @@ mod tests {
         assert!(fs::exists(live.path()) && !fs::exists(&dead) && !fs::exists(&lone));
         drop(live);
         assert!(fs::read_dir(&root.path().join("staging")).unwrap().is_empty());
+    }
+
+    fn write_in_place(path: &Path, bytes: &[u8]) {
+        let mut file = std::fs::OpenOptions::new().write(true).open(path).unwrap();
+        std::io::Write::write_all(&mut file, bytes).unwrap();
+    }
+
+    #[test]
+    fn h3_changed_bytes_are_never_recorded_as_verified() {
+        let root = tempfile::tempdir().unwrap();
+        let store = Store::open(&root.path().join("cache"), Key::from_secret("k")).unwrap();
+        let staging = store.stage().unwrap();
+        let (foreign, staged) = (root.path().join("hub blob"), staging.path().join("f"));
+        fs::write_atomic(&foreign, &[b'a'; 3 << 20]).unwrap();
+        std::fs::hard_link(&foreign, &staged).unwrap();
+        let pin = pin(&[b'a'; 3 << 20]);
+        // Overwritten through its other name after its bytes were read.
+        let mut pieces = 0;
+        let mut seen = |_| {
+            pieces += 1;
+            if pieces == 3 {
+                write_in_place(&foreign, b"b");
+            }
+            Ok(())
+        };
+        assert!(store.admit_blob(&staged, &pin, "w", &mut seen).is_err());
+        let blob = store.blob_path(&pin.sha256);
+        assert!(!fs::exists(&blob));
+
+        // Overwritten between two proofs: what is placed then is hashed again.
+        write_in_place(&foreign, b"a");
+        store.admit_blob(&staged, &pin, "w", &mut |_| Ok(())).unwrap();
+        write_in_place(&foreign, b"b");
+        let place = root.path().join("place");
+        let refused = store.place(&blob, &place, pin.sha256);
+        assert!(matches!(refused, Err(StoreError::Mismatch { .. })), "{refused:?}");
+        assert_ne!(store.presence(&blob, &pin), Presence::Verified);
+        assert!(!fs::exists(&place));
+    }
+
+    #[test]
+    fn m2_two_equal_files_of_one_repository_stay_known() {
+        let root = tempfile::tempdir().unwrap();
+        let store = Store::open(&root.path().join("cache"), Key::from_secret("k")).unwrap();
+        let staging = store.stage().unwrap();
+        let foreign = root.path().join("hub blob");
+        fs::write_atomic(&foreign, b"right").unwrap();
+        let (one, two) = (staging.path().join("1"), staging.path().join("2"));
+        for staged in [&one, &two] {
+            std::fs::hard_link(&foreign, staged).unwrap();
+        }
+        for staged in [&one, &two] {
+            let blob = store.admit_blob(staged, &pin(b"right"), "w", &mut |_| Ok(())).unwrap();
+            assert!(!fs::exists(staged));
+            store
+                .place(&blob, &root.path().join("models").join(staged.file_name().unwrap()), pin(b"right").sha256)
+                .unwrap();
+        }
+        drop(staging);
+        store.save_records().unwrap();
+        let again = Store::open(store.root(), Key::from_secret("k")).unwrap();
+        assert_eq!(again.presence(&again.blob_path(&pin(b"right").sha256), &pin(b"right")), Presence::Verified);
+        assert_eq!(again.presence(&root.path().join("models/2"), &pin(b"right")), Presence::Verified);
+    }
+
+    #[test]
+    fn m2_a_file_that_others_linked_is_hashed_once_and_known_again() {
+        let root = tempfile::tempdir().unwrap();
+        let store = Store::open(&root.path().join("cache"), Key::from_secret("k")).unwrap();
+        let staging = store.stage().unwrap();
+        let staged = staging.path().join("f");
+        fs::write_atomic(&staged, b"right").unwrap();
+        let blob = store.admit_blob(&staged, &pin(b"right"), "w", &mut |_| Ok(())).unwrap();
+        std::fs::hard_link(&blob, root.path().join("a link of somebody else")).unwrap();
+        if cfg!(unix) {
+            assert_eq!(store.presence(&blob, &pin(b"right")), Presence::Unverified);
+        }
+        assert!(store.confirm(&blob, &pin(b"right"), &mut |_| Ok(())).unwrap());
+        assert_eq!(store.presence(&blob, &pin(b"right")), Presence::Verified);
     }
 }

@@ -50,8 +50,8 @@ impl Store {
         pin: impl FnOnce(u64, Digest) -> FilePin,
         seen: Seen<'_>,
     ) -> Result<FilePin, StoreError> {
-        let (sha256, size) = self.records.digest_of(staged, seen)?;
-        let pin = pin(size, sha256);
+        let hashed = self.records.prove(staged, seen)?;
+        let pin = pin(hashed.size_bytes(), hashed.sha256());
         self.admit_blob(staged, &pin, pin.path.as_str(), &mut |_| Ok(()))?;
         Ok(pin)
     }

@@ -4,7 +4,7 @@
 //! CACHEDIR.TAG
 //! blobs/<sha256>                verified files
 //! trees/<tree digest>/          engine sources, exported; trees/<tree digest>.list is the listing its name is the digest of
-//! tools/<package sha256>/       build tools, unpacked; tools/<package sha256>.json is their sealed listing
+//! tools/<package sha256>/       build tools, unpacked; tools/<package sha256>.list is their sealed listing
 //! artifacts/<fingerprint>/      engine installs; receipt.json in it is written last, sealed
 //! derived/<fingerprint>.json    which blobs came out of a derivation: a sealed receipt
 //! records.json                  what was hashed, by inode and times: sealed
@@ -20,6 +20,7 @@
 
 pub mod artifacts;
 pub mod blobs;
+pub mod damage;
 pub mod derived;
 pub mod records;
 pub mod seal;
@@ -147,6 +148,9 @@ impl Store {
     /// # Errors
     /// When the file cannot be written.
     pub fn save_records(&self) -> Result<(), StoreError> {
+        if !self.records.is_changed() {
+            return Ok(());
+        }
         let guard = self.lock("records", &Cancel::default(), || {})?;
         let saved = self.records.save(&self.root.join("records.json"), &self.key);
         drop(guard);

@@ -5,12 +5,14 @@ use std::path::{Path, PathBuf};
 use crate::base::cancel::Cancel;
 use crate::base::digest::Digest;
 use crate::base::fs;
-use crate::base::name::RelPath;
-use crate::base::tree::{Listing, Mode, Modes};
+use crate::base::tree::{Listing, Modes};
 
+use super::damage::{self, Damage};
 use super::{Staging, Store, StoreError};
 
 const TOOL: &str = "tool";
+/// The ending of the file beside a folder that lists it.
+const LIST: &str = "list";
 const MAX_LISTING_BYTES: u64 = 64 << 20;
 
 impl Store {
@@ -18,21 +20,48 @@ impl Store {
         self.root.join("trees").join(digest.hex())
     }
 
-    /// The tree, hashed now: a build is rare and long, so its source is never taken on trust. None when it is not there
-    /// or damaged; the damaged one stays until its replacement is in.
+    /// The tree, hashed now: a build is rare and long, so its source is hashed each time. None when it is missing or damaged;
+    /// a damaged one stays until its replacement is in.
     ///
     /// # Errors
     /// When it cannot be read, or the user asked to stop.
     pub fn confirm_tree(&self, digest: &Digest, cancel: &Cancel) -> Result<Option<PathBuf>, StoreError> {
+        let whole = self.tree_damages(digest, cancel, &mut |_| {})?.is_some_and(|damages| damages.is_empty());
+        Ok(whole.then(|| self.tree_path(digest)))
+    }
+
+    /// Everything in a tree's folder that is not what its listing says, extra files included; none when there is no such
+    /// tree. Every file is hashed, and `seen` gets its size in bytes.
+    ///
+    /// # Errors
+    /// When the folder cannot be listed, or the user asked to stop.
+    pub fn tree_damages(
+        &self,
+        digest: &Digest,
+        cancel: &Cancel,
+        seen: &mut dyn FnMut(u64),
+    ) -> Result<Option<Vec<Damage>>, StoreError> {
         let path = self.tree_path(digest);
-        let list = path.with_extension("list");
+        let list = path.with_extension(LIST);
         if !fs::exists(&list) || !fs::exists(&path) {
             return Ok(None);
         }
         let text = fs::read_bounded(&list, MAX_LISTING_BYTES)?;
-        let modes = modes_of(&String::from_utf8_lossy(&text));
-        let listing = Listing::scan(&path, &modes, cancel)?;
-        Ok((listing.digest() == *digest).then_some(path))
+        // The digest of a tree is that of its listing, which therefore needs no seal.
+        let listing = Some(Digest::of(&text)).filter(|computed| computed == digest);
+        let listing = listing.and_then(|_| Listing::parse(&String::from_utf8_lossy(&text)));
+        let Some(listing) = listing else {
+            return Ok(Some(vec![Damage { path: list, expected: Some(*digest), computed: Some(Digest::of(&text)) }]));
+        };
+        Ok(Some(damage::damages(&path, &listing, &[], cancel, seen)?))
+    }
+
+    /// Removes a tree, so that it counts as missing.
+    ///
+    /// # Errors
+    /// When it cannot be moved out of the way.
+    pub fn remove_tree(&self, digest: &Digest) -> Result<(), StoreError> {
+        self.remove_dir(&self.tree_path(digest))
     }
 
     /// Moves a staged tree in when it is the pinned one.
@@ -60,7 +89,7 @@ impl Store {
         }
         let path = self.tree_path(expected);
         self.replace_dir(staging.path(), &path)?;
-        fs::write_atomic(&path.with_extension("list"), listing.to_text().as_bytes())?;
+        fs::write_atomic(&path.with_extension(LIST), listing.to_text().as_bytes())?;
         Ok(path)
     }
 
@@ -68,28 +97,57 @@ impl Store {
         self.root.join("tools").join(package.hex())
     }
 
-    /// The unpacked package, when this machine unpacked and sealed it. `full` hashes every file; otherwise the seal and
-    /// the files' being there are enough.
+    /// The unpacked package, if this machine unpacked and sealed it and its folder holds exactly the files of its listing.
+    /// `full` hashes every file; otherwise paths, sizes, modes and links are compared. A damaged one counts as missing from
+    /// then on, so that it is fetched again.
     ///
     /// # Errors
     /// When it cannot be read, or the user asked to stop.
     pub fn tool(&self, package: &Digest, full: bool, cancel: &Cancel) -> Result<Option<PathBuf>, StoreError> {
         let path = self.tool_path(package);
-        let Ok(sealed) = fs::read_bounded(&path.with_extension("list"), MAX_LISTING_BYTES) else { return Ok(None) };
-        let Some(text) = self.key.open(&format!("{TOOL} {package}"), &sealed) else { return Ok(None) };
-        let text = String::from_utf8_lossy(text).into_owned();
-        if !fs::exists(&path) {
+        let Some(listing) = self.tool_listing(package) else { return Ok(None) };
+        if !damage::has_shape(&path, &listing, &[])? {
             return Ok(None);
         }
-        if full {
-            let listing = Listing::scan(&path, &modes_of(&text), cancel)?;
-            return Ok((listing.to_text() == text).then_some(path));
+        if full && !damage::damages(&path, &listing, &[], cancel, &mut |_| {})?.is_empty() {
+            fs::remove_file(&path.with_extension(LIST))?;
+            return Ok(None);
         }
         Ok(Some(path))
     }
 
-    /// Moves in what was unpacked from a package whose digest the source has compared with the pin; the package itself is
-    /// hashed here once more, because a source cannot bless its own bytes.
+    /// Everything in a tool's folder that is not what its listing says, extra files included; none when there is no such
+    /// tool. Every file is hashed, and `seen` gets its size in bytes.
+    ///
+    /// # Errors
+    /// When the folder cannot be listed, or the user asked to stop.
+    pub fn tool_damages(
+        &self,
+        package: &Digest,
+        cancel: &Cancel,
+        seen: &mut dyn FnMut(u64),
+    ) -> Result<Option<Vec<Damage>>, StoreError> {
+        let Some(listing) = self.tool_listing(package) else { return Ok(None) };
+        damage::damages(&self.tool_path(package), &listing, &[], cancel, seen).map(Some)
+    }
+
+    /// Removes a tool, so that it counts as missing.
+    ///
+    /// # Errors
+    /// When it cannot be moved out of the way.
+    pub fn remove_tool(&self, package: &Digest) -> Result<(), StoreError> {
+        self.remove_dir(&self.tool_path(package))
+    }
+
+    /// The sealed listing of a tool whose folder is there.
+    fn tool_listing(&self, package: &Digest) -> Option<Listing> {
+        let path = self.tool_path(package);
+        let sealed = fs::read_bounded(&path.with_extension(LIST), MAX_LISTING_BYTES).ok()?;
+        let text = self.key.open(&format!("{TOOL} {package}"), &sealed)?;
+        fs::exists(&path).then(|| Listing::parse(&String::from_utf8_lossy(text)))?
+    }
+
+    /// Moves in what was unpacked from a package whose digest the source has compared with the pin, and seals its listing.
     ///
     /// # Errors
     /// When the folder cannot be read or moved.
@@ -104,7 +162,7 @@ impl Store {
         let path = self.tool_path(package);
         self.replace_dir(staging.path(), &path)?;
         let sealed = self.key.seal(&format!("{TOOL} {package}"), listing.to_text().as_bytes());
-        fs::write_atomic(&path.with_extension("list"), &sealed)?;
+        fs::write_atomic(&path.with_extension(LIST), &sealed)?;
         Ok(path)
     }
 
@@ -112,27 +170,22 @@ impl Store {
     /// kill in between leaves a folder that counts as missing.
     pub(super) fn replace_dir(&self, staged: &Path, to: &Path) -> Result<(), StoreError> {
         fs::create_dir_all(fs::parent(to))?;
-        if fs::exists(to) {
-            fs::remove_file(&to.with_extension("list"))?;
-            let old = self.stage()?;
-            fs::rename(to, &old.path().join("old"))?;
-        }
+        self.remove_dir(to)?;
         fs::sync_tree(staged)?;
         fs::rename(staged, to)?;
         fs::sync_dir(fs::parent(to))?;
         Ok(())
     }
-}
 
-/// The modes in a listing's text, for file systems that cannot tell.
-fn modes_of(text: &str) -> Modes {
-    let special = |line: &str| {
-        let mut parts = line.splitn(4, ' ');
-        let written = parts.next()?;
-        let mode = [Mode::Executable, Mode::Symlink].into_iter().find(|mode| mode.as_str() == written)?;
-        Some((parts.nth(2)?.parse::<RelPath>().ok()?, mode))
-    };
-    text.lines().filter_map(special).collect()
+    /// Removes a folder in one step, after the listing that vouches for it.
+    fn remove_dir(&self, path: &Path) -> Result<(), StoreError> {
+        if fs::exists(path) {
+            fs::remove_file(&path.with_extension(LIST))?;
+            let old = self.stage()?;
+            fs::rename(path, &old.path().join("old"))?;
+        }
+        Ok(())
+    }
 }
 
 #[cfg(test)]
@@ -175,5 +228,57 @@ mod tests {
         assert!(Store::open(root.path(), here).unwrap().tool(&package, false, &cancel).unwrap().is_none());
         fs::write_atomic(&path.join("bin/ninja"), b"#?").unwrap();
         assert!(store.tool(&package, true, &cancel).unwrap().is_none());
+    }
+
+    #[test]
+    fn h2_an_extra_file_in_a_tree_or_tool_is_damage() {
+        let root = tempfile::tempdir().unwrap();
+        let store = Store::open(root.path(), Key::from_secret("k")).unwrap();
+        let (cancel, package) = (Cancel::default(), Digest::of(b"wheel"));
+        let fill = || {
+            let staging = store.stage().unwrap();
+            fs::write_atomic(&staging.path().join("bin/ninja"), b"#!").unwrap();
+            staging
+        };
+        let tree = Listing::scan(fill().path(), &Modes::default(), &cancel).unwrap().digest();
+        let source = store.admit_tree(&fill(), &Modes::default(), &tree, "source of `e`", &cancel).unwrap();
+        fs::write_atomic(&source.join("CMakeUserPresets.json"), b"{}").unwrap();
+        assert_eq!(store.confirm_tree(&tree, &cancel).unwrap(), None);
+        assert_eq!(store.tree_damages(&tree, &cancel, &mut |_| {}).unwrap().unwrap().len(), 1);
+        store.remove_tree(&tree).unwrap();
+        assert_eq!(store.tree_damages(&tree, &cancel, &mut |_| {}).unwrap(), None);
+
+        let tool = store.admit_tool(&fill(), &Modes::default(), &package, &cancel).unwrap();
+        fs::write_atomic(&tool.join("bin/sitecustomize.py"), b"evil").unwrap();
+        for full in [false, true] {
+            assert_eq!(store.tool(&package, full, &cancel).unwrap(), None);
+        }
+        assert_eq!(store.tool_damages(&package, &cancel, &mut |_| {}).unwrap().unwrap().len(), 1);
+    }
+
+    #[test]
+    fn m2_a_damaged_tool_counts_as_missing_and_heals() {
+        let root = tempfile::tempdir().unwrap();
+        let store = Store::open(root.path(), Key::from_secret("k")).unwrap();
+        let (cancel, package) = (Cancel::default(), Digest::of(b"wheel"));
+        let admit = || {
+            let staging = store.stage().unwrap();
+            fs::write_atomic(&staging.path().join("bin/ninja"), b"#!").unwrap();
+            fs::write_atomic(&staging.path().join("share/x"), b"x").unwrap();
+            store.admit_tool(&staging, &Modes::default(), &package, &cancel).unwrap()
+        };
+        let there = |full| store.tool(&package, full, &cancel).unwrap().is_some();
+        let path = admit();
+        // A cleaner of old files took one: seen without hashing.
+        fs::remove_file(&path.join("share/x")).unwrap();
+        assert!(!there(false));
+        admit();
+        assert!(there(true));
+        // Changed bytes of the same size: seen when hashed, and remembered.
+        fs::write_atomic(&path.join("share/x"), b"y").unwrap();
+        assert!(there(false) && !there(true));
+        assert!(!there(false), "the next plan fetches it again");
+        admit();
+        assert!(there(true));
     }
 }

@@ -5,11 +5,9 @@
 
 use std::path::{Path, PathBuf};
 
-use percent_encoding::percent_decode_str;
 use url::Url;
 
-/// Longer than any address that works.
-const MAX_BYTES: usize = 4096;
+use crate::base::address::Address;
 
 /// Where a repository is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,37 +24,16 @@ impl Way {
     /// # Errors
     /// A phrase that says why the text is not an address.
     pub fn of(address: &str, project: &Path) -> Result<Self, &'static str> {
-        if address.is_empty() || address.len() > MAX_BYTES || address.starts_with('-') {
-            return Err("it is empty, too long or begins with `-`");
-        }
-        if address.chars().any(char::is_control) {
-            return Err("it has a control character");
-        }
-        if let Some((scheme, rest)) = address.split_once("://") {
-            // git's protocol for credentials is made of lines: an escape must not add one.
-            let authority = rest.split('/').next().unwrap_or_default();
-            if percent_decode_str(authority).any(|byte| byte.is_ascii_control()) {
-                return Err("its user name, password or host has a control character");
+        address.parse::<Address>().map_err(|error| error.why)?;
+        if let Some((scheme, _)) = address.split_once("://") {
+            if !scheme.eq_ignore_ascii_case("file") {
+                return Ok(Self::Remote(address.to_owned()));
             }
-            return match scheme.to_ascii_lowercase().as_str() {
-                "http" | "https" | "ssh" | "git+ssh" | "git"
-                    if !matches!(authority, "") && !authority.starts_with('-') =>
-                {
-                    Ok(Self::Remote(address.to_owned()))
-                }
-                "file" => Url::parse(address)
-                    .ok()
-                    .and_then(|url| url.to_file_path().ok())
-                    .map(Self::Local)
-                    .ok_or("a file address has three slashes: `file:///…`"),
-                _ => Err("use https, http, ssh, git, file or a path"),
-            };
+            let path = Url::parse(address).ok().and_then(|url| url.to_file_path().ok());
+            return path.map(Self::Local).ok_or("a file address has three slashes: `file:///…`");
         }
         let before_slash = address.split('/').next().unwrap_or_default();
         let drive = cfg!(windows) && before_slash.as_bytes().get(1) == Some(&b':');
-        if before_slash.contains("::") {
-            return Err("remote helpers (`name::address`) are not supported");
-        }
         if before_slash.contains(':') && !drive {
             return Ok(Self::Remote(address.to_owned()));
         }
