@@ -229,7 +229,7 @@ fn what_came_out_wrong_is_not_kept() {
     let world = new_world();
     for (percent, kind, status, said) in [
         ("60", "2", "0", "blk.1"),
-        ("0", "2", "0", "no use"),
+        ("0", "2", "0", "cannot be used"),
         ("100", "2", "3", "`quantize` failed (exit status: 3)"),
         ("100", "1", "0", "is F16, not Q4_0"),
     ] {

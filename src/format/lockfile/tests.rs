@@ -197,8 +197,11 @@ fn what_does_not_fit_its_kind() {
     let (commit, tree) = ("c".repeat(40), Digest::of(b"tree"));
     assert_eq!(changed(&format!("tree = \"{tree}\"\n"), ""), ["the engine `a`: `tree` is missing"]);
     assert_eq!(changed(&format!("commit = \"{}\"\n", "a".repeat(40)), ""), ["the model `m1`: `commit` is missing"]);
-    assert_eq!(changed("files = [\n  {", "# [\n#  {").len(), 1, "the text is then no TOML");
-    assert_eq!(changed("downloads = [\n  { path = \"m.gguf\"", "x = [\n  { path = \"m.gguf\"").len(), 1);
+    let mut empty = sample();
+    files_of(&mut empty.models[0]).clear();
+    empty.tools[0].packages.clear();
+    let problems: Vec<String> = refused(&empty.to_text()).0.into_iter().map(|problem| problem.message).collect();
+    assert_eq!(problems, ["the tool `cmake`: `downloads` is missing", "the model `m1`: `files` is missing"]);
     assert_eq!(
         changed("name = \"cmake\"\n", &format!("name = \"cmake\"\ntree = \"{tree}\"\n")),
         ["the tool `cmake`: unexpected key `tree`"]

@@ -185,7 +185,7 @@ source = { git = "http://%0Ahost=x@example.org/y", rev = "D3EBD7C5666348CF43C22F
             "4:18: `engines.a.source.git`: not an address of a git repository: remote helpers (`name::address`) are not supported",
             "4:40: `engines.a.source.rev`: expected a full commit id: 40 lowercase hexadecimal digits",
             "6:18: `engines.b.source.git`: not an address of a git repository: it contains a control character",
-            "6:52: `engines.b.source.rev`: expected a full commit id: 40 lowercase hexadecimal digits",
+            "6:58: `engines.b.source.rev`: expected a full commit id: 40 lowercase hexadecimal digits",
         ]
     );
 }
