@@ -31,7 +31,8 @@ pub struct Layout {
 pub enum LayoutError {
     #[error("none of the files is a GGUF")]
     NoWeights,
-    #[error("`weights` names one file, but {} GGUF files are locked: {}", .0.len(), .0.join(", "))]
+    /// The files with their sizes, in words.
+    #[error("a model is one GGUF file or the parts of one, and {} files match: {}", .0.len(), .0.join(", "))]
     Ambiguous(Vec<String>),
     #[error("two files would be placed at `{0}`")]
     Collision(RelPath),
@@ -57,7 +58,9 @@ pub fn layout(name: &Name, spec: &ModelSpec, files: &[FilePin]) -> Result<Layout
     let first = match weights.as_slice() {
         [] => None,
         [one] => Some(*one),
-        several => Some(main_of_several(several, &path)?),
+        several => Some(main_of_several(several, &path).ok_or_else(|| {
+            LayoutError::Ambiguous(several.iter().map(|index| sized(&files[*index])).collect())
+        })?),
     };
     let parts = match first.and_then(|first| split_part(path(first))) {
         Some((base, _, count)) => {
@@ -88,15 +91,18 @@ pub fn derived_file(name: &Name) -> RelPath {
     RelPath::of_name(name, ".gguf")
 }
 
-/// Several GGUFs: right when they are the parts of one.
-fn main_of_several<'a>(several: &[usize], path: &dyn Fn(usize) -> &'a str) -> Result<usize, LayoutError> {
+/// `a.gguf` (1.2 GB)
+fn sized(file: &FilePin) -> String {
+    let (divisor, unit) = if file.size >= 1_000_000_000 { (1e9, "GB") } else { (1e6, "MB") };
+    format!("`{}` ({:.1} {unit})", file.path, file.size as f64 / divisor)
+}
+
+/// The first of several GGUFs that are the parts of one.
+fn main_of_several<'a>(several: &[usize], path: &dyn Fn(usize) -> &'a str) -> Option<usize> {
     let set_of = |index: usize| split_part(path(index)).map(|(base, _, count)| (base, count));
     let one_set = set_of(several[0]).is_some() && several.iter().all(|index| set_of(*index) == set_of(several[0]));
     let first = several.iter().copied().find(|index| matches!(split_part(path(*index)), Some((_, 1, _))));
-    match first {
-        Some(first) if one_set => Ok(first),
-        _ => Err(LayoutError::Ambiguous(several.iter().map(|index| path(*index).to_owned()).collect())),
-    }
+    first.filter(|_| one_set)
 }
 
 /// The position of an engine in the list of those that are wanted.

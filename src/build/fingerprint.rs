@@ -157,8 +157,8 @@ mod tests {
             recipe: &case.recipe,
             source: Digest::of(case.source.as_bytes()),
             toolchain: &case.toolchain,
-            cmake: &case.cmake,
-            ninja: case.ninja.as_ref(),
+            cmake: &case.cmake.identity,
+            ninja: case.ninja.as_ref().map(|ninja| ninja.identity.as_str()),
             env: &case.env,
             processor: case.processor,
         })

@@ -324,6 +324,29 @@ impl fmt::Display for Path<'_> {
     }
 }
 
+/// What other programs call a key or value: llama.cpp, ollama, vLLM, transformers.
+const ALIASES: [(&str, &[&str]); 12] = [
+    ("context_size", &["ctx_size", "n_ctx", "num_ctx", "ctx", "max_model_len", "context_length"]),
+    ("gpu_layers", &["ngl", "n_gpu_layers", "num_gpu"]),
+    ("max_tokens", &["n_predict", "num_predict", "max_new_tokens", "max_completion_tokens"]),
+    ("threads", &["n_threads", "num_thread", "num_threads"]),
+    ("batch_size", &["n_batch", "num_batch"]),
+    ("parallel", &["n_parallel", "np", "max_num_seqs"]),
+    ("temperature", &["temp"]),
+    ("repeat_penalty", &["repetition_penalty"]),
+    ("stop", &["stop_sequences", "stop_strings"]),
+    ("cuda", &["gpu", "nvidia", "cublas"]),
+    ("rocm", &["hip", "amd", "hipblas"]),
+    ("metal", &["mps"]),
+];
+
+/// The one of `known` that other programs call `text`.
+fn alias<'k>(text: &str, mut known: impl Iterator<Item = &'k str>) -> Option<&'k str> {
+    let text = text.to_ascii_lowercase().replace('-', "_");
+    let (ours, _) = ALIASES.iter().find(|(_, theirs)| theirs.contains(&text.as_str()))?;
+    known.find(|known| known == ours)
+}
+
 /// Foreign text in a message: not too much of it.
 fn shown(text: &str) -> String {
     match text.char_indices().nth(60) {
@@ -424,7 +447,8 @@ impl Check<'_> {
 
     fn choice(&mut self, rule: &Rule, choices: &[String], text: &str, node: &Node, path: &Path<'_>) -> Json {
         let mut problem = Diagnostic::error(format!("`{path}` cannot be `{}`", shown(text))).expected(rule.to_string());
-        if let Some(near) = nearest(text, choices.iter().map(String::as_str)) {
+        let known = || choices.iter().map(String::as_str);
+        if let Some(near) = alias(text, known()).or_else(|| nearest(text, known())) {
             problem = problem.hint(format!("did you mean `{near}`?"));
         }
         self.report(node.span.clone(), problem)
@@ -464,7 +488,7 @@ impl Check<'_> {
         let place = if path.above.is_some() { format!(" in `{path}`") } else { String::new() };
         let problem = Diagnostic::error(format!("unknown key `{}`{place}", shown(&entry.key)));
         let known = || rule.keys.keys().map(String::as_str);
-        let problem = match nearest(&entry.key, known()) {
+        let problem = match alias(&entry.key, known()).or_else(|| nearest(&entry.key, known())) {
             Some(near) => problem.hint(format!("did you mean `{near}`?")),
             None => problem.expected(format!("one of {}", quoted_list(known()))),
         };

@@ -6,6 +6,7 @@ pub use derived::{check as check_derivations, made};
 
 use std::collections::BTreeMap;
 
+use crate::base::diagnostic::{Diagnostic, Diagnostics, nearest};
 use crate::base::name::Name;
 use crate::base::platform::Variant;
 use crate::build::fingerprint;
@@ -13,6 +14,7 @@ use crate::engine::{self, Engine};
 use crate::format::lockfile::{EngineEntry, FilePin, Lockfile, ModelEntry, ModelPin};
 use crate::format::manifest::{self, EngineSpec, Kind, ModelSpec};
 use crate::format::policy;
+use crate::format::schema::quoted_list;
 use crate::plan::{self, EngineIndex, EngineWish, Layout, LayoutError, ModelIndex, ModelWish};
 
 use super::failure::PythonError;
@@ -225,10 +227,39 @@ impl<'a> DemandBuilder<'_, 'a> {
     }
 }
 
-/// What is told of a model whose files make no whole.
+/// Whether every model of a lockfile can be placed, so that `lock` refuses what `sync` could never carry out.
+///
+/// # Errors
+/// [`Failure::Input`] with every model of which it cannot be told which file is the main one, or two of whose files would get
+/// one name.
+pub fn check_layouts(project: &Project, lock: &Lockfile) -> Result<(), Failure> {
+    let manifest = &project.manifest.value;
+    let mut problems = Diagnostics::default();
+    for entry in &lock.models {
+        let (ModelPin::Files { files, .. }, Some(spec)) = (&entry.pin, manifest.models.get(&entry.name)) else {
+            continue;
+        };
+        let layout = plan::layout(&entry.name, spec, files);
+        // What others are derived from need not be a GGUF.
+        let layout = match layout {
+            Ok(Layout { main: None, .. }) if !derived::is_input(manifest, &entry.name) => Err(LayoutError::NoWeights),
+            layout => layout,
+        };
+        if let Err(error) = layout {
+            problems.push(misplacement(project, &entry.name, &error));
+        }
+    }
+    if problems.has_errors() { Err(problems.into()) } else { Ok(()) }
+}
+
+fn misplacement(project: &Project, name: &Name, error: &LayoutError) -> Diagnostic {
+    let problem = project.manifest.document.error(&["models", name.as_str()], format!("model `{name}`: {error}"));
+    problem.hint("name the files with `files = [\"…\"]`")
+}
+
+/// The files of a model that cannot be placed.
 pub fn misplaced(project: &Project, name: &Name, error: &LayoutError) -> Failure {
-    let place = project.manifest.document.error(&["models", name.as_str()], format!("model `{name}`: {error}"));
-    Failure::Input(place.hint("name the files with `files = [\"…\"]`").into())
+    Failure::Input(misplacement(project, name, error).into())
 }
 
 /// The adapter that drives an engine.
@@ -240,6 +271,10 @@ fn adapter(project: &Project, name: &Name, spec: &EngineSpec) -> Result<&'static
             &["engines", name.as_str(), if spec.adapter.is_some() { "adapter" } else { "source" }],
             format!("engine `{name}`: there is no adapter `{id}`"),
         );
-        Failure::Input(place.expected(known.join(", ")).actual(id).hint("set `adapter`").into())
+        let hint = match nearest(id, known.iter().copied()) {
+            Some(near) => format!("did you mean `adapter = \"{near}\"`?"),
+            None => "set `adapter` to one of them".to_owned(),
+        };
+        Failure::Input(place.expected(format!("one of {}", quoted_list(known.into_iter()))).actual(id).hint(hint).into())
     })
 }

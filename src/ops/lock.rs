@@ -125,6 +125,7 @@ pub fn run(host: &Host, project: &Project, upgrade: &Upgrade, resolve_conflicts:
     super::demand::check_derivations(project)?;
     let old = previous(project, resolve_conflicts)?;
     let lockfile = resolve(host, project, &old, upgrade)?;
+    super::demand::check_layouts(project, &lockfile)?;
     let written = fs::write_if_changed(&project.lock_path, lockfile.to_text().as_bytes())?;
     Ok(Locked { changes: changes(&old, &lockfile), lockfile, written })
 }

@@ -92,6 +92,7 @@ impl Project {
         if problems.has_errors() {
             return Err(problems.into());
         }
+        warnings.extend(problems.0);
         policies.sort_by(|a, b| a.name.cmp(&b.name));
         let lock_path = manifest_path.with_extension("lock");
         Ok(Self { root, manifest_path: manifest_path.to_owned(), lock_path, manifest, policies, warnings })
@@ -181,7 +182,7 @@ pub fn load_policy(path: &Path, root: &Path) -> Result<(PolicyFile, Vec<Diagnost
 /// The files that the manifest's globs match, sorted.
 fn policy_paths(root: &Path, manifest: &Parsed<Manifest>, problems: &mut Diagnostics) -> Result<Vec<PathBuf>, Failure> {
     let mut paths = Vec::new();
-    for glob in &manifest.value.policies.include {
+    for (index, glob) in manifest.value.policies.include.iter().enumerate() {
         let Ok(matcher) = globset::GlobBuilder::new(glob).literal_separator(true).build() else { continue };
         let matcher = matcher.compile_matcher();
         let before = paths.len();
@@ -204,7 +205,7 @@ fn policy_paths(root: &Path, manifest: &Parsed<Manifest>, problems: &mut Diagnos
         }
         if paths.len() == before {
             let source = &manifest.document.source;
-            let span = manifest.document.span_of(&["policies", "include"]);
+            let span = manifest.document.span_of(&["policies", "include", &index.to_string()]);
             problems.push(Diagnostic::warning(format!("no file matches `{glob}`")).at(source, span));
         }
     }

@@ -120,7 +120,7 @@ impl Check<'_> {
             self.require(
                 good,
                 &[path[0], path[1], "targets", &index.to_string()],
-                "this is no CMake target",
+                "not a CMake target",
                 "a word that does not begin with `-`",
             );
         }
@@ -153,7 +153,15 @@ impl Check<'_> {
         }
     }
 
+    /// Files of a model go below `models/` alone: anywhere else in a project they could be something that git, an editor or a
+    /// build runs or obeys.
+    fn place(&mut self, name: &Name, spec: &ModelSpec) {
+        let good = spec.place.as_ref().is_none_or(|place| place.as_str().starts_with("models/"));
+        self.require(good, &["models", name.as_str(), "place"], "a model's place is below `models/`", "`models/…`");
+    }
+
     fn model(&mut self, name: &Name, spec: &ModelSpec) {
+        self.place(name, spec);
         let Some(source) = &spec.source else { return };
         self.source(&["models", name.as_str(), "source"], source, Kind::Model);
         if let SourceSpec::Path(source) = source {
@@ -191,6 +199,13 @@ impl Check<'_> {
         let mut seen: BTreeMap<&str, &Name> = BTreeMap::new();
         for (name, spec) in &manifest.engines {
             let SourceSpec::Git(GitSpec { submodule: Some(submodule), .. }) = &spec.source else { continue };
+            // An empty folder there gets the source of the engine.
+            let top = submodule.as_str().split('/').next().unwrap_or_default().to_lowercase();
+            let good = !submodule.as_str().split('/').any(|part| part.starts_with('.') || part.contains('~'))
+                && !["build", "configs", "manifests", "models"].contains(&top.as_str());
+            let path = ["engines", name.as_str(), "source", "submodule"];
+            let expected = "a folder such as `external/…`, without parts that begin with `.`";
+            self.require(good, &path, "no submodule can be there", expected);
             if let Some(first) = seen.insert(submodule.as_str(), name) {
                 let message = format!("the engines `{first}` and `{name}` name the same submodule");
                 self.say(&["engines", name.as_str(), "source", "submodule"], |problem| problem, message);
@@ -248,7 +263,7 @@ impl Check<'_> {
         }
         for (index, pattern) in globs.iter().take(MAX_GLOBS).enumerate() {
             if let Err(why) = glob(pattern) {
-                self.say(&[path, &[&index.to_string()]].concat(), |problem| problem, format!("this is no glob: {why}"));
+                self.say(&[path, &[&index.to_string()]].concat(), |problem| problem, format!("invalid glob: {why}"));
             }
         }
     }

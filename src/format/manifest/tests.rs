@@ -148,7 +148,7 @@ include = ["/etc/*.yaml"]
             "6:18: an address must not carry a user or password: it would be written to the lockfile; expected an address without `user:password@`",
             "6:99: a git source names one thing; expected at most one of `rev`, `tag` and `branch`; actual `rev`, `tag`",
             "6:99: this is no name that git allows; expected a branch, tag or commit: no spaces, no `..`, none of `~^:?*[\\`, no `-` at the beginning",
-            "7:12: this is no CMake target; expected a word that does not begin with `-`",
+            "7:12: not a CMake target; expected a word that does not begin with `-`",
             "8:20: this is no name of a CMake definition; expected letters, digits, `_`, `-` and `.`, beginning with a letter or `_`",
             "8:20: a definition holds a control character; expected one line of text",
             "12:1: a Hugging Face repository holds weights, nothing to build; expected a `git`, `url`, `path` or `pypi` source",
@@ -156,15 +156,15 @@ include = ["/etc/*.yaml"]
             "14:48: `files` is for models: of an engine everything is taken",
             "16:45: the engines `A` and `e` name the same submodule",
             "18:17: this is no name of a Hugging Face repository; expected `organisation/repository`; hint write `org/repo`",
-            "18:71: this is no glob: a glob is relative, has `/` between its parts and no part `..`",
-            "18:79: this is no glob: unclosed character class; missing ']'",
-            "18:84: this is no glob: a glob is relative, has `/` between its parts and no part `..`",
+            "18:71: invalid glob: a glob is relative, has `/` between its parts and no part `..`",
+            "18:79: invalid glob: unclosed character class; missing ']'",
+            "18:84: invalid glob: a glob is relative, has `/` between its parts and no part `..`",
             "19:9: the models `m` and `n` go to the same place; hint give one of them another `place` or `weights`",
             "20:18: this is no address of a file; expected `https://…` or `http://…`",
             "23:19: a model's source and its place lie within each other; actual from `models/o/sub` to `models/o`; hint choose another `place`",
             "25:19: this is no name of a Python package; expected letters, digits, `.`, `_` and `-`",
             "25:35: this is no exact version; expected such as `4.4.4`, without `==`, `>=` or `*`",
-            "27:12: this is no glob: a glob is relative, has `/` between its parts and no part `..`",
+            "27:12: invalid glob: a glob is relative, has `/` between its parts and no part `..`",
             "29:20: a mirror replaces the beginning of addresses; expected addresses such as `https://…` on both sides",
         ]
     );
@@ -188,6 +188,19 @@ source = { git = "http://%0Ahost=x@example.org/y", rev = "D3EBD7C5666348CF43C22F
             "6:58: `engines.b.source.rev`: expected a full commit id: 40 lowercase hexadecimal digits",
         ]
     );
+}
+
+#[test]
+fn h5c_no_key_of_a_manifest_writes_where_programs_are_run_from() {
+    for place in [".git/hooks", "models", "modelsx/a", "Models/a", "build/x", ".github/workflows", "src"] {
+        let text = format!("version = 1\n[models.m]\nsource = {{ hf = 'a/b' }}\nplace = '{place}'\n");
+        assert_eq!(told(&bad(&text)), ["4:9: a model's place is below `models/`; expected `models/…`"], "{place}");
+    }
+    for submodule in [".git/hooks", "external/.git", "GIT~1/hooks", ".vscode", "models/x", "Build", "configs"] {
+        let source = format!("{{ git = 'https://example.org/x', submodule = '{submodule}' }}");
+        let told = told(&bad(&format!("version = 1\n[engines.e]\nsource = {source}\n")));
+        assert!(told.len() == 1 && told[0].contains("no submodule can be there"), "{submodule}: {told:?}");
+    }
 }
 
 #[test]

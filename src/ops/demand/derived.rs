@@ -34,13 +34,21 @@ pub(super) fn is_input(manifest: &Manifest, name: &Name) -> bool {
     manifest.models.values().filter_map(|spec| spec.derive.as_ref()).any(|derive| derive.inputs().contains(&name))
 }
 
-/// What the engines say to the manifest's derivations, before anything is there.
+/// Whether every engine of the manifest has an adapter, and every derivation is one that its engine can make.
 ///
 /// # Errors
-/// [`Failure::Input`] with every derivation of which nothing could come.
+/// [`Failure::Input`] with every engine, or every derivation, that is not.
 pub fn check(project: &Project) -> Result<(), Failure> {
     let manifest = &project.manifest.value;
     let mut problems = Diagnostics::default();
+    for (name, spec) in &manifest.engines {
+        if let Err(Failure::Input(unknown)) = super::adapter(project, name, spec) {
+            problems.0.extend(unknown.0);
+        }
+    }
+    if problems.has_errors() {
+        return Err(problems.into());
+    }
     for (name, spec) in &manifest.models {
         let Some((derive, step)) = spec.derive.as_ref().and_then(|derive| Some((derive, derive.step()?))) else {
             continue;
