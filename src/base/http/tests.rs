@@ -162,14 +162,14 @@ fn a_proxy_is_given_whole_addresses_of_plain_http() {
 
 #[test]
 fn no_proxy_entries() {
-    let url: Uri = "https://a.example.org/x".parse().unwrap();
+    let url: Url = "https://a.example.org/x".parse().unwrap();
     for yes in ["*", "example.org", ".example.org", "*.example.org", "b,a.example.org", "a.example.org:443"] {
         assert!(bypasses(yes, &url), "{yes}");
     }
     for no in ["", "le.org", "a.example.org:80", "10.0.0.0/8", "b.a.example.org"] {
         assert!(!bypasses(no, &url), "{no}");
     }
-    let url: Uri = "http://[fd00::1]:80/".parse().unwrap();
+    let url: Url = "http://[fd00::1]:80/".parse().unwrap();
     assert!(bypasses("fd00::/8", &url) && bypasses("[fd00::1]", &url) && !bypasses("fe00::/8", &url));
 }
 
@@ -224,43 +224,15 @@ fn a_post_carries_its_body() {
 }
 
 #[test]
-fn references_are_joined_as_the_standard_says() {
-    let base: Uri = "http://a/b/c/d?q".parse().unwrap();
-    for (reference, whole) in [
-        ("g", "http://a/b/c/g"),
-        ("/g", "http://a/g"),
-        ("//g/x", "http://g/x"),
-        ("?y", "http://a/b/c/d?y"),
-        ("../g?a=/../b", "http://a/b/g?a=/../b"),
-        ("../../../g", "http://a/g"),
-        (".", "http://a/b/c/"),
-        ("https://x/y", "https://x/y"),
-    ] {
-        assert_eq!(join(&base, reference), whole, "{reference}");
-    }
-}
-
-#[test]
 fn waits_are_read() {
-    let now = UNIX_EPOCH + Duration::from_secs(784_111_777 - 5);
+    let now = SystemTime::UNIX_EPOCH + Duration::from_secs(784_111_777 - 5);
     assert_eq!(wait_from("12", now), Some(Duration::from_secs(12)));
     assert_eq!(wait_from("Sun, 06 Nov 1994 08:49:37 GMT", now), Some(Duration::from_secs(5)));
-    assert_eq!(wait_from("Sun, 06 Nov 1993 08:49:37 GMT", now), Some(Duration::ZERO));
+    assert_eq!(wait_from("Sat, 06 Nov 1993 08:49:37 GMT", now), Some(Duration::ZERO));
     assert_eq!(wait_from("18446744073709551615", now), Some(Duration::from_secs(u64::MAX)));
+    assert_eq!(wait_from("Sunday, 06-Nov-94 08:49:37 GMT", now), Some(Duration::from_secs(5)));
     for bad in ["", "soon", "-1", "Sun, 06 Nov", "Sun, 99 Foo 1994 08:49:37 GMT"] {
         assert_eq!(wait_from(bad, now), None, "{bad}");
-    }
-    for (day, clock) in [
-        ("99999999", "00:00:00"),
-        ("9223372036854775807", "00:00:00"),
-        ("0", "00:00:00"),
-        ("06", "24:00:00"),
-        ("06", "9223372036854775807:00:00"),
-        ("06", "00:60:00"),
-        ("06", "00:00:61"),
-        ("06", "-1:00:00"),
-    ] {
-        assert_eq!(wait_from(&format!("Sun, {day} Nov 1994 {clock} GMT"), now), None, "{day} {clock}");
     }
 }
 
