@@ -58,9 +58,10 @@ pub fn layout(name: &Name, spec: &ModelSpec, files: &[FilePin]) -> Result<Layout
     let first = match weights.as_slice() {
         [] => None,
         [one] => Some(*one),
-        several => Some(main_of_several(several, &path).ok_or_else(|| {
-            LayoutError::Ambiguous(several.iter().map(|index| sized(&files[*index])).collect())
-        })?),
+        several => Some(
+            main_of_several(several, &path)
+                .ok_or_else(|| LayoutError::Ambiguous(several.iter().map(|index| sized(&files[*index])).collect()))?,
+        ),
     };
     let parts = match first.and_then(|first| split_part(path(first))) {
         Some((base, _, count)) => {

@@ -149,7 +149,9 @@ fn derived_once_placed_with_what_lies_beside_it_and_found_again() {
     assert!(world.project().join("models/again/activation/activation_0.pt").exists());
     fs::remove_dir_all(&world.project().join("models/q4")).unwrap();
     // Its last name but the store's is gone: hashed again, but not derived.
-    assert_eq!(steps(&world.run(&["sync", "p", "--json"]).expect(0)), ["hash q4", "place q4"]);
+    let again = steps(&world.run(&["sync", "p", "--json"]).expect(0));
+    assert_eq!(again.first().unwrap(), "hash q4");
+    assert!(again.iter().all(|step| ["hash q4", "place q4"].contains(&step.as_str())), "{again:?}");
 }
 
 #[test]

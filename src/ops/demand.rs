@@ -275,6 +275,8 @@ fn adapter(project: &Project, name: &Name, spec: &EngineSpec) -> Result<&'static
             Some(near) => format!("did you mean `adapter = \"{near}\"`?"),
             None => "set `adapter` to one of them".to_owned(),
         };
-        Failure::Input(place.expected(format!("one of {}", quoted_list(known.into_iter()))).actual(id).hint(hint).into())
+        Failure::Input(
+            place.expected(format!("one of {}", quoted_list(known.into_iter()))).actual(id).hint(hint).into(),
+        )
     })
 }

@@ -104,7 +104,6 @@ fn a_server_that_gives_no_commit_by_its_id() {
     let error =
         fails(bench.resolve(&at(&address, &lost)), &[&lost, &address, "no branch or tag", "never have been pushed"]);
     assert!(matches!(error, SourceError::Missing { .. }));
-    fails(bench.resolve(&at(&address, &"0".repeat(39))), &["40 hexadecimal"]);
     // One that allows any commit gives both, and only them.
     let other = Bench::new();
     let server = old_server(&bench.served(), true, "r");
@@ -132,7 +131,6 @@ fn rewritten_addresses() {
     assert_eq!(bench.mirrors().len(), held);
     fails(bench.resolve(&at("../served/none", &first)), &["no git repository", "none"]);
     fails(bench.resolve(&at("../served/r.git", &"1".repeat(40))), &["it is not there"]);
-    fails(bench.resolve(&at("ext::sh -c x", &first)), &["not the address", "remote helpers"]);
     // The manifest's mirrors come first, and are not in the pin.
     let mut world = bench.world.clone();
     world.mirrors = vec![("https://far.invalid/".into(), "https://forge.invalid/".into())];
