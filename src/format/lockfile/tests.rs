@@ -247,7 +247,7 @@ fn a_half_written_file_says_what_helps() {
     let text = sample().to_text();
     let mut refusals = 0;
     for (at, _) in text.char_indices().skip(100).step_by(41) {
-        if let Err(problems) = parse("x.lock", text[..at].as_bytes()) {
+        if let Err(problems) = parse("x.lock", &text.as_bytes()[..at]) {
             assert!(problems.0.iter().all(|problem| problem.hint.is_some()), "{problems}");
             refusals += 1;
         }

@@ -119,7 +119,7 @@ fn a_model_is_the_file_or_files_of_the_archive() {
     let (project, server) = (Project::new(), serving(engine()));
     let whole = spec(&server.url("/m/weights.gguf"));
     let pin = resolve(&whole, &project.world, Kind::Model).unwrap();
-    assert_eq!(pin.files, [pin.download.clone()]);
+    assert_eq!(pin.files, std::slice::from_ref(&pin.download));
     let staging = project.fetch(&whole, Kind::Model, &pin).unwrap();
     assert_eq!(digest::of_file(&staging.join("weights.gguf")).unwrap().0, pin.files[0].sha256);
 
