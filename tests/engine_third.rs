@@ -249,7 +249,9 @@ fn its_own_checks_stop_a_model_that_it_cannot_run() {
     let world = world();
     world.write("a folder/config.json", "{\"model_type\": \"fish\"}");
     let (host, project) = (host(&world, ENGINES), project(&world));
-    let Err(Failure::Input(problems)) = synced(&host, &project) else { panic!("a fish was synced") };
+    synced(&host, &project).unwrap();
+    let refused = ready::ready(&host, &project, project.policy("p").unwrap());
+    let Err(Failure::Input(problems)) = refused else { panic!("a fish is ready: {refused:?}") };
     assert!(problems.to_string().contains("`fish` cannot talk"), "{problems}");
 }
 

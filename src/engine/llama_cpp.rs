@@ -237,13 +237,10 @@ fn accelerated(variant: Variant) -> Vec<(&'static str, &'static str)> {
 
 /// What the program calls its version: the commit, else the package's version, else the tree.
 fn commit(ask: &RecipeRequest<'_>) -> String {
-    if let Some(commit) = &ask.pin.commit {
-        return commit.chars().take(9).collect();
-    }
-    match (&ask.spec.source, &ask.pin.tree) {
-        (SourceSpec::Pypi(package), _) => package.version.clone(),
-        (_, Some(tree)) => tree.hex()[..12].to_owned(),
-        _ => "unknown".to_owned(),
+    match (ask.commit, &ask.spec.source) {
+        (Some(commit), _) => commit.to_string().chars().take(9).collect(),
+        (None, SourceSpec::Pypi(package)) => package.version.clone(),
+        (None, _) => ask.tree.short(),
     }
 }
 

@@ -33,12 +33,12 @@ use std::sync::Arc;
 use self::conversation::Conversation;
 use self::derive::{Derivation, DeriveRequest};
 use self::finding::Finding;
+use crate::base::commit::Commit;
 use crate::base::digest::Digest;
 use crate::base::name::{Name, RelPath};
 use crate::base::platform::{Platform, Variant};
 use crate::build::BuildRecipe;
 use crate::build::accelerator::Gpu;
-use crate::format::lockfile::Pin;
 use crate::format::manifest::{EngineSpec, Step};
 use crate::format::policy::Policy;
 
@@ -133,7 +133,10 @@ pub type StartupCheck = fn(&str) -> Option<Result<(), EngineError>>;
 #[derive(Debug)]
 pub struct RecipeRequest<'a> {
     pub spec: &'a EngineSpec,
-    pub pin: &'a Pin,
+    /// The commit of the source, when it comes from git.
+    pub commit: Option<Commit>,
+    /// The digest of the source tree.
+    pub tree: &'a Digest,
     pub platform: Platform,
     pub variant: Variant,
 }

@@ -173,13 +173,14 @@ fn open_and_check(
         }
     };
     let gpus = (engine.wish.variant == Variant::Cuda).then(|| accelerator::gpus(&host.os_env())).and_then(Result::ok);
+    let commit = engine.entry.origin.commit().map(|commit| commit.to_string());
     let findings = opened.check(&CheckRequest {
         policy: &file.policy.value,
         variant: engine.wish.variant,
         cores: platform::physical_cores(),
         memory_bytes: platform::memory_bytes(),
         gpus: gpus.as_deref(),
-        commit: engine.entry.pin.commit.as_deref(),
+        commit: commit.as_deref(),
     });
     let problems = findings.iter().map(|finding| diagnostic(file, finding)).collect();
     (Some(opened), problems)

@@ -6,8 +6,8 @@ use std::time::Instant;
 use serde_json::json;
 
 use super::*;
+use crate::base::digest::Digest;
 use crate::format::gguf::{Magic, Tensor, Value};
-use crate::format::lockfile::Pin;
 use crate::format::manifest::EngineSpec;
 
 /// A small sound model.
@@ -48,8 +48,9 @@ pub(super) fn policy(text: &str) -> Policy {
 
 fn recipe(spec: &str, os: &'static str, arch: &'static str, variant: Variant) -> Result<BuildRecipe, EngineError> {
     let spec: EngineSpec = toml::from_str(spec).unwrap();
-    let pin = Pin { commit: Some("0123456789abcdef0123456789abcdef01234567".to_owned()), ..Pin::default() };
-    LlamaCpp.recipe(&RecipeRequest { spec: &spec, pin: &pin, platform: Platform { os, arch }, variant })
+    let commit = Some("0123456789abcdef0123456789abcdef01234567".parse().unwrap());
+    let (tree, platform) = (&Digest::of(b"tree"), Platform { os, arch });
+    LlamaCpp.recipe(&RecipeRequest { spec: &spec, commit, tree, platform, variant })
 }
 
 const SOURCE: &str = "source = { git = 'https://example.org/llama.cpp' }\n";

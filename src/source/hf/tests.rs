@@ -9,6 +9,7 @@ use crate::base::cancel::Cancel;
 use crate::base::test_hub::{Hub as StandIn, Site, TOKEN, git_blob};
 use crate::base::test_server::{Reply, Seen};
 use crate::base::{digest, fs};
+use crate::format::manifest::SourceSpec;
 use crate::report::{Event, Reporter, Task};
 
 const REPO: &str = "Org/Tiny-Model_1.0-gguf";
@@ -77,7 +78,7 @@ impl Bench {
     }
 
     fn resolve(&self, spec: &HfSpec) -> Result<Pin, SourceError> {
-        let pin = spec.resolve(&self.world, Kind::Model);
+        let pin = spec.resolve_files(&self.world).map(|(commit, files)| Pin { commit, files });
         self.leaks_nothing(&format!("{pin:?}"));
         pin
     }
@@ -88,9 +89,8 @@ impl Bench {
 
     fn fetch_as(&self, spec: &HfSpec, pin: &Pin) -> Result<PathBuf, SourceError> {
         let staging = tempfile::tempdir_in(self.root.path()).unwrap().keep();
-        let wanted: Vec<usize> = (0..pin.files.len()).collect();
-        let ask = Fetch { kind: Kind::Model, pin, wanted: &wanted, staging: &staging, name: "x" };
-        let fetched = spec.fetch(&self.world, &ask);
+        let files: Vec<&FilePin> = pin.files.iter().collect();
+        let fetched = spec.fetch_files(&self.world, &pin.commit, &files, &staging);
         self.leaks_nothing(&format!("{fetched:?}"));
         fetched.map(|_| {
             for file in &pin.files {
@@ -123,6 +123,13 @@ fn at(rev: &str) -> HfSpec {
     HfSpec { rev: Some(rev.to_owned()), ..spec(&[]) }
 }
 
+/// What a request resolves to.
+#[derive(Debug, Clone, PartialEq)]
+struct Pin {
+    commit: Commit,
+    files: Vec<FilePin>,
+}
+
 fn names(pin: &Pin) -> Vec<&str> {
     pin.files.iter().map(|file| file.path.as_str()).collect()
 }
@@ -142,7 +149,7 @@ fn a_lock_takes_one_request_and_one_for_each_small_file() {
         ("README.md", b"r"),
     ]);
     let pin = bench.resolve(&spec(&["*.Q4_0.gguf", "activation/**", "config.json"])).unwrap();
-    assert_eq!(pin.commit.as_deref(), Some(&*commit));
+    assert_eq!(pin.commit.to_string(), commit);
     assert_eq!(names(&pin), ["a.Q4_0.gguf", "activation/\u{e9} 0.bin", "config.json"]);
     assert_eq!((pin.files[0].size, pin.files[0].sha256), (70_000, Digest::of(&big)));
     assert_eq!((pin.files[2].size, pin.files[2].sha256), (8, Digest::of(small)));
@@ -251,7 +258,7 @@ fn a_moved_branch_does_not_move_the_pin() {
     let new = bench.push(&[("a.gguf", b"new weights")]);
     bench.fetch(&pin).unwrap();
     let moved = bench.resolve(&spec(&[])).unwrap();
-    assert_eq!((pin.commit.as_deref(), moved.commit.as_deref()), (Some(&*old), Some(&*new)));
+    assert_eq!((pin.commit.to_string(), moved.commit.to_string()), (old.clone(), new));
     bench.fetch(&moved).unwrap();
     assert_eq!(read(&bench.cache().join("refs/main")), old.as_bytes(), "another tool's record stays");
     assert_eq!(bench.resolve(&at(&old)).unwrap().files, pin.files);
@@ -409,7 +416,7 @@ fn a_branch_with_a_slash_is_a_branch() {
     let bench = Bench::good();
     let commit = bench.hub.push(REPO, "refs/pr/1", &[("a.gguf", b"1")]);
     let pin = bench.resolve(&at("refs/pr/1")).unwrap();
-    assert_eq!(pin.commit.as_deref(), Some(&*commit));
+    assert_eq!(pin.commit.to_string(), commit);
     bench.fetch_as(&at("refs/pr/1"), &pin).unwrap();
     assert_eq!(read(&bench.cache().join("refs/refs/pr/1")), commit.as_bytes());
 }
@@ -451,9 +458,6 @@ fn a_hub_that_means_another_file_than_the_lock_is_refused_before_a_byte() {
         assert!(matches!(bench.fetch(&wrong), Err(SourceError::Mismatch { .. })));
     }
     assert!(bench.asked(Site::Store).is_empty());
-    let mut wrong = pin;
-    wrong.commit = Some("main".to_owned());
-    assert!(matches!(bench.fetch(&wrong), Err(SourceError::Disagreement { .. })));
 }
 
 #[test]
@@ -556,7 +560,9 @@ fn hostile_listings_touch_nothing() {
         let wrong = HfSpec { hf: name.to_owned(), ..spec(&[]) };
         assert!(matches!(bench.resolve(&wrong), Err(SourceError::Disagreement { .. })), "{name}");
     }
-    assert!(matches!(spec(&[]).resolve(&bench.world, Kind::Engine), Err(SourceError::Disagreement { .. })));
+    let request = SourceSpec::Hf(spec(&[]));
+    let error = crate::source::resolve_tree(&request, &bench.world);
+    assert!(matches!(error, Err(SourceError::Disagreement { .. })));
 }
 
 #[test]
