@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::format::gguf::Header;
+
 /// What a derivation takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Derivation {
@@ -45,6 +47,7 @@ pub enum Work<'a> {
         kind: &'a str,
         /// The main weights file.
         input: &'a Path,
+        header: &'a Header,
         /// The engine's installed artifact.
         artifact: &'a Path,
     },

@@ -1,44 +1,43 @@
-//! The measurements of one answer, with one definition each, and the line that records them.
+//! How a generation went: one set of numbers with one definition each, and the line kept of it.
 //!
-//! Absent: the prompt and the answer. They are recorded only on request.
+//! Absent on purpose: the prompt and the answer. They are kept only when asked for.
 
 use serde::Serialize;
 
-use super::answer::Generated;
-use super::conversation::Finish;
+use super::{Finish, Generated};
 use crate::base::digest::Digest;
 
 /// Times in milliseconds, by our own clock unless the name says `engine`.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Metrics {
-    /// From starting the program until it is ready: the model is loaded and warmed up.
+    /// From starting the program to its first "ready": the model is loaded and warmed up.
     pub load_ms: f64,
-    /// Time for the prompt, by the engine's clock.
+    /// What the engine says the prompt took.
     pub engine_prompt_ms: Option<f64>,
-    /// Time for the answer, by the engine's clock.
+    /// What the engine says the answer took.
     pub engine_decode_ms: Option<f64>,
-    /// From sending the request to the first piece of text or reasoning; loading is not included.
+    /// From sending the request to the first text (of a thought, too); loading is not in it.
     pub first_token_ms: Option<f64>,
     /// From starting the program to the end of the answer.
     pub total_ms: f64,
     pub prompt_tokens: u64,
-    /// Prompt tokens that were taken from a cache.
+    /// Of them, those taken from a cache.
     pub cached_tokens: Option<u64>,
-    /// As the engine counts them, including the last one, which often has no text.
+    /// As the engine counts them, its last (often a token without text) included.
     pub completion_tokens: u64,
-    /// Tokens after the first piece, over the time from the first piece to the end. Prompt and loading are not included.
+    /// Tokens after the first piece, over the time from the first piece to the end: prompt and loading are not in it.
     pub tokens_per_second: Option<f64>,
     /// The engine's own figure: tokens after the first over `engine_decode_ms`.
     pub engine_tokens_per_second: Option<f64>,
-    /// Prompt tokens that were not cached, over `engine_prompt_ms`.
+    /// Prompt tokens that were really worked on over `engine_prompt_ms`.
     pub engine_prompt_tokens_per_second: Option<f64>,
-    /// The most memory the engine held at once, in bytes, where the system reports it.
+    /// The most memory the engine held at once, in bytes, where the system tells.
     pub peak_memory_bytes: Option<u64>,
-    /// GPU memory the engine held at the end of the answer, in bytes, where the driver reports it.
+    /// GPU memory the engine held at the end of the answer, in bytes, where the driver tells.
     pub gpu_memory_bytes: Option<u64>,
 }
 
-/// What the supervisor measures.
+/// What only the supervisor knows.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Measured {
     pub load_ms: f64,
@@ -48,7 +47,6 @@ pub struct Measured {
 }
 
 impl Metrics {
-    /// The measurements of an answer.
     pub fn new(answer: &Generated, measured: Measured) -> Self {
         let rate = |tokens: u64, ms: Option<f64>| {
             let ms = ms.filter(|ms| *ms > 0.0 && tokens > 0)?;
@@ -76,7 +74,7 @@ impl Metrics {
     }
 }
 
-/// One line of `.aitools/generations.jsonl`: enough to repeat the request, and to know which engine and weights answered.
+/// One line of `.aitools/generations.jsonl`: enough to ask the same again and to know what answered.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Record<'a> {
     /// RFC 3339, UTC.
@@ -85,7 +83,7 @@ pub struct Record<'a> {
     pub policy_sha256: Digest,
     pub engine: &'a str,
     pub variant: &'a str,
-    /// Of the engine that answered.
+    /// The artifact that answered.
     pub fingerprint: Digest,
     pub weights_sha256: Digest,
     pub seed: u32,
@@ -93,7 +91,7 @@ pub struct Record<'a> {
     /// Why there is no answer.
     pub error: Option<&'a str>,
     pub metrics: Option<&'a Metrics>,
-    /// Only on request.
+    /// Only when asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub prompt: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -101,9 +99,9 @@ pub struct Record<'a> {
 }
 
 impl Record<'_> {
-    /// The line, including its line feed.
+    /// The line, with its end.
     pub fn line(&self) -> String {
-        // Numbers, strings and fixed names always serialize.
+        // Numbers, strings and fixed names: nothing that JSON cannot hold.
         serde_json::to_string(self).map(|line| line + "\n").unwrap_or_default()
     }
 }
@@ -115,8 +113,7 @@ mod tests {
     fn answer() -> Generated {
         Generated {
             text: "é".to_owned(),
-            reasoning: String::new(),
-            tool_calls: Vec::new(),
+            thought: String::new(),
             finish: Finish::Stop,
             prompt_tokens: 30,
             completion_tokens: 11,
