@@ -40,11 +40,27 @@ pub enum LayoutError {
 
 /// The number of this part and of all, for `name-00001-of-00003.gguf`.
 pub fn split_part(path: &str) -> Option<(&str, u32, u32)> {
-    let stem = path.strip_suffix(".gguf")?;
+    let stem = path.strip_suffix(".gguf").or_else(|| path.strip_suffix(".safetensors"))?;
     let (rest, count) = stem.rsplit_once("-of-")?;
     let (base, number) = rest.rsplit_once('-')?;
     let parse = |digits: &str| (digits.len() == 5).then(|| digits.parse::<u32>().ok()).flatten();
     Some((base, parse(number)?, parse(count)?))
+}
+
+/// The files that are weights: GGUF files, else one safetensors file or the parts of one. Other folders of safetensors are
+/// inputs of a conversion.
+fn weights_of(files: &[FilePin]) -> Vec<usize> {
+    let path = |index: &usize| files[*index].path.as_str();
+    let ending = |ending: &str| Vec::from_iter((0..files.len()).filter(|index| path(index).ends_with(ending)));
+    let gguf = ending(".gguf");
+    if !gguf.is_empty() {
+        return gguf;
+    }
+    let tensors = ending(".safetensors");
+    let set_of = |index: &usize| split_part(path(index)).map(|(base, _, count)| (base, count));
+    let is_one = tensors.len() < 2
+        || tensors.iter().all(|index| set_of(index).is_some() && set_of(index) == set_of(&tensors[0]));
+    if is_one { tensors } else { Vec::new() }
 }
 
 /// Where each locked file of a model goes.
@@ -53,7 +69,7 @@ pub fn split_part(path: &str) -> Option<(&str, u32, u32)> {
 /// When it cannot be told which file is the main one, or two files would get one name.
 pub fn layout(name: &Name, spec: &ModelSpec, files: &[FilePin]) -> Result<Layout, LayoutError> {
     let folder = spec.place(name);
-    let weights: Vec<usize> = (0..files.len()).filter(|index| files[*index].path.as_str().ends_with(".gguf")).collect();
+    let weights = weights_of(files);
     let path = |index: usize| files[index].path.as_str();
     let first = match weights.as_slice() {
         [] => None,
