@@ -9,8 +9,10 @@ use serde::Serialize;
 use crate::base::digest::Digest;
 use crate::base::name::{Name, RelPath};
 use crate::base::platform::Variant;
+
 use crate::format::lockfile::FilePin;
-use crate::format::manifest::ModelSpec;
+use crate::format::manifest::{ModelSpec, PypiSpec};
+use crate::store::blobs::Presence;
 
 /// Where the weights of a model go in a project.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,7 +31,8 @@ pub struct Layout {
 pub enum LayoutError {
     #[error("none of the files is a GGUF")]
     NoWeights,
-    #[error("`weights` names one file, but {} GGUF files are locked: {}", .0.len(), .0.join(", "))]
+    /// The files with their sizes, in words.
+    #[error("a model is one GGUF file or the parts of one, and {} files match: {}", .0.len(), .0.join(", "))]
     Ambiguous(Vec<String>),
     #[error("two files would be placed at `{0}`")]
     Collision(RelPath),
@@ -37,11 +40,27 @@ pub enum LayoutError {
 
 /// The number of this part and of all, for `name-00001-of-00003.gguf`.
 pub fn split_part(path: &str) -> Option<(&str, u32, u32)> {
-    let stem = path.strip_suffix(".gguf")?;
+    let stem = path.strip_suffix(".gguf").or_else(|| path.strip_suffix(".safetensors"))?;
     let (rest, count) = stem.rsplit_once("-of-")?;
     let (base, number) = rest.rsplit_once('-')?;
     let parse = |digits: &str| (digits.len() == 5).then(|| digits.parse::<u32>().ok()).flatten();
     Some((base, parse(number)?, parse(count)?))
+}
+
+/// The files that are weights: GGUF files, else one safetensors file or the parts of one. Other folders of safetensors are
+/// inputs of a conversion.
+fn weights_of(files: &[FilePin]) -> Vec<usize> {
+    let path = |index: &usize| files[*index].path.as_str();
+    let ending = |ending: &str| Vec::from_iter((0..files.len()).filter(|index| path(index).ends_with(ending)));
+    let gguf = ending(".gguf");
+    if !gguf.is_empty() {
+        return gguf;
+    }
+    let tensors = ending(".safetensors");
+    let set_of = |index: &usize| split_part(path(index)).map(|(base, _, count)| (base, count));
+    let is_one = tensors.len() < 2
+        || tensors.iter().all(|index| set_of(index).is_some() && set_of(index) == set_of(&tensors[0]));
+    if is_one { tensors } else { Vec::new() }
 }
 
 /// Where each locked file of a model goes.
@@ -50,12 +69,15 @@ pub fn split_part(path: &str) -> Option<(&str, u32, u32)> {
 /// When it cannot be told which file is the main one, or two files would get one name.
 pub fn layout(name: &Name, spec: &ModelSpec, files: &[FilePin]) -> Result<Layout, LayoutError> {
     let folder = spec.place(name);
-    let weights: Vec<usize> = (0..files.len()).filter(|index| files[*index].path.as_str().ends_with(".gguf")).collect();
+    let weights = weights_of(files);
     let path = |index: usize| files[index].path.as_str();
     let first = match weights.as_slice() {
         [] => None,
         [one] => Some(*one),
-        several => Some(main_of_several(several, &path)?),
+        several => Some(
+            main_of_several(several, &path)
+                .ok_or_else(|| LayoutError::Ambiguous(several.iter().map(|index| sized(&files[*index])).collect()))?,
+        ),
     };
     let parts = match first.and_then(|first| split_part(path(first))) {
         Some((base, _, count)) => {
@@ -86,43 +108,80 @@ pub fn derived_file(name: &Name) -> RelPath {
     RelPath::of_name(name, ".gguf")
 }
 
-/// Several GGUFs: right when they are the parts of one.
-fn main_of_several<'a>(several: &[usize], path: &dyn Fn(usize) -> &'a str) -> Result<usize, LayoutError> {
+/// `a.gguf` (1.2 GB)
+fn sized(file: &FilePin) -> String {
+    let (divisor, unit) = if file.size >= 1_000_000_000 { (1e9, "GB") } else { (1e6, "MB") };
+    format!("`{}` ({:.1} {unit})", file.path, file.size as f64 / divisor)
+}
+
+/// The first of several GGUFs that are the parts of one.
+fn main_of_several<'a>(several: &[usize], path: &dyn Fn(usize) -> &'a str) -> Option<usize> {
     let set_of = |index: usize| split_part(path(index)).map(|(base, _, count)| (base, count));
     let one_set = set_of(several[0]).is_some() && several.iter().all(|index| set_of(*index) == set_of(several[0]));
     let first = several.iter().copied().find(|index| matches!(split_part(path(*index)), Some((_, 1, _))));
-    match first {
-        Some(first) if one_set => Ok(first),
-        _ => Err(LayoutError::Ambiguous(several.iter().map(|index| path(*index).to_owned()).collect())),
-    }
+    first.filter(|_| one_set)
+}
+
+/// The position of an engine in the list of those that are wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct EngineIndex(pub usize);
+
+/// The position of a model in the list of those that are wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ModelIndex(pub usize);
+
+/// A package of a tool or a Python package that is wanted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PackageWish {
+    /// The name of the tool in the manifest.
+    pub name: Name,
+    /// What the lockfile has for it.
+    pub request: PypiSpec,
+    /// The package that suits this machine.
+    pub package: FilePin,
 }
 
 /// An engine that is wanted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EngineWish {
+    /// Its name in the manifest.
     pub name: Name,
+    /// The accelerator that it is built for.
     pub variant: Variant,
+    /// Digest of every input of its installation.
     pub fingerprint: Digest,
     /// The source tree it is built from.
     pub tree: Digest,
-    /// Build tools from the lockfile: name and this platform's package.
-    pub tools: Vec<(Name, FilePin)>,
-    /// Whether `build/<engine>` is to point at it: of several variants of one engine, the first does.
+    /// Build tools from the lockfile.
+    pub tools: Vec<PackageWish>,
+    /// Whether `build/<engine>` should point at it: of several variants of one engine, the first.
     pub linked: bool,
-    /// False when it is of use only if a model is to be derived with it.
+    /// False when it is needed only if a model is derived with it.
     pub wanted: bool,
 }
 
 /// A model that is wanted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ModelWish {
+    /// Its name in the manifest.
     pub name: Name,
-    /// Of a derived model only once it was derived here.
+    /// Its files; those of a derived model are known only once it was derived here.
     pub files: Vec<FilePin>,
+    /// Where each of the files goes, relative to the project.
     pub places: Vec<RelPath>,
+    /// How it is made, when it is derived.
     pub derive: Option<DeriveWish>,
-    /// False when it is of use only if another model is to be derived from it.
+    /// False when it is needed only if another model is derived from it.
     pub wanted: bool,
+}
+
+/// What of an engine a derivation needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DerivesWith {
+    /// A program of its build.
+    Build,
+    /// A script of its source tree.
+    Source,
 }
 
 /// How a model is made from others.
@@ -130,39 +189,27 @@ pub struct ModelWish {
 pub struct DeriveWish {
     /// Digest of everything that decides what comes out.
     pub fingerprint: Digest,
-    pub from: Vec<Name>,
+    /// The models that it is made from, which come before it in the list.
+    pub from: Vec<ModelIndex>,
     /// In words: `quantize to Q4_0`.
     pub how: String,
-    pub engine: Name,
-    pub by: Maker,
+    /// The engine whose program or source makes it.
+    pub engine: EngineIndex,
+    /// What of the engine makes it.
+    pub with: DerivesWith,
+    /// Python packages that the engine's script needs.
+    pub packages: Vec<PackageWish>,
 }
 
-/// What of an engine makes a model.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Maker {
-    /// The build of that fingerprint.
-    Build(Digest),
-    /// The source tree alone.
-    Source(Digest),
-}
-
-/// How a file stands to its pin.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Standing {
-    Verified,
-    Unverified,
-    Missing,
-}
-
-/// What is really there: made by `store/survey.rs`, or by hand in tests.
+/// What is really there: made by `ops/survey.rs`, or by hand in tests.
 #[derive(Debug, Clone, Default)]
 pub struct Survey {
     pub artifacts: BTreeSet<Digest>,
     pub trees: BTreeSet<Digest>,
     /// By package digest.
     pub tools: BTreeSet<Digest>,
-    pub blobs: BTreeMap<Digest, Standing>,
-    pub places: BTreeMap<RelPath, Standing>,
+    pub blobs: BTreeMap<Digest, Presence>,
+    pub places: BTreeMap<RelPath, Presence>,
     /// Which artifact each engine's `build/<engine>` link points at.
     pub links: BTreeMap<Name, Digest>,
 }
@@ -179,50 +226,70 @@ pub enum Reason {
     NotLinked,
 }
 
-/// One thing to do.
+/// One thing to do. It carries everything that it needs, or the position of the engine or model it is about.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(tag = "step", rename_all = "kebab-case")]
 pub enum Step {
+    /// Bring a package of a tool into the store.
     FetchTool {
         name: Name,
         package: Digest,
         reason: Reason,
+        #[serde(skip)]
+        wish: PackageWish,
     },
+    /// Bring the source tree of an engine into the store.
     FetchSource {
         engine: Name,
         tree: Digest,
         reason: Reason,
+        #[serde(skip)]
+        at: EngineIndex,
     },
+    /// Install an engine. Its source and tools are in the store.
     Build {
         engine: Name,
         variant: Variant,
         fingerprint: Digest,
         reason: Reason,
+        #[serde(skip)]
+        at: EngineIndex,
     },
+    /// Let `build/<engine>` point at an installed engine.
     LinkBuild {
         engine: Name,
         fingerprint: Digest,
         reason: Reason,
+        #[serde(skip)]
+        at: EngineIndex,
     },
-    /// Hash files that are there; what is wrong is fetched after all.
+    /// Hash files that are there.
     Hash {
         model: Name,
         files: Vec<usize>,
         bytes: u64,
         reason: Reason,
+        #[serde(skip)]
+        at: ModelIndex,
     },
+    /// Bring files of a model into the store, and place them.
     FetchWeights {
         model: Name,
         files: Vec<usize>,
         bytes: u64,
         reason: Reason,
+        #[serde(skip)]
+        at: ModelIndex,
     },
+    /// Put files of the store where the project has them.
     Place {
         model: Name,
         files: Vec<usize>,
         reason: Reason,
+        #[serde(skip)]
+        at: ModelIndex,
     },
-    /// Make a model's file from other models, and place it.
+    /// Make the file of a model from other models, which are here, and place it.
     Derive {
         model: Name,
         from: Vec<Name>,
@@ -230,10 +297,35 @@ pub enum Step {
         how: String,
         fingerprint: Digest,
         reason: Reason,
+        #[serde(skip)]
+        at: ModelIndex,
     },
 }
 
+/// Steps of different lanes do not need each other and may run at the same time, but for [`Lane::Derivations`], which needs the
+/// others to be done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lane {
+    /// Tools, sources and builds.
+    Engines,
+    /// Files of models.
+    Models,
+    /// Derived models.
+    Derivations,
+}
+
 impl Step {
+    /// What the step may run beside.
+    pub fn lane(&self) -> Lane {
+        match self {
+            Self::FetchTool { .. } | Self::FetchSource { .. } | Self::Build { .. } | Self::LinkBuild { .. } => {
+                Lane::Engines
+            }
+            Self::Hash { .. } | Self::FetchWeights { .. } | Self::Place { .. } => Lane::Models,
+            Self::Derive { .. } => Lane::Derivations,
+        }
+    }
+
     /// Whether the step is one of that model's.
     pub fn is_about(&self, model: &Name) -> bool {
         match self {
@@ -260,105 +352,127 @@ impl Plan {
 
 /// What has to be done for `engines` and `models`. Models come after those that they are derived from.
 pub fn plan(engines: &[EngineWish], models: &[ModelWish], survey: &Survey) -> Plan {
-    let mut needed: BTreeSet<&Name> = models.iter().filter(|wish| wish.wanted).map(|wish| &wish.name).collect();
-    let mut derived: Vec<(&ModelWish, &DeriveWish)> = Vec::new();
-    for wish in models.iter().rev().filter(|wish| !is_whole(wish, survey)) {
-        if let Some(derive) = wish.derive.as_ref().filter(|_| needed.contains(&wish.name)) {
-            needed.extend(&derive.from);
-            derived.push((wish, derive));
+    let mut needed: BTreeSet<usize> = (0..models.len()).filter(|index| models[*index].wanted).collect();
+    let mut derived: Vec<(ModelIndex, &DeriveWish)> = Vec::new();
+    for (index, wish) in models.iter().enumerate().rev().filter(|(_, wish)| !is_whole(wish, survey)) {
+        if let Some(derive) = wish.derive.as_ref().filter(|_| needed.contains(&index)) {
+            needed.extend(derive.from.iter().map(|from| from.0));
+            derived.push((ModelIndex(index), derive));
         }
     }
-    let used = |wish: &EngineWish| {
-        wish.wanted || derived.iter().any(|(_, derive)| derive.by == Maker::Build(wish.fingerprint))
-    };
-    let (mut steps, mut tools) = (Vec::new(), BTreeSet::new());
-    for wish in engines.iter().filter(|wish| used(wish)) {
-        steps.extend(plan_engine(wish, survey, &mut tools));
-    }
-    for (_, derive) in derived.iter().rev() {
-        let fetched =
-            |tree| steps.iter().any(|step| matches!(step, Step::FetchSource { tree: other, .. } if *other == tree));
-        if let Maker::Source(tree) = derive.by
-            && !survey.trees.contains(&tree)
-            && !fetched(tree)
-        {
-            steps.push(Step::FetchSource { engine: derive.engine.clone(), tree, reason: Reason::Missing });
+    derived.reverse();
+    let mut due = Due { survey, tools: BTreeSet::new(), trees: BTreeSet::new(), steps: Vec::new() };
+    for (index, wish) in engines.iter().enumerate() {
+        let at = EngineIndex(index);
+        let makes = |(_, derive): &(ModelIndex, &DeriveWish)| derive.with == DerivesWith::Build && derive.engine == at;
+        if wish.wanted || derived.iter().any(makes) {
+            due.engine(at, wish);
         }
     }
-    let due = |wish: &ModelWish| derived.iter().any(|(other, _)| other.name == wish.name);
-    for wish in models.iter().filter(|wish| needed.contains(&wish.name) && !due(wish)) {
-        steps.extend(plan_model(wish, survey));
+    for (_, derive) in &derived {
+        if derive.with == DerivesWith::Source {
+            due.source(derive.engine, &engines[derive.engine.0]);
+        }
+        derive.packages.iter().for_each(|package| due.package(package));
     }
-    steps.extend(derived.iter().rev().map(|(wish, derive)| plan_derivation(wish, derive)));
-    Plan { steps }
+    for (index, wish) in models.iter().enumerate() {
+        if needed.contains(&index) && !derived.iter().any(|(at, _)| at.0 == index) {
+            due.steps.extend(plan_model(ModelIndex(index), wish, survey));
+        }
+    }
+    due.steps.extend(derived.iter().map(|(at, derive)| plan_derivation(*at, derive, engines, models)));
+    Plan { steps: due.steps }
+}
+
+/// Steps so far, each thing once.
+struct Due<'a> {
+    survey: &'a Survey,
+    tools: BTreeSet<Digest>,
+    trees: BTreeSet<Digest>,
+    steps: Vec<Step>,
+}
+
+impl Due<'_> {
+    fn package(&mut self, wish: &PackageWish) {
+        let package = wish.package.sha256;
+        if !self.survey.tools.contains(&package) && self.tools.insert(package) {
+            let (name, reason, wish) = (wish.name.clone(), Reason::Missing, wish.clone());
+            self.steps.push(Step::FetchTool { name, package, reason, wish });
+        }
+    }
+
+    fn source(&mut self, at: EngineIndex, wish: &EngineWish) {
+        if !self.survey.trees.contains(&wish.tree) && self.trees.insert(wish.tree) {
+            let (engine, tree, reason) = (wish.name.clone(), wish.tree, Reason::Missing);
+            self.steps.push(Step::FetchSource { engine, tree, reason, at });
+        }
+    }
+
+    fn engine(&mut self, at: EngineIndex, wish: &EngineWish) {
+        let (engine, fingerprint) = (wish.name.clone(), wish.fingerprint);
+        if !self.survey.artifacts.contains(&fingerprint) {
+            wish.tools.iter().for_each(|package| self.package(package));
+            self.source(at, wish);
+            let (engine, variant, reason) = (engine.clone(), wish.variant, Reason::Missing);
+            self.steps.push(Step::Build { engine, variant, fingerprint, reason, at });
+        }
+        if wish.linked && self.survey.links.get(&engine) != Some(&fingerprint) {
+            self.steps.push(Step::LinkBuild { engine, fingerprint, reason: Reason::NotLinked, at });
+        }
+    }
 }
 
 /// Whether every file is there, though perhaps not hashed or placed; those of a derived model are not even known before.
 fn is_whole(wish: &ModelWish, survey: &Survey) -> bool {
     let absent = |(file, place): (&FilePin, &RelPath)| {
-        let missing = |standing: Option<&Standing>| *standing.unwrap_or(&Standing::Missing) == Standing::Missing;
+        let missing = |presence: Option<&Presence>| *presence.unwrap_or(&Presence::Missing) == Presence::Missing;
         missing(survey.blobs.get(&file.sha256)) && missing(survey.places.get(place))
     };
     !wish.files.is_empty() && !wish.files.iter().zip(&wish.places).any(absent)
 }
 
-fn plan_derivation(wish: &ModelWish, derive: &DeriveWish) -> Step {
+fn plan_derivation(at: ModelIndex, derive: &DeriveWish, engines: &[EngineWish], models: &[ModelWish]) -> Step {
     Step::Derive {
-        model: wish.name.clone(),
-        from: derive.from.clone(),
-        engine: derive.engine.clone(),
+        model: models[at.0].name.clone(),
+        from: derive.from.iter().map(|from| models[from.0].name.clone()).collect(),
+        engine: engines[derive.engine.0].name.clone(),
         how: derive.how.clone(),
         fingerprint: derive.fingerprint,
         reason: Reason::Missing,
+        at,
     }
 }
 
-fn plan_engine(wish: &EngineWish, survey: &Survey, tools: &mut BTreeSet<Digest>) -> Vec<Step> {
-    let (engine, fingerprint, reason) = (wish.name.clone(), wish.fingerprint, Reason::Missing);
-    let mut steps = Vec::new();
-    let built = survey.artifacts.contains(&fingerprint);
-    if !built {
-        for (name, package) in &wish.tools {
-            let package = package.sha256;
-            if !survey.tools.contains(&package) && tools.insert(package) {
-                steps.push(Step::FetchTool { name: name.clone(), package, reason });
-            }
-        }
-        if !survey.trees.contains(&wish.tree) {
-            steps.push(Step::FetchSource { engine: engine.clone(), tree: wish.tree, reason });
-        }
-        steps.push(Step::Build { engine: engine.clone(), variant: wish.variant, fingerprint, reason });
-    }
-    if wish.linked && survey.links.get(&engine) != Some(&fingerprint) {
-        steps.push(Step::LinkBuild { engine, fingerprint, reason: Reason::NotLinked });
-    }
-    steps
-}
-
-fn plan_model(wish: &ModelWish, survey: &Survey) -> Vec<Step> {
-    let standing = |index: &usize| {
-        let place = survey.places.get(&wish.places[*index]).copied().unwrap_or(Standing::Missing);
-        let blob = survey.blobs.get(&wish.files[*index].sha256).copied().unwrap_or(Standing::Missing);
+fn plan_model(at: ModelIndex, wish: &ModelWish, survey: &Survey) -> Vec<Step> {
+    let presence = |index: &usize| {
+        let place = survey.places.get(&wish.places[*index]).copied().unwrap_or(Presence::Missing);
+        let blob = survey.blobs.get(&wish.files[*index].sha256).copied().unwrap_or(Presence::Missing);
         (place, blob)
     };
-    let pick = |wanted: &dyn Fn((Standing, Standing)) -> bool| -> Vec<usize> {
-        (0..wish.files.len()).filter(|index| wanted(standing(index))).collect()
+    let pick = |wanted: &dyn Fn((Presence, Presence)) -> bool| -> Vec<usize> {
+        (0..wish.files.len()).filter(|index| wanted(presence(index))).collect()
     };
     let bytes = |files: &[usize]| files.iter().map(|index| wish.files[*index].size).sum();
-    use Standing::{Missing, Unverified, Verified};
+    use Presence::{Missing, Unverified, Verified};
     let hash = pick(&|at| matches!(at, (Unverified, Missing | Unverified) | (Missing, Unverified)));
     let fetch = pick(&|at| matches!(at, (Missing, Missing)));
     let place = pick(&|(place, blob)| blob == Verified && place != Verified);
     let model = || wish.name.clone();
     let mut steps = Vec::new();
     if !hash.is_empty() {
-        steps.push(Step::Hash { model: model(), bytes: bytes(&hash), files: hash, reason: Reason::Unverified });
+        steps.push(Step::Hash { model: model(), bytes: bytes(&hash), files: hash, reason: Reason::Unverified, at });
     }
     if !fetch.is_empty() {
-        steps.push(Step::FetchWeights { model: model(), bytes: bytes(&fetch), files: fetch, reason: Reason::Missing });
+        steps.push(Step::FetchWeights {
+            model: model(),
+            bytes: bytes(&fetch),
+            files: fetch,
+            reason: Reason::Missing,
+            at,
+        });
     }
     if !place.is_empty() {
-        steps.push(Step::Place { model: model(), files: place, reason: Reason::NotLinked });
+        steps.push(Step::Place { model: model(), files: place, reason: Reason::NotLinked, at });
     }
     steps
 }
@@ -400,6 +514,12 @@ mod tests {
         assert!(matches!(main_of(&["a.gguf", "W.gguf/x"], Some("w.gguf/X")), Err(LayoutError::Collision(_))));
     }
 
+    fn package(name: &str) -> PackageWish {
+        let request =
+            PypiSpec { pypi: name.to_owned(), version: "1".to_owned(), sdist: false, subdir: None, files: Vec::new() };
+        PackageWish { name: name.parse().unwrap(), request, package: file(&format!("{name}.whl")) }
+    }
+
     fn words(plan: &Plan) -> Vec<String> {
         let word = |step: &Step| match step {
             Step::FetchTool { name, .. } => format!("tool {name}"),
@@ -421,13 +541,13 @@ mod tests {
             variant: Variant::Cpu,
             fingerprint: Digest::of(name.as_bytes()),
             tree: Digest::of(b"tree"),
-            tools: vec![("ninja".parse().unwrap(), file("ninja.whl"))],
+            tools: vec![package("ninja")],
             linked: true,
             wanted: true,
         };
         let mut survey = Survey::default();
         let both = [wish("a"), wish("b")];
-        let all = ["tool ninja", "source a", "build a", "link a", "source b", "build b", "link b"];
+        let all = ["tool ninja", "source a", "build a", "link a", "build b", "link b"];
         assert_eq!(words(&plan(&both, &[], &survey)), all);
         survey.trees.insert(Digest::of(b"tree"));
         survey.tools.insert(file("ninja.whl").sha256);
@@ -444,8 +564,8 @@ mod tests {
 
     #[test]
     fn weights_are_hashed_fetched_and_placed_only_as_far_as_needed() {
-        use Standing::{Missing, Unverified, Verified};
-        let table: [((Standing, Standing), &[&str]); 9] = [
+        use Presence::{Missing, Unverified, Verified};
+        let table: [((Presence, Presence), &[&str]); 9] = [
             ((Verified, Verified), &[]),
             ((Verified, Unverified), &[]),
             ((Verified, Missing), &[]),
@@ -467,13 +587,14 @@ mod tests {
         }
     }
 
-    fn model(name: &str, path: &str, from: Option<&str>) -> ModelWish {
+    fn model(name: &str, path: &str, from: Option<usize>) -> ModelWish {
         let derive = from.map(|from| DeriveWish {
             fingerprint: Digest::of(name.as_bytes()),
-            from: vec![from.parse().unwrap()],
+            from: vec![ModelIndex(from)],
             how: "quantize to Q4_0".to_owned(),
-            engine: "e".parse().unwrap(),
-            by: Maker::Build(Digest::of(b"build")),
+            engine: EngineIndex(0),
+            with: DerivesWith::Build,
+            packages: Vec::new(),
         });
         let place = format!("models/{name}/{path}").parse().unwrap();
         ModelWish { name: name.parse().unwrap(), files: vec![file(path)], places: vec![place], derive, wanted: true }
@@ -481,7 +602,7 @@ mod tests {
 
     #[test]
     fn a_model_is_derived_with_what_that_takes_and_nothing_more() {
-        use Standing::{Missing, Unverified, Verified};
+        use Presence::{Missing, Unverified, Verified};
         let engine = EngineWish {
             name: "e".parse().unwrap(),
             variant: Variant::Cpu,
@@ -492,9 +613,9 @@ mod tests {
             wanted: false,
         };
         let input = |wish: ModelWish| ModelWish { wanted: false, ..wish };
-        let of = |from: ModelWish, middle: Option<Standing>, last: Option<Standing>| {
+        let of = |from: ModelWish, middle: Option<Presence>, last: Option<Presence>| {
             // a, from which b is derived, from which c is; a standing of None: there is not even a record.
-            let mut wishes = [from, input(model("b", "b.gguf", Some("a"))), model("c", "c.gguf", Some("b"))];
+            let mut wishes = [from, input(model("b", "b.gguf", Some(0))), model("c", "c.gguf", Some(1))];
             let mut survey = Survey::default();
             for (wish, standing) in wishes[1..].iter_mut().zip([middle, last]) {
                 match standing {
@@ -513,5 +634,29 @@ mod tests {
         assert_eq!(of(a(), None, Some(Verified)), "", "what it was made from is not needed any more");
         assert_eq!(of(a(), None, Some(Unverified)), "hash [0]");
         assert_eq!(of(ModelWish { wanted: true, ..a() }, None, Some(Verified)), "fetch [0] 10");
+    }
+
+    #[test]
+    fn a_conversion_needs_the_source_and_the_packages_but_no_build() {
+        let engine = EngineWish {
+            name: "e".parse().unwrap(),
+            variant: Variant::Cpu,
+            fingerprint: Digest::of(b"build"),
+            tree: Digest::of(b"tree"),
+            tools: vec![package("ninja")],
+            linked: true,
+            wanted: false,
+        };
+        let mut made = ModelWish { files: Vec::new(), places: Vec::new(), ..model("b", "b.gguf", Some(0)) };
+        if let Some(derive) = &mut made.derive {
+            (derive.with, derive.packages) = (DerivesWith::Source, vec![package("numpy"), package("torch")]);
+        }
+        let wishes = [ModelWish { wanted: false, ..model("a", "a.bin", None) }, made];
+        let mut survey = Survey { tools: BTreeSet::from([file("torch.whl").sha256]), ..Survey::default() };
+        let engines = [engine];
+        assert_eq!(words(&plan(&engines, &wishes, &survey)), ["source e", "tool numpy", "fetch [0] 10", "derive b"]);
+        survey.trees.insert(Digest::of(b"tree"));
+        survey.tools.insert(file("numpy.whl").sha256);
+        assert_eq!(words(&plan(&engines, &wishes, &survey)), ["fetch [0] 10", "derive b"]);
     }
 }

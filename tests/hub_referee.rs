@@ -13,12 +13,13 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use aitools::base::commit::Commit;
 use aitools::base::digest::Digest;
 use aitools::base::fs;
-use aitools::format::lockfile::{Kind, Pin};
+use aitools::format::lockfile::FilePin;
 use aitools::format::manifest::HfSpec;
 use aitools::report::Task;
-use aitools::source::{Fetch, Source as _, World};
+use aitools::source::{Source as _, World};
 
 use hub::Hub;
 
@@ -69,11 +70,10 @@ impl Bench {
         World { task: Task::silent(), project, scratch, offline, mirrors: Vec::new(), env }
     }
 
-    fn fetch(&self, home: &str, offline: bool, pin: &Pin) {
+    fn fetch(&self, home: &str, offline: bool, (commit, files): &(Commit, Vec<FilePin>)) {
         let staging = tempfile::tempdir_in(self.root.path()).unwrap();
-        let wanted: Vec<usize> = (0..pin.files.len()).collect();
-        let ask = Fetch { kind: Kind::Model, pin, wanted: &wanted, staging: staging.path(), name: "x" };
-        spec().fetch(&self.world(home, offline), &ask).unwrap();
+        let files: Vec<&FilePin> = files.iter().collect();
+        spec().fetch_files(&self.world(home, offline), commit, &files, staging.path()).unwrap();
     }
 
     /// Path to target or digest, for everything that the clients read.
@@ -111,7 +111,7 @@ fn each_client_is_content_with_the_others_cache() {
     let files: [(&str, &[u8]); 4] =
         [("a.gguf", &big), ("act/x y/é.bin", b"neurons"), ("config.json", b"{}"), ("README.md", b"# r")];
     let commit = bench.hub.push(REPO, "main", &files);
-    let pin = spec().resolve(&bench.world("ours", false), Kind::Model).unwrap();
+    let pin = spec().resolve_files(&bench.world("ours", false)).unwrap();
     bench.fetch("ours", false, &pin);
 
     let download = format!("import huggingface_hub as h; print(h.snapshot_download('{REPO}'))");

@@ -37,6 +37,12 @@ impl Digest {
     }
 
     /// 64 lowercase hexadecimal digits, without the prefix.
+    /// The first 12 hexadecimal digits, for messages and names of logs.
+    pub fn short(&self) -> String {
+        hex(&self.0[..6])
+    }
+
+    /// The 64 hexadecimal digits.
     pub fn hex(&self) -> String {
         hex(&self.0)
     }

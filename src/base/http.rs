@@ -9,13 +9,14 @@ use std::collections::BTreeMap;
 use std::io::{self, Read};
 use std::net::IpAddr;
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime};
 
 use ureq::config::Config;
+pub use ureq::http::Method;
 use ureq::http::header::{HeaderMap, HeaderName, HeaderValue};
-pub use ureq::http::{Method, Uri};
 use ureq::tls::{PemItem, RootCerts, TlsConfig, parse_pem};
 use ureq::{Agent, Proxy, ProxyProtocol, Timeout};
+use url::Url;
 
 use super::cancel::{Cancel, Cancelled};
 
@@ -23,6 +24,8 @@ use super::cancel::{Cancel, Cancelled};
 pub const MAX_REDIRECTS: usize = 10;
 /// The longest wait a server may ask for (`Retry-After`); one that asks for more is taken as refusing.
 pub const MAX_WAIT: Duration = Duration::from_secs(330);
+/// A slower connection counts as broken.
+const MIN_BYTES_PER_SECOND: f64 = 1000.0;
 const POLL: Duration = Duration::from_millis(50);
 /// What goes along when a redirect leads to another origin. Everything else may be a secret.
 const PUBLIC_HEADERS: [&str; 4] = ["accept", "if-range", "range", "git-protocol"];
@@ -142,6 +145,33 @@ pub struct Response {
     pub url: String,
     headers: HeaderMap,
     body: ureq::BodyReader<'static>,
+    pace: Pace,
+}
+
+/// Finds a connection that is too slow to be of use: fewer than [`MIN_BYTES_PER_SECOND`] over one stall limit. Only the
+/// time spent waiting for the server counts.
+#[derive(Debug)]
+struct Pace {
+    window: Duration,
+    waited: Duration,
+    bytes: u64,
+}
+
+impl Pace {
+    fn note(&mut self, waited: Duration, bytes: usize) -> io::Result<()> {
+        self.waited += waited;
+        self.bytes += bytes as u64;
+        if self.waited < self.window {
+            return Ok(());
+        }
+        let slow = (self.bytes as f64) < MIN_BYTES_PER_SECOND * self.waited.as_secs_f64();
+        (self.waited, self.bytes) = (Duration::ZERO, 0);
+        if !slow {
+            return Ok(());
+        }
+        let why = format!("fewer than {MIN_BYTES_PER_SECOND} bytes per second came for {:?}", self.window);
+        Err(io::Error::other(why))
+    }
 }
 
 impl std::fmt::Debug for Response {
@@ -152,7 +182,12 @@ impl std::fmt::Debug for Response {
 
 impl Read for Response {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        self.body.read(buffer)
+        let began = Instant::now();
+        let count = self.body.read(buffer)?;
+        if count > 0 {
+            self.pace.note(began.elapsed(), count)?;
+        }
+        Ok(count)
     }
 }
 
@@ -228,18 +263,18 @@ impl Http {
     /// [`HttpError`].
     pub fn send(&self, request: &Request<'_>) -> Result<Response, HttpError> {
         let mut url = parse(request.url)?;
-        let origin = origin(&url);
+        let origin = url.origin();
         let mut method = request.method.clone();
         for _ in 0..=MAX_REDIRECTS {
             self.settings.cancel.check()?;
             if self.settings.offline {
-                return Err(HttpError::Offline { url: shown(&url.to_string()) });
+                return Err(HttpError::Offline { url: shown(url.as_str()) });
             }
             let body = request.body.filter(|_| method == request.method);
-            let built = build(request, &method, &url, self::origin(&url) == origin, body.is_some())?;
+            let built = build(request, &method, &url, url.origin() == origin, body.is_some())?;
             let response = self.ask(&url, built, body)?;
             let Some(next) = next(&url, &response)? else { return Ok(response) };
-            let stays = self::origin(&next) == self::origin(&url);
+            let stays = next.origin() == url.origin();
             if request.follow == Follow::Nowhere || (request.follow == Follow::SameOrigin && !stays) {
                 return Ok(response);
             }
@@ -304,7 +339,12 @@ impl Http {
                 Err(HttpError::Broken { why, .. } | HttpError::Unreachable { why, .. }) => (why.clone(), None),
                 _ => return result,
             };
-            let Some(delay) = backoff.after_failure(asked) else { return result };
+            let Some(delay) = backoff.after_failure(asked) else {
+                if let Some(wish) = asked {
+                    waiting(format!("{}: {why}, asked to come again in {} s", shown(request.url), wish.as_secs()));
+                }
+                return result;
+            };
             if asked.is_some() {
                 waiting(format!("{}: {why}, asked to come again in {} s", shown(request.url), delay.as_secs()));
             }
@@ -316,7 +356,7 @@ impl Http {
         Backoff { failures: 0, pace: self.settings.pace }
     }
 
-    fn ask(&self, url: &Uri, request: ureq::http::Request<()>, body: Option<&[u8]>) -> Result<Response, HttpError> {
+    fn ask(&self, url: &Url, request: ureq::http::Request<()>, body: Option<&[u8]>) -> Result<Response, HttpError> {
         let (agent, proxy) = self.agent_for(url)?;
         let (parts, ()) = request.into_parts();
         let answer = match body {
@@ -326,7 +366,7 @@ impl Http {
         let answer = answer.map_err(|error| {
             let cancelled = self.settings.cancel.check();
             let proxy = proxy.as_deref();
-            cancelled.map_or_else(HttpError::from, |()| worded(&shown(&url.to_string()), proxy, error, &self.settings))
+            cancelled.map_or_else(HttpError::from, |()| worded(&shown(url.as_str()), proxy, error, &self.settings))
         })?;
         let (parts, body) = answer.into_parts();
         Ok(Response {
@@ -334,15 +374,16 @@ impl Http {
             url: url.to_string(),
             headers: parts.headers,
             body: body.into_reader(),
+            pace: Pace { window: self.settings.stall_timeout, waited: Duration::ZERO, bytes: 0 },
         })
     }
 
-    fn agent_for(&self, url: &Uri) -> Result<(Agent, Option<String>), HttpError> {
+    fn agent_for(&self, url: &Url) -> Result<(Agent, Option<String>), HttpError> {
         let bypass = variable(&self.settings.env, "no_proxy").is_some_and(|list| bypasses(list, url));
         let agents = self.agents.read().unwrap_or_else(PoisonError::into_inner);
-        match agents.proxied.get(url.scheme_str().unwrap_or_default()) {
+        match agents.proxied.get(url.scheme()) {
             Some(Ok((agent, shown))) if !bypass => Ok((agent.clone(), Some(shown.clone()))),
-            Some(Err(why)) if !bypass => Err(HttpError::Address { url: shown(&url.to_string()), why: why.clone() }),
+            Some(Err(why)) if !bypass => Err(HttpError::Address { url: shown(url.as_str()), why: why.clone() }),
             _ => Ok((agents.direct.clone(), None)),
         }
     }
@@ -353,10 +394,10 @@ impl Http {
 /// # Errors
 /// [`Cancelled`].
 pub fn pause(cancel: &Cancel, delay: Duration) -> Result<(), Cancelled> {
-    let end = std::time::Instant::now() + delay;
+    let end = Instant::now() + delay;
     loop {
         cancel.check()?;
-        let left = end.saturating_duration_since(std::time::Instant::now());
+        let left = end.saturating_duration_since(Instant::now());
         if left.is_zero() {
             return Ok(());
         }
@@ -447,12 +488,12 @@ fn config(settings: &Settings, proxy: Option<Proxy>) -> Config {
 fn build(
     request: &Request<'_>,
     method: &Method,
-    url: &Uri,
+    url: &Url,
     at_home: bool,
     with_body: bool,
 ) -> Result<ureq::http::Request<()>, HttpError> {
-    let address = |why: String| HttpError::Address { url: shown(&url.to_string()), why };
-    let mut built = ureq::http::Request::builder().method(method).uri(url);
+    let address = |why: String| HttpError::Address { url: shown(url.as_str()), why };
+    let mut built = ureq::http::Request::builder().method(method).uri(url.as_str());
     for (name, value) in request.headers {
         let public = PUBLIC_HEADERS.iter().any(|known| known.eq_ignore_ascii_case(name));
         let of_body = name.to_ascii_lowercase().starts_with("content-");
@@ -467,16 +508,16 @@ fn build(
 }
 
 /// Where a redirect leads.
-fn next(from: &Uri, response: &Response) -> Result<Option<Uri>, HttpError> {
+fn next(from: &Url, response: &Response) -> Result<Option<Url>, HttpError> {
     if !matches!(response.status, 301 | 302 | 303 | 307 | 308) {
         return Ok(None);
     }
-    let refused = |why: String| HttpError::Address { url: shown(&from.to_string()), why };
+    let refused = |why: String| HttpError::Address { url: shown(from.as_str()), why };
     let target = response.headers.get("location").map(|value| String::from_utf8_lossy(value.as_bytes()));
     let target = target.ok_or_else(|| refused(format!("HTTP status {} without a location", response.status)))?;
-    let to = parse(&join(from, target.trim()))?;
-    if from.scheme_str() == Some("https") && to.scheme_str() != Some("https") {
-        return Err(refused(format!("it redirects from https to {}", shown(&to.to_string()))));
+    let to = checked(from.join(target.trim()), &target)?;
+    if from.scheme() == "https" && to.scheme() != "https" {
+        return Err(refused(format!("it redirects from https to {}", shown(to.as_str()))));
     }
     Ok(Some(to))
 }
@@ -516,16 +557,9 @@ fn untrusted(why: &str) -> String {
     format!("no secure connection: {why} (`SSL_CERT_FILE` can name further certificates to trust)")
 }
 
-/// Scheme, host and port.
-fn origin(url: &Uri) -> (String, String, u16) {
-    let scheme = url.scheme_str().unwrap_or_default().to_ascii_lowercase();
-    let port = url.port_u16().unwrap_or(if scheme == "https" { 443 } else { 80 });
-    (scheme, url.host().unwrap_or_default().to_ascii_lowercase(), port)
-}
-
 /// Whether two addresses have the same scheme, host and port.
 pub fn same_origin(one: &str, other: &str) -> bool {
-    matches!((parse(one), parse(other)), (Ok(one), Ok(other)) if origin(&one) == origin(&other))
+    matches!((parse(one), parse(other)), (Ok(one), Ok(other)) if one.origin() == other.origin())
 }
 
 /// An address for people: without user, password and query, which may hold secrets.
@@ -541,57 +575,19 @@ pub fn shown(url: &str) -> String {
     text.chars().filter(|c| !c.is_control()).take(500).collect()
 }
 
-/// An http or https address with a host; characters that may not stand in one are percent-encoded.
-fn parse(text: &str) -> Result<Uri, HttpError> {
-    use std::fmt::Write as _;
-    let refused = |why: String| HttpError::Address { url: shown(text), why };
-    let bare = text.split('#').next().unwrap_or_default();
-    let encoded = bare.bytes().fold(String::with_capacity(bare.len()), |mut encoded, byte| {
-        if byte.is_ascii_graphic() && !b"\"<>\\^`{|}".contains(&byte) {
-            encoded.push(char::from(byte));
-        } else {
-            let _ = write!(encoded, "%{byte:02X}");
-        }
-        encoded
-    });
-    let url: Uri = encoded.parse().map_err(|error| refused(format!("it is not an address: {error}")))?;
-    match (url.scheme_str(), url.host()) {
-        (Some("http" | "https"), Some(host)) if !host.is_empty() => Ok(url),
-        _ => Err(refused("it is not an http or https address".to_owned())),
-    }
+/// An http or https address; characters that may not stand in one are percent-encoded.
+fn parse(text: &str) -> Result<Url, HttpError> {
+    checked(Url::parse(text), text)
 }
 
-/// A reference as seen from `base` (RFC 3986 §5.2).
-fn join(base: &Uri, reference: &str) -> String {
-    let scheme = base.scheme_str().unwrap_or_default();
-    let home = format!("{scheme}://{}", base.authority().map_or("", |authority| authority.as_str()));
-    let has_scheme = reference.split_once(':').is_some_and(|(head, _)| {
-        !head.is_empty() && head.chars().all(|c| c.is_ascii_alphanumeric() || "+-.".contains(c))
-    });
-    if has_scheme {
-        return reference.to_owned();
+fn checked(parsed: Result<Url, url::ParseError>, text: &str) -> Result<Url, HttpError> {
+    let refused = |why: String| HttpError::Address { url: shown(text), why };
+    let mut url = parsed.map_err(|error| refused(format!("it is not an address: {error}")))?;
+    if !matches!(url.scheme(), "http" | "https") {
+        return Err(refused("it is not an http or https address".to_owned()));
     }
-    if reference.starts_with("//") {
-        return format!("{scheme}:{reference}");
-    }
-    let (path, tail) = reference.split_at(reference.find(['?', '#']).unwrap_or(reference.len()));
-    let whole = match path {
-        "" => base.path().to_owned(),
-        _ if path.starts_with('/') => path.to_owned(),
-        _ => format!("{}/{path}", base.path().rsplit_once('/').map_or("", |(folder, _)| folder)),
-    };
-    let mut parts: Vec<&str> = Vec::new();
-    for part in whole.split('/').skip(1) {
-        match part {
-            "." => {}
-            ".." => drop(parts.pop()),
-            part => parts.push(part),
-        }
-    }
-    if whole.ends_with("/.") || whole.ends_with("/..") {
-        parts.push("");
-    }
-    format!("{home}/{}{tail}", parts.join("/"))
+    url.set_fragment(None);
+    Ok(url)
 }
 
 /// A variable by its lowercase name, or its uppercase one; empty counts as not set.
@@ -605,8 +601,8 @@ fn proxy_for<'a>(env: &'a BTreeMap<String, String>, scheme: &str) -> Option<&'a 
 }
 
 /// Whether `NO_PROXY` covers an address: `*`, hosts and their subdomains, `host:port`, IP addresses and CIDR blocks.
-fn bypasses(list: &str, url: &Uri) -> bool {
-    let (_, host, port) = origin(url);
+fn bypasses(list: &str, url: &Url) -> bool {
+    let (host, port) = (url.host_str().unwrap_or_default(), url.port_or_known_default());
     let host = host.trim_start_matches('[').trim_end_matches(']');
     let ip: Option<IpAddr> = host.parse().ok();
     list.split([',', ' ']).map(str::trim).filter(|entry| !entry.is_empty()).any(|entry| {
@@ -619,7 +615,7 @@ fn bypasses(list: &str, url: &Uri) -> bool {
         }
         let name = match entry.rsplit_once(':') {
             Some((name, number)) if !name.contains(':') => {
-                if number.parse() != Ok(port) {
+                if number.parse().ok() != port {
                     return false;
                 }
                 name
@@ -642,25 +638,12 @@ fn in_block(ip: IpAddr, network: IpAddr, bits: u32) -> bool {
     }
 }
 
-/// `Retry-After`: seconds, or a date as `Sun, 06 Nov 1994 08:49:37 GMT` (the other two date forms are obsolete).
+/// `Retry-After`: seconds, or a date (RFC 9110 §10.2.3).
 fn wait_from(text: &str, now: SystemTime) -> Option<Duration> {
     if let Ok(seconds) = text.parse() {
         return Some(Duration::from_secs(seconds));
     }
-    let mut words = text.split_once(", ")?.1.split([' ', ':']);
-    let day: i64 = words.next()?.parse().ok().filter(|day| (1..=31).contains(day))?;
-    let month = words.next()?;
-    let months = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
-    let month = i64::try_from(months.iter().position(|name| *name == month)?).ok()? + 1;
-    let year: i64 = words.next()?.parse().ok().filter(|year| (1970..10_000).contains(year))?;
-    let clock: Vec<i64> = words.by_ref().take(3).filter_map(|word| word.parse().ok()).collect();
-    let [hours @ 0..24, minutes @ 0..60, seconds @ 0..=60] = clock[..] else { return None };
-    // Days since 1970-01-01 in the Gregorian calendar, years beginning in March.
-    let (y, m) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
-    let days = 365 * y + y / 4 - y / 100 + y / 400 + (153 * m + 2) / 5 + day - 1 - 719_468;
-    let at = u64::try_from(days * 86_400 + hours * 3_600 + minutes * 60 + seconds).ok()?;
-    // Not every system's clock reaches the year 9999.
-    Some(UNIX_EPOCH.checked_add(Duration::from_secs(at))?.duration_since(now).unwrap_or_default())
+    Some(httpdate::parse_http_date(text).ok()?.duration_since(now).unwrap_or_default())
 }
 
 #[cfg(test)]

@@ -20,8 +20,9 @@ pub struct Ingredients<'a> {
     /// The digest of the exported source tree.
     pub source: Digest,
     pub toolchain: &'a Toolchain,
-    pub cmake: &'a ToolPath,
-    pub ninja: Option<&'a ToolPath>,
+    /// What stands for CMake and ninja: see [`super::ToolPath::identity`].
+    pub cmake: &'a str,
+    pub ninja: Option<&'a str>,
     /// The caller's environment; only what reaches a build and changes it counts.
     pub env: &'a Env,
     /// [`super::toolchain::processor`], for builds made for exactly this machine.
@@ -44,12 +45,14 @@ pub fn inputs(of: &Ingredients<'_>) -> BTreeMap<String, String> {
         ("native", recipe.native.to_string()),
         ("tool.cc", of.toolchain.cc.identity.clone()),
         ("tool.cxx", of.toolchain.cxx.identity.clone()),
-        ("tool.cmake", of.cmake.identity.clone()),
+        ("tool.cmake", of.cmake.to_owned()),
     ]
     .map(|(name, value)| (name.to_owned(), value))
     .into();
-    let optional = [("ninja", of.ninja), ("cuda", of.toolchain.cuda.as_ref()), ("hip", of.toolchain.hip.as_ref())];
-    all.extend(optional.into_iter().filter_map(|(name, tool)| Some((format!("tool.{name}"), tool?.identity.clone()))));
+    let identity = |tool: &'_ Option<ToolPath>| tool.as_ref().map(|tool| tool.identity.clone());
+    let (cuda, hip) = (identity(&of.toolchain.cuda), identity(&of.toolchain.hip));
+    let optional = [("ninja", of.ninja.map(str::to_owned)), ("cuda", cuda), ("hip", hip)];
+    all.extend(optional.into_iter().filter_map(|(name, identity)| Some((format!("tool.{name}"), identity?))));
     all.extend(recipe.define.iter().map(|(name, value)| (format!("define.{name}"), value.clone())));
     if !recipe.evidence.is_empty() {
         all.insert("evidence".to_owned(), recipe.evidence.join("\n"));
@@ -154,8 +157,8 @@ mod tests {
             recipe: &case.recipe,
             source: Digest::of(case.source.as_bytes()),
             toolchain: &case.toolchain,
-            cmake: &case.cmake,
-            ninja: case.ninja.as_ref(),
+            cmake: &case.cmake.identity,
+            ninja: case.ninja.as_ref().map(|ninja| ninja.identity.as_str()),
             env: &case.env,
             processor: case.processor,
         })

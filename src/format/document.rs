@@ -5,7 +5,7 @@
 //! documents in one file, dates.
 
 use std::collections::{BTreeMap, HashMap};
-use std::ops::Range;
+use std::ops::{Range, RangeInclusive};
 use std::sync::Arc;
 
 use granit_parser::{Event, Parser, ScalarStyle, Span};
@@ -118,14 +118,15 @@ impl Document {
     ///
     /// # Errors
     /// The version is another one than `known`. (One that is missing or no number is left to the schema.)
-    pub fn check_version(&self, format: &str, known: u32) -> Result<(), Diagnostics> {
+    pub fn check_version(&self, format: &str, known: RangeInclusive<u32>) -> Result<(), Diagnostics> {
+        let (oldest, newest) = (i64::from(*known.start()), i64::from(*known.end()));
         match self.find(&["version"]).map(|node| &node.value) {
-            Some(Value::Int(version)) if *version != i64::from(known) => {
-                let problem = self
-                    .error(&["version"], format!("this {format} has a version that this program does not know"))
-                    .expected(known.to_string())
-                    .actual(version.to_string());
-                Err(if *version > i64::from(known) { problem.hint("upgrade aitools") } else { problem }.into())
+            Some(Value::Int(version)) if !(oldest..=newest).contains(version) => {
+                let expected = if oldest == newest { newest.to_string() } else { format!("{oldest} to {newest}") };
+                let newer = format!("this {format} was written by a newer version of aitools");
+                let message = if *version > newest { newer } else { format!("there is no such version of a {format}") };
+                let problem = self.error(&["version"], message).expected(expected).actual(version.to_string());
+                Err(if *version > newest { problem.hint("upgrade aitools") } else { problem }.into())
             }
             _ => Ok(()),
         }

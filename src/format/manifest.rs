@@ -11,6 +11,8 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::base::address::Address;
+use crate::base::commit::Commit;
 use crate::base::diagnostic::{Diagnostic, Diagnostics};
 use crate::base::digest::Digest;
 use crate::base::name::{Name, RelPath};
@@ -20,7 +22,6 @@ use super::Parsed;
 use super::document::{Document, Syntax};
 use super::schema::Schema;
 
-pub(super) use check::is_commit;
 pub use check::{check_source, glob};
 pub use derive::{ConvertSpec, DeriveSpec, Request, Step};
 
@@ -39,11 +40,46 @@ static SCHEMA: Schema<Manifest> = Schema::new();
 /// Everything that is wrong with the file: syntax, else types and keys, else what contradicts itself.
 pub fn parse(name: &str, bytes: &[u8]) -> Result<(Parsed<Manifest>, Vec<Diagnostic>), Diagnostics> {
     let document = Document::parse(Syntax::Toml, name, bytes, MAX_BYTES)?;
-    document.check_version("manifest", VERSION)?;
+    document.check_version("manifest", VERSION..=VERSION)?;
     let value = SCHEMA.decode(&document)?;
     let mut problems = check::check(&value, &document);
     problems.sort();
     problems.or(Parsed { value, document })
+}
+
+/// What an entry of a manifest or lockfile is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// A build tool or a Python package.
+    Tool,
+    /// A program that runs models.
+    Engine,
+    /// An AI model.
+    Model,
+}
+
+impl Kind {
+    /// In the order of a lockfile.
+    pub const ALL: [Self; 3] = [Self::Tool, Self::Engine, Self::Model];
+
+    /// The word, in lower case.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Tool => "tool",
+            Self::Engine => "engine",
+            Self::Model => "model",
+        }
+    }
+
+    /// The word with `a` or `an`.
+    pub fn with_article(self) -> &'static str {
+        match self {
+            Self::Tool => "a tool",
+            Self::Engine => "an engine",
+            Self::Model => "a model",
+        }
+    }
 }
 
 /// What a project wants on a machine.
@@ -184,10 +220,10 @@ pub enum SourceSpec {
 #[serde(deny_unknown_fields)]
 pub struct GitSpec {
     /// The address to fetch from. git's own `url.<base>.insteadOf` applies.
-    pub git: String,
-    /// A full commit id (40 hexadecimal digits).
+    pub git: Address,
+    /// A full commit id: 40 lowercase hexadecimal digits.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub rev: Option<String>,
+    pub rev: Option<Commit>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tag: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -31,3 +31,31 @@ impl<T> Parsed<T> {
         self.document.span_of(path)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::lockfile::RawEntry;
+    use super::manifest::Manifest;
+    use super::policy::Policy;
+    use super::schema::{self, Schema};
+    use super::settings::Settings;
+
+    #[test]
+    fn every_rule_of_our_types_is_understood() {
+        assert!(Schema::<Manifest>::new().is_understood());
+        assert!(Schema::<Policy>::new().is_understood());
+        assert!(Schema::<Settings>::new().is_understood());
+        assert!(Schema::<RawEntry>::new().is_understood());
+    }
+
+    #[test]
+    fn schemas_for_editors() {
+        let (manifest, policy) = (schema::of::<Manifest>(), schema::of::<Policy>());
+        for (schema, title) in [(&manifest, "Manifest"), (&policy, "Policy"), (&schema::of::<Settings>(), "Settings")] {
+            assert_eq!(schema["$schema"], "https://json-schema.org/draft/2020-12/schema");
+            assert_eq!((schema["title"].as_str(), &schema["additionalProperties"]), (Some(title), &false.into()));
+        }
+        assert_eq!(policy["$defs"]["Generation"]["properties"]["top_p"]["maximum"], 1.0);
+        assert_eq!(manifest["properties"]["version"]["maximum"], 1);
+    }
+}

@@ -25,22 +25,8 @@ use super::document::{Document, Entry, Node, Syntax, Value};
 /// References within references: our types do not contain themselves.
 const MAX_DEPTH: usize = 32;
 
-/// The JSON Schema of manifests, for editors.
-pub fn manifest() -> Json {
-    of::<super::manifest::Manifest>()
-}
-
-/// The JSON Schema of policies, for editors.
-pub fn policy() -> Json {
-    of::<super::policy::Policy>()
-}
-
-/// The JSON Schema of `configs/settings.toml`, for editors.
-pub fn settings() -> Json {
-    of::<super::settings::Settings>()
-}
-
-fn of<T: JsonSchema>() -> Json {
+/// The JSON Schema of a type, for editors.
+pub fn of<T: JsonSchema>() -> Json {
     schemars::schema_for!(T).to_value()
 }
 
@@ -75,6 +61,12 @@ impl<T: DeserializeOwned + JsonSchema> Schema<T> {
         }
         serde_json::from_value(json)
             .map_err(|error| Diagnostic::error(error.to_string()).at(&document.source, document.span_of(&[])).into())
+    }
+
+    /// Whether every part of the type is checked here, rather than by serde alone, which tells no places.
+    #[cfg(test)]
+    pub(super) fn is_understood(&self) -> bool {
+        is_understood(self.rule())
     }
 
     fn rule(&self) -> &Rule {
@@ -332,6 +324,29 @@ impl fmt::Display for Path<'_> {
     }
 }
 
+/// What other programs call a key or value: llama.cpp, ollama, vLLM, transformers.
+const ALIASES: [(&str, &[&str]); 12] = [
+    ("context_size", &["ctx_size", "n_ctx", "num_ctx", "ctx", "max_model_len", "context_length"]),
+    ("gpu_layers", &["ngl", "n_gpu_layers", "num_gpu"]),
+    ("max_tokens", &["n_predict", "num_predict", "max_new_tokens", "max_completion_tokens"]),
+    ("threads", &["n_threads", "num_thread", "num_threads"]),
+    ("batch_size", &["n_batch", "num_batch"]),
+    ("parallel", &["n_parallel", "np", "max_num_seqs"]),
+    ("temperature", &["temp"]),
+    ("repeat_penalty", &["repetition_penalty"]),
+    ("stop", &["stop_sequences", "stop_strings"]),
+    ("cuda", &["gpu", "nvidia", "cublas"]),
+    ("rocm", &["hip", "amd", "hipblas"]),
+    ("metal", &["mps"]),
+];
+
+/// The one of `known` that other programs call `text`.
+fn alias<'k>(text: &str, mut known: impl Iterator<Item = &'k str>) -> Option<&'k str> {
+    let text = text.to_ascii_lowercase().replace('-', "_");
+    let (ours, _) = ALIASES.iter().find(|(_, theirs)| theirs.contains(&text.as_str()))?;
+    known.find(|known| known == ours)
+}
+
 /// Foreign text in a message: not too much of it.
 fn shown(text: &str) -> String {
     match text.char_indices().nth(60) {
@@ -432,7 +447,8 @@ impl Check<'_> {
 
     fn choice(&mut self, rule: &Rule, choices: &[String], text: &str, node: &Node, path: &Path<'_>) -> Json {
         let mut problem = Diagnostic::error(format!("`{path}` cannot be `{}`", shown(text))).expected(rule.to_string());
-        if let Some(near) = nearest(text, choices.iter().map(String::as_str)) {
+        let known = || choices.iter().map(String::as_str);
+        if let Some(near) = alias(text, known()).or_else(|| nearest(text, known())) {
             problem = problem.hint(format!("did you mean `{near}`?"));
         }
         self.report(node.span.clone(), problem)
@@ -472,7 +488,7 @@ impl Check<'_> {
         let place = if path.above.is_some() { format!(" in `{path}`") } else { String::new() };
         let problem = Diagnostic::error(format!("unknown key `{}`{place}", shown(&entry.key)));
         let known = || rule.keys.keys().map(String::as_str);
-        let problem = match nearest(&entry.key, known()) {
+        let problem = match alias(&entry.key, known()).or_else(|| nearest(&entry.key, known())) {
             Some(near) => problem.hint(format!("did you mean `{near}`?")),
             None => problem.expected(format!("one of {}", quoted_list(known()))),
         };
@@ -534,40 +550,26 @@ fn any(node: &Node) -> Json {
     }
 }
 
+/// Whether serde is left alone with no part of a rule.
+#[cfg(test)]
+fn is_understood(rule: &Rule) -> bool {
+    match rule {
+        Rule::Any => false,
+        Rule::Array { item, .. } => is_understood(item),
+        Rule::Either(rules) => rules.iter().all(is_understood),
+        Rule::Table(table) => {
+            table.keys.values().all(is_understood) && table.rest.as_ref().is_none_or(|(_, rule)| is_understood(rule))
+        }
+        _ => true,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::format::{lockfile, manifest::Manifest, policy::Policy, settings::Settings};
-
-    fn understood(rule: &Rule) -> bool {
-        match rule {
-            Rule::Any => false,
-            Rule::Array { item, .. } => understood(item),
-            Rule::Either(rules) => rules.iter().all(understood),
-            Rule::Table(table) => {
-                table.keys.values().all(understood) && table.rest.as_ref().is_none_or(|(_, rule)| understood(rule))
-            }
-            _ => true,
-        }
-    }
-
     #[test]
-    fn every_rule_of_our_types_is_understood() {
-        assert!(understood(Schema::<Manifest>::new().rule()));
-        assert!(understood(Schema::<Policy>::new().rule()));
-        assert!(understood(Schema::<Settings>::new().rule()));
-        assert!(understood(Schema::<lockfile::Entry>::new().rule()));
+    fn a_rule_that_is_not_understood_is_noticed() {
         let strange = serde_json::json!({ "type": "object", "properties": { "x": { "not": {} } } });
-        assert!(!understood(&Compiler { definitions: &Json::Null }.rule(&strange, MAX_DEPTH)));
-    }
-
-    #[test]
-    fn schemas_for_editors() {
-        for (schema, title) in [(manifest(), "Manifest"), (policy(), "Policy"), (settings(), "Settings")] {
-            assert_eq!(schema["$schema"], "https://json-schema.org/draft/2020-12/schema");
-            assert_eq!((schema["title"].as_str(), &schema["additionalProperties"]), (Some(title), &Json::Bool(false)));
-        }
-        assert_eq!(policy()["$defs"]["Generation"]["properties"]["top_p"]["maximum"], 1.0);
-        assert_eq!(manifest()["properties"]["version"]["maximum"], 1);
+        assert!(!is_understood(&Compiler { definitions: &Json::Null }.rule(&strange, MAX_DEPTH)));
     }
 }

@@ -5,38 +5,37 @@ mod derived;
 pub use derived::{check as check_derivations, made};
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 
-use crate::base::digest::Digest;
+use crate::base::diagnostic::{Diagnostic, Diagnostics, nearest};
 use crate::base::name::Name;
-use crate::base::platform::{Platform, Variant};
-use crate::build::accelerator::{self, Accelerators, Definitions, Unfit};
-use crate::build::fingerprint::{self, Ingredients};
-use crate::build::settings::Env;
-use crate::build::toolchain::{self, Finder, ToolError, Toolchain};
-use crate::build::{BuildRecipe, ToolPath};
-use crate::engine::{self, Engine, RecipeRequest};
-use crate::format::lockfile::{Entry, FilePin, Kind, Lockfile};
-use crate::format::manifest::{self, EngineSpec, ModelSpec, Request};
+use crate::base::platform::Variant;
+use crate::build::fingerprint;
+use crate::engine::Engine;
+use crate::format::lockfile::{EngineEntry, FilePin, Lockfile, ModelEntry, ModelPin};
+use crate::format::manifest::{self, EngineSpec, Kind, ModelSpec};
 use crate::format::policy;
-use crate::plan::{self, EngineWish, Layout, LayoutError, ModelWish};
-use crate::source::pypi;
+use crate::format::schema::quoted_list;
+use crate::plan::{self, EngineIndex, EngineWish, Layout, LayoutError, ModelIndex, ModelWish};
 
+use super::failure::PythonError;
+use super::install::{Decided, Installation, Installers, Wanted};
 use super::project::PolicyFile;
+use super::python::Python;
 use super::{Failure, Host, Project};
 
-/// An engine in one variant: everything that decides what is built.
+/// An engine in one variant: everything that decides what is installed.
 #[derive(Debug)]
 pub struct EngineDemand<'a> {
+    /// For the plan.
     pub wish: EngineWish,
+    /// The adapter that drives it.
     pub adapter: &'static dyn Engine,
-    pub entry: &'a Entry,
-    pub recipe: BuildRecipe,
-    pub toolchain: Toolchain,
-    pub cmake: ToolPath,
-    pub ninja: Option<ToolPath>,
-    /// Every named input of the build; the fingerprint is their digest.
+    /// What is locked.
+    pub entry: &'a EngineEntry,
+    /// Every named input of the installation; the fingerprint is their digest.
     pub inputs: BTreeMap<String, String>,
+    /// The installation itself.
+    pub installation: Box<dyn Installation>,
 }
 
 /// A model and where its files go.
@@ -44,7 +43,7 @@ pub struct EngineDemand<'a> {
 pub struct ModelDemand<'a> {
     pub wish: ModelWish,
     pub layout: Layout,
-    pub entry: &'a Entry,
+    pub entry: &'a ModelEntry,
     pub spec: &'a ModelSpec,
     pub derive: Option<DeriveDemand<'a>>,
 }
@@ -57,10 +56,10 @@ pub struct DeriveDemand<'a> {
     pub size_bytes: u64,
     /// Files of the model it is made from that go along.
     pub beside: Vec<FilePin>,
-    /// The engine's build, as an index into the demand's engines.
-    pub engine: usize,
-    /// Python packages that the engine's script is given.
-    pub packages: Vec<&'a Entry>,
+    /// The engine whose program or source makes it.
+    pub engine: EngineIndex,
+    /// For a conversion that is due: the Python that runs it, or why there is none.
+    pub python: Option<Result<Python, PythonError>>,
     /// Every named input; the fingerprint is their digest.
     pub inputs: BTreeMap<String, String>,
 }
@@ -72,14 +71,33 @@ pub struct Demand<'a> {
     pub models: Vec<ModelDemand<'a>>,
 }
 
-impl Demand<'_> {
+impl<'a> Demand<'a> {
+    /// The engine at a position that a step of this demand's plan names.
+    pub fn engine_at(&self, at: EngineIndex) -> &EngineDemand<'a> {
+        &self.engines[at.0]
+    }
+
+    /// The model at a position that a step of this demand's plan names.
+    pub fn model_at(&self, at: ModelIndex) -> &ModelDemand<'a> {
+        &self.models[at.0]
+    }
+
     /// The model of a single policy's demand.
-    pub fn model(&self) -> Option<&ModelDemand<'_>> {
+    pub fn model(&self) -> Option<&ModelDemand<'a>> {
         self.models.iter().find(|model| model.wish.wanted)
     }
 
-    pub fn find(&self, model: &Name) -> Option<&ModelDemand<'_>> {
-        self.models.iter().find(|demand| demand.wish.name == *model)
+    /// The engine of the same name and fingerprint.
+    fn same_engine(&self, engine: &EngineDemand<'_>) -> Option<EngineIndex> {
+        let same = |other: &EngineDemand<'_>| {
+            other.wish.name == engine.wish.name && other.wish.fingerprint == engine.wish.fingerprint
+        };
+        self.engines.iter().position(same).map(EngineIndex)
+    }
+
+    /// The position of the model of that name.
+    fn find(&self, model: &Name) -> Option<ModelIndex> {
+        self.models.iter().position(|demand| demand.wish.name == *model).map(ModelIndex)
     }
 }
 
@@ -106,16 +124,19 @@ pub fn demand<'a>(
 ) -> Result<Demand<'a>, Failure> {
     let (engines, models, run) = wanted(host, project, names)?;
     let env = host.os_env();
-    let finder = Finder::new(&env, host.store.root(), host.task.cancel());
-    let mut surroundings = Surroundings { host, project, lock, env: &env, finder, accelerators: None };
+    let mut builder = DemandBuilder { host, project, lock, installers: Installers::new(host, lock, &env) };
     let mut demand = Demand::default();
     for (name, variant) in engines {
         let linked = !demand.engines.iter().any(|other| other.wish.name == name);
-        demand.engines.push(surroundings.engine(&name, variant, linked)?);
+        let engine = builder.engine(&name, variant, linked)?;
+        // One policy may name the variant that is chosen for another.
+        if demand.same_engine(&engine).is_none() {
+            demand.engines.push(engine);
+        }
     }
     let needed = derived::with_inputs(&project.manifest.value, &models);
     for name in project.manifest.value.models_in_order().into_iter().filter(|name| needed.contains(name)) {
-        let model = surroundings.model(name, models.contains(name), &mut demand)?;
+        let model = builder.model(name, models.contains(name), &mut demand)?;
         // What others are derived from need not be of use to an engine.
         if model.layout.main.is_none() && (run.contains(name) || !derived::is_input(&project.manifest.value, name)) {
             return Err(misplaced(project, name, &LayoutError::NoWeights));
@@ -126,10 +147,10 @@ pub fn demand<'a>(
 }
 
 /// Engines with variants; models; those of the models that policies name.
-type Wanted = (Vec<(Name, Option<Variant>)>, Vec<Name>, Vec<Name>);
+type Selected = (Vec<(Name, Option<Variant>)>, Vec<Name>, Vec<Name>);
 
 /// Names of engines (with the variant that a policy or the user asks for) and models.
-fn wanted(host: &Host, project: &Project, names: &[String]) -> Result<Wanted, Failure> {
+fn wanted(host: &Host, project: &Project, names: &[String]) -> Result<Selected, Failure> {
     let manifest = &project.manifest;
     let (mut engines, mut models) = (Vec::new(), Vec::new());
     for file in select(project, names)? {
@@ -161,31 +182,30 @@ fn wanted(host: &Host, project: &Project, names: &[String]) -> Result<Wanted, Fa
     Ok((engines, models, run))
 }
 
-struct Surroundings<'h, 'a> {
+struct DemandBuilder<'h, 'a> {
     host: &'h Host,
     project: &'a Project,
     lock: &'a Lockfile,
-    env: &'h Env,
-    finder: Finder<'h>,
-    accelerators: Option<Accelerators>,
+    installers: Installers<'h>,
 }
 
-impl<'a> Surroundings<'_, 'a> {
-    fn entry(&self, kind: Kind, name: &Name) -> Result<&'a Entry, Failure> {
-        let missing = || Failure::Stale {
-            path: self.project.lock_path.clone(),
-            entries: vec![super::failure::Staleness { kind, name: name.clone(), why: super::failure::Why::Added }],
-        };
-        self.lock.get(kind, name).ok_or_else(missing)
+impl<'a> DemandBuilder<'_, 'a> {
+    /// An entry that the manifest has and the lockfile has not.
+    fn not_locked(&self, kind: Kind, name: &Name) -> Failure {
+        let entries = vec![super::failure::Staleness { kind, name: name.clone(), why: super::failure::Why::Added }];
+        Failure::Stale { path: self.project.lock_path.clone(), entries }
     }
 
     fn model(&mut self, name: &'a Name, wanted: bool, demand: &mut Demand<'a>) -> Result<ModelDemand<'a>, Failure> {
-        let entry = self.entry(Kind::Model, name)?;
+        let entry = self.lock.model(name).ok_or_else(|| self.not_locked(Kind::Model, name))?;
         let spec = &self.project.manifest.value.models[name];
-        if let Request::Derive(request) = &entry.request {
-            return self.derived(&derived::Asked { name, spec, request, entry, wanted }, demand);
-        }
-        let (files, layout) = (entry.pin.files.clone(), self.layout(name, spec, &entry.pin.files)?);
+        let files = match &entry.pin {
+            ModelPin::Files { files, .. } => files,
+            ModelPin::Derived { request, .. } => {
+                return self.derived(&derived::Asked { name, spec, request, entry, wanted }, demand);
+            }
+        };
+        let (files, layout) = (files.clone(), self.layout(name, spec, files)?);
         let wish = ModelWish { name: name.clone(), files, places: layout.places.clone(), derive: None, wanted };
         Ok(ModelDemand { wish, layout, entry, spec, derive: None })
     }
@@ -194,168 +214,69 @@ impl<'a> Surroundings<'_, 'a> {
         plan::layout(name, spec, files).map_err(|error| misplaced(self.project, name, &error))
     }
 
-    fn engine(&mut self, name: &Name, asked: Option<Variant>, linked: bool) -> Result<EngineDemand<'a>, Failure> {
-        let entry = self.entry(Kind::Engine, name)?;
+    fn engine(&mut self, name: &Name, variant: Option<Variant>, linked: bool) -> Result<EngineDemand<'a>, Failure> {
+        let entry = self.lock.engine(name).ok_or_else(|| self.not_locked(Kind::Engine, name))?;
         let spec = &self.project.manifest.value.engines[name];
-        let adapter = adapter(self.project, name, spec)?;
-        let broken = |error: ToolError| Failure::Toolchain { engine: name.clone(), error };
-        let recipe_of = |variant| {
-            let recipe = adapter.recipe(&RecipeRequest { spec, pin: &entry.pin, platform: Platform::HOST, variant });
-            recipe.map_err(|error| Failure::Recipe { engine: name.clone(), error })
-        };
-        let variant = match asked {
-            Some(variant) => self.allowed(name, spec, variant)?,
-            None => self.best(name, spec, adapter.variants(Platform::HOST), &recipe_of)?,
-        };
-        let recipe = recipe_of(variant)?;
-        if asked == Some(Variant::Cuda) {
-            self.require_fit(name, &recipe)?;
-        }
-        let toolchain = self.finder.toolchain(variant == Variant::Cuda, variant == Variant::Rocm).map_err(broken)?;
-        let tools = self.tools()?;
-        let locked =
-            |tool: &str| tools.iter().find(|(name, _)| name.as_str() == tool).map(|found| self.identified(found));
-        let cmake = match locked("cmake") {
-            Some(cmake) => cmake,
-            None => self.finder.cmake().map_err(broken)?,
-        };
-        let ninja = match locked("ninja") {
-            Some(ninja) => Some(ninja),
-            None => self.finder.ninja().map_err(broken)?,
-        };
-        let source = entry.pin.tree.unwrap_or_else(|| Digest::of(b""));
-        let inputs = fingerprint::inputs(&Ingredients {
-            engine: name.as_str(),
-            variant,
-            platform: Platform::HOST,
-            recipe: &recipe,
-            source,
-            toolchain: &toolchain,
-            cmake: &cmake,
-            ninja: ninja.as_ref(),
-            env: self.env,
-            processor: &toolchain::processor(self.env),
-        });
+        let adapter = adapter(self.host, self.project, name, spec)?;
+        let decided = self.installers.of(adapter).decide(&Wanted { name, spec, entry, adapter, variant })?;
+        let Decided { variant, inputs, packages, installation } = decided;
         let fingerprint = fingerprint::fingerprint(&inputs);
-        let wish = EngineWish { name: name.clone(), variant, fingerprint, tree: source, tools, linked, wanted: true };
-        Ok(EngineDemand { wish, adapter, entry, recipe, toolchain, cmake, ninja, inputs })
-    }
-
-    /// Whether the manifest lists the variant that was asked for.
-    fn allowed(&self, name: &Name, spec: &EngineSpec, variant: Variant) -> Result<Variant, Failure> {
-        let listed = spec.variant.contains_key(&variant) || (variant == Variant::Cpu && spec.variant.is_empty());
-        if listed {
-            return Ok(variant);
-        }
-        let known: Vec<&str> = spec.variant.keys().map(|variant| variant.as_str()).collect();
-        let what = format!("engine `{name}` has no variant `{variant}` in the manifest");
-        let hint = format!("it has: {}", if known.is_empty() { "cpu".to_owned() } else { known.join(", ") });
-        Err(Failure::Usage { what, hint: Some(hint) })
-    }
-
-    /// The best variant that manifest, adapter and machine have in common. The machine is asked only when there is a choice.
-    fn best(
-        &mut self,
-        name: &Name,
-        spec: &EngineSpec,
-        possible: &[Variant],
-        recipe_of: &impl Fn(Variant) -> Result<BuildRecipe, Failure>,
-    ) -> Result<Variant, Failure> {
-        let listed: Vec<Variant> = spec.variant.keys().copied().filter(|variant| possible.contains(variant)).collect();
-        if !listed.iter().any(|variant| *variant != Variant::Cpu) {
-            return Ok(Variant::Cpu);
-        }
-        let builds = listed.into_iter().map(|variant| Ok((variant, recipe_of(variant)?.define)));
-        let builds: BTreeMap<Variant, Definitions> = builds.collect::<Result<_, Failure>>()?;
-        let task = &self.host.task;
-        let here = self.accelerators(name)?;
-        if let Some(unfit) = builds.get(&Variant::Cuda).and_then(|define| here.fit(Variant::Cuda, define).err())
-            && unfit != Unfit::Absent
-            && !here.gpus.is_empty()
-        {
-            let hint = unfit.hint().unwrap_or_default();
-            task.warn(format!("engine `{name}`: its variant `cuda` is not taken: {unfit}; {hint}"));
-        }
-        Ok(here.best(&builds))
-    }
-
-    /// What this machine has, asked once.
-    fn accelerators(&mut self, name: &Name) -> Result<&Accelerators, Failure> {
-        let found = match self.accelerators.take() {
-            Some(found) => found,
-            None => {
-                accelerator::detect(&self.finder).map_err(|error| Failure::Toolchain { engine: name.clone(), error })?
-            }
-        };
-        Ok(self.accelerators.insert(found))
-    }
-
-    /// A build for CUDA that somebody insists on may be made where no GPU is, for another machine; one that nvcc would refuse,
-    /// or that does not run on the GPU here, is not begun.
-    fn require_fit(&mut self, name: &Name, recipe: &BuildRecipe) -> Result<(), Failure> {
-        match self.accelerators(name)?.fit(Variant::Cuda, &recipe.define) {
-            Ok(()) | Err(Unfit::Absent) => Ok(()),
-            Err(unfit) => {
-                let what = format!("engine `{name}` cannot be used as variant `cuda`: {unfit}");
-                Err(Failure::Usage { what, hint: unfit.hint() })
-            }
-        }
-    }
-
-    /// This platform's package of every locked tool.
-    fn tools(&self) -> Result<Vec<(Name, FilePin)>, Failure> {
-        let package = |entry: &Entry| {
-            let package = pypi::package_here(&entry.pin).ok_or_else(|| Failure::Usage {
-                what: format!("the lockfile has no package of tool `{}` for {}", entry.name, Platform::HOST),
-                hint: Some("leave the tool out of the manifest to use this machine's own".to_owned()),
-            })?;
-            Ok((entry.name.clone(), package.clone()))
-        };
-        self.lock.tools.iter().filter(|entry| manifest::TOOLS.contains(&entry.name.as_str())).map(package).collect()
-    }
-
-    /// A locked tool as an input of a build: its version and package. Its path is known once it is in the store.
-    fn identified(&self, (name, package): &(Name, FilePin)) -> ToolPath {
-        let version = self.project.manifest.value.tools.get(name).map_or("", |spec| spec.version.as_str());
-        ToolPath { path: PathBuf::new(), identity: format!("{version} {}", package.sha256) }
+        let (name, tree, wanted) = (name.clone(), entry.tree, true);
+        let wish = EngineWish { name, variant, fingerprint, tree, tools: packages, linked, wanted };
+        Ok(EngineDemand { wish, adapter, entry, inputs, installation })
     }
 }
 
-/// What is told of a model whose files make no whole.
+/// Whether every model of a lockfile can be placed, so that `lock` refuses what `sync` could never carry out.
+///
+/// # Errors
+/// [`Failure::Input`] with every model of which it cannot be told which file is the main one, or two of whose files would get
+/// one name.
+pub fn check_layouts(project: &Project, lock: &Lockfile) -> Result<(), Failure> {
+    let manifest = &project.manifest.value;
+    let mut problems = Diagnostics::default();
+    for entry in &lock.models {
+        let (ModelPin::Files { files, .. }, Some(spec)) = (&entry.pin, manifest.models.get(&entry.name)) else {
+            continue;
+        };
+        let layout = plan::layout(&entry.name, spec, files);
+        // What others are derived from need not be a GGUF.
+        let layout = match layout {
+            Ok(Layout { main: None, .. }) if !derived::is_input(manifest, &entry.name) => Err(LayoutError::NoWeights),
+            layout => layout,
+        };
+        if let Err(error) = layout {
+            problems.push(misplacement(project, &entry.name, &error));
+        }
+    }
+    if problems.has_errors() { Err(problems.into()) } else { Ok(()) }
+}
+
+fn misplacement(project: &Project, name: &Name, error: &LayoutError) -> Diagnostic {
+    let problem = project.manifest.document.error(&["models", name.as_str()], format!("model `{name}`: {error}"));
+    problem.hint("name the files with `files = [\"…\"]`")
+}
+
+/// The files of a model that cannot be placed.
 pub fn misplaced(project: &Project, name: &Name, error: &LayoutError) -> Failure {
-    let place = project.manifest.document.error(&["models", name.as_str()], format!("model `{name}`: {error}"));
-    Failure::Input(place.hint("name the files with `files = [\"…\"]`").into())
+    Failure::Input(misplacement(project, name, error).into())
 }
 
 /// The adapter that drives an engine.
-fn adapter(project: &Project, name: &Name, spec: &EngineSpec) -> Result<&'static dyn Engine, Failure> {
+fn adapter(host: &Host, project: &Project, name: &Name, spec: &EngineSpec) -> Result<&'static dyn Engine, Failure> {
     let id = spec.adapter.as_deref().unwrap_or(name.as_str());
-    engine::find(id).ok_or_else(|| {
-        let known: Vec<&str> = engine::ENGINES.iter().map(|engine| engine.id()).collect();
+    host.engine(id).ok_or_else(|| {
+        let known: Vec<&str> = host.engines.iter().map(|engine| engine.id()).collect();
         let place = project.manifest.document.error(
             &["engines", name.as_str(), if spec.adapter.is_some() { "adapter" } else { "source" }],
             format!("engine `{name}`: there is no adapter `{id}`"),
         );
-        Failure::Input(place.expected(known.join(", ")).actual(id).hint("set `adapter`").into())
+        let hint = match nearest(id, known.iter().copied()) {
+            Some(near) => format!("did you mean `adapter = \"{near}\"`?"),
+            None => "set `adapter` to one of them".to_owned(),
+        };
+        Failure::Input(
+            place.expected(format!("one of {}", quoted_list(known.into_iter()))).actual(id).hint(hint).into(),
+        )
     })
-}
-
-/// A build's tool with its path: the store's for a locked one, the machine's own otherwise.
-///
-/// # Errors
-/// When the store cannot be read, or the tool is not there.
-pub fn located(host: &Host, demand: &EngineDemand<'_>, tool: &ToolPath, name: &str) -> Result<ToolPath, Failure> {
-    let Some((name, package)) = demand.wish.tools.iter().find(|(locked, _)| locked.as_str() == name) else {
-        return Ok(tool.clone());
-    };
-    let folder = host.store.tool(&package.sha256, true, host.task.cancel())?;
-    let folder = folder.ok_or_else(|| Failure::Usage {
-        what: format!("tool `{name}` is damaged in the cache"),
-        hint: Some("run `aitools sync` again".to_owned()),
-    })?;
-    let path = pypi::program(&folder, name.as_str()).ok_or_else(|| Failure::Usage {
-        what: format!("the package of tool `{name}` has no program of that name"),
-        hint: Some("correct `[tools]` in the manifest".to_owned()),
-    })?;
-    Ok(ToolPath { path, identity: tool.identity.clone() })
 }

@@ -1,55 +1,41 @@
 //! Makes a model from others, as `[models.<name>.derive]` asks: with the engine's own program, off the network, into staging;
 //! what came out is looked into, hashed, taken into the store and recorded under the fingerprint of everything it was made of.
 
-mod python;
-
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use crate::base::digest::Digest;
 use crate::base::fs;
-use crate::base::name::Name;
 use crate::base::process::Program;
-use crate::build::command::{self, Command, CommandError};
+use crate::build::command::{self, Command};
 use crate::engine::EngineError;
 use crate::engine::derive::{DeriveRequest, Work};
-use crate::format::gguf::Header;
 use crate::format::lockfile::FilePin;
 use crate::format::manifest::Step;
 use crate::format::receipt::{self, InstalledFile, Receipt};
-use crate::plan::{self, DeriveWish};
+use crate::plan::{self, DeriveWish, ModelIndex};
 use crate::report::Unit;
 
-pub use python::PythonError;
-
 use super::demand::{Demand, DeriveDemand, EngineDemand, ModelDemand, made};
-use super::{Failure, Host, Project, build, check, sync};
-
-/// Why a model could not be derived.
-#[derive(Debug, thiserror::Error)]
-pub enum DeriveError {
-    #[error(transparent)]
-    Engine(#[from] EngineError),
-    #[error(transparent)]
-    Command(#[from] CommandError),
-    #[error(transparent)]
-    Python(#[from] PythonError),
-    /// What the program made without a word of complaint.
-    #[error("what came out is of no use: {}", .why.join("; "))]
-    Useless { why: Vec<String>, log: PathBuf },
-}
+use super::failure::DeriveError;
+use super::{Failure, Host, Outcome, Project};
 
 /// Where the files of a model are, verified, by their digests.
 type Held = BTreeMap<Digest, PathBuf>;
 
-/// Derives a model with everything that takes, and places it, unless somebody else did meanwhile.
+/// Derives a model from others that are here, and places it, unless somebody else did meanwhile. Outdated when one of the
+/// inputs is damaged or gone.
 ///
 /// # Errors
 /// What the engine, its program or the store said; nothing is recorded then.
-pub fn derive(host: &Host, project: &Project, demand: &Demand<'_>, name: &Name) -> Result<(), Failure> {
-    let Some(model) = demand.find(name) else { return Ok(()) };
-    let (Some(derive), Some(wish)) = (&model.derive, &model.wish.derive) else { return Ok(()) };
+pub fn derive(host: &Host, project: &Project, demand: &Demand<'_>, at: ModelIndex) -> Result<Outcome, Failure> {
+    let model = demand.model_at(at);
+    let name = &model.wish.name;
+    let (Some(derive), Some(wish)) = (&model.derive, &model.wish.derive) else {
+        let error = EngineError::Underivable { why: "the manifest does not derive it".to_owned(), hint: None };
+        return Err(Failure::Derive { model: name.clone(), error: error.into() });
+    };
     let waiting = || host.task.waiting(format!("another aitools is deriving `{name}`"));
     let _held = host.store.lock(&format!("derive-{}", wish.fingerprint.hex()), host.task.cancel(), waiting)?;
     host.store.reload_records();
@@ -57,10 +43,16 @@ pub fn derive(host: &Host, project: &Project, demand: &Demand<'_>, name: &Name) 
     let mut held = held(host, project, model, &files)?;
     if files.is_empty() || files.iter().any(|file| !held.contains_key(&file.sha256)) {
         for input in &wish.from {
-            held.extend(bring(host, project, demand, input)?);
+            let input = demand.model_at(*input);
+            let files = files_of(host, input);
+            held.extend(self::held(host, project, input, &files)?);
+            if files.is_empty() || files.iter().any(|file| !held.contains_key(&file.sha256)) {
+                return Ok(Outcome::Outdated);
+            }
         }
         if files.first().is_none_or(|main| !held.contains_key(&main.sha256)) {
-            let made = make(host, project, demand, &Job { model, derive, wish, held: &held })?;
+            let job = Job { model, derive, wish, held: &held };
+            let Some(made) = make(host, project, demand, &job)? else { return Ok(Outcome::Outdated) };
             held.insert(made.sha256, host.store.blob_path(&made.sha256));
             files = files_of(host, model);
         }
@@ -68,11 +60,10 @@ pub fn derive(host: &Host, project: &Project, demand: &Demand<'_>, name: &Name) 
     let layout =
         plan::layout(name, model.spec, &files).map_err(|error| super::demand::misplaced(project, name, &error))?;
     for (file, place) in files.iter().zip(&layout.places) {
-        if let Some(path) = held.get(&file.sha256) {
-            host.store.place(path, &place.under(&project.root), file.sha256)?;
-        }
+        let Some(path) = held.get(&file.sha256) else { return Ok(Outcome::Outdated) };
+        host.store.place(path, &place.under(&project.root), file.sha256)?;
     }
-    Ok(())
+    Ok(Outcome::Done)
 }
 
 /// The files of a model: the locked ones; of a derived one those on record, the main one first, none before it was derived.
@@ -101,23 +92,6 @@ fn held(host: &Host, project: &Project, model: &ModelDemand<'_>, files: &[FilePi
     Ok(held)
 }
 
-/// Sees to it that a model's files are here, wherever they come from.
-fn bring(host: &Host, project: &Project, demand: &Demand<'_>, name: &Name) -> Result<Held, Failure> {
-    let Some(model) = demand.find(name) else { return Ok(Held::new()) };
-    if model.derive.is_some() {
-        derive(host, project, demand, name)?;
-        return held(host, project, model, &files_of(host, model));
-    }
-    let files = &model.wish.files;
-    let here = held(host, project, model, files)?;
-    let missing: Vec<usize> = (0..files.len()).filter(|index| !here.contains_key(&files[*index].sha256)).collect();
-    if missing.is_empty() {
-        return Ok(here);
-    }
-    sync::fetch_weights(host, project, model, &host.task, &missing)?;
-    held(host, project, model, files)
-}
-
 /// One derivation whose inputs are here.
 struct Job<'a> {
     model: &'a ModelDemand<'a>,
@@ -136,8 +110,7 @@ impl Job<'_> {
     }
 
     /// A folder with links to the files of a model under their own names.
-    fn lay_out(&self, host: &Host, demand: &Demand<'_>, name: &Name, folder: &Path) -> Result<PathBuf, Failure> {
-        let model = demand.find(name).ok_or_else(|| self.nothing())?;
+    fn lay_out(&self, host: &Host, model: &ModelDemand<'_>, folder: &Path) -> Result<PathBuf, Failure> {
         for file in files_of(host, model) {
             let (from, to) = (self.held.get(&file.sha256).ok_or_else(|| self.nothing())?, file.path.under(folder));
             fs::create_dir_all(fs::parent(&to))?;
@@ -151,14 +124,13 @@ impl Job<'_> {
 
     /// The main weights file of the model it is made from.
     fn input(&self, host: &Host, project: &Project, demand: &Demand<'_>) -> Result<PathBuf, Failure> {
-        let why = || self.nothing();
-        let from = demand.find(&self.wish.from[0]).ok_or_else(why)?;
+        let from = demand.model_at(*self.wish.from.first().ok_or_else(|| self.nothing())?);
         let files = files_of(host, from);
         let layout = plan::layout(&from.wish.name, from.spec, &files);
         let layout = layout.map_err(|error| super::demand::misplaced(project, &from.wish.name, &error))?;
         match layout.parts.as_slice() {
-            [one] => self.held.get(&files[*one].sha256).cloned().ok_or_else(why),
-            [] => Err(why()),
+            [one] => self.held.get(&files[*one].sha256).cloned().ok_or_else(|| self.nothing()),
+            [] => Err(self.nothing()),
             parts => {
                 let why = format!("`{}` has {} parts, and is derived from one file alone", from.wish.name, parts.len());
                 Err(self.failed(EngineError::Underivable { why, hint: None }))
@@ -167,31 +139,43 @@ impl Job<'_> {
     }
 }
 
-/// Gets together what the step takes, and has it made.
-fn make(host: &Host, project: &Project, demand: &Demand<'_>, job: &Job<'_>) -> Result<FilePin, Failure> {
-    let engine = &demand.engines[job.derive.engine];
+/// Makes the model from inputs that are here; none when something of the store turned out to be damaged, which counts as
+/// missing from then on.
+fn make(host: &Host, project: &Project, demand: &Demand<'_>, job: &Job<'_>) -> Result<Option<FilePin>, Failure> {
+    let engine = demand.engine_at(job.derive.engine);
     let scratch = host.store.stage()?;
     match job.derive.step {
         Step::Quantize(kind) => {
-            build::build(host, project, engine)?;
             let input = job.input(host, project, demand)?;
-            let (header, _) = check::header_of(&input).map_err(|problem| Failure::Input(problem.into()))?;
-            let artifact = host.store.artifact_path(&engine.wish.fingerprint);
-            let work = Work::Quantize { kind, input: &input, header: &header, artifact: &artifact };
-            finish(host, engine, job, work, scratch.path())
+            let Some(artifact) = host.store.artifact(&engine.wish.fingerprint)? else { return Ok(None) };
+            let work = Work::Quantize { kind, input: &input, artifact: &artifact.path };
+            finish(host, engine, job, work, scratch.path()).map(Some)
         }
         Step::Convert(_) => {
-            build::fetch_source(host, project, engine)?;
-            let python = python::find(host, &job.derive.packages).map_err(|error| job.failed(error))?;
-            let packages = python.packages.iter().map(|(name, pin)| build::fetch_package(host, project, name, pin));
-            let packages: Vec<PathBuf> = packages.collect::<Result<_, _>>()?;
+            let python = match &job.derive.python {
+                Some(Ok(python)) => python,
+                Some(Err(error)) => return Err(job.failed(error.clone())),
+                // It was on record when the demand was made.
+                None => return Ok(None),
+            };
+            let Some(source) = host.store.confirm_tree(&engine.wish.tree, host.task.cancel())? else {
+                host.store.remove_tree(&engine.wish.tree)?;
+                return Ok(None);
+            };
+            let mut packages = Vec::new();
+            for wish in &python.packages {
+                match host.store.tool(&wish.package.sha256, true, host.task.cancel())? {
+                    Some(folder) => packages.push(folder),
+                    None => return Ok(None),
+                }
+            }
             let folders = job.wish.from.iter().zip(["model", "predictor"]);
-            let folders = folders.map(|(name, folder)| job.lay_out(host, demand, name, &scratch.path().join(folder)));
+            let folders =
+                folders.map(|(at, folder)| job.lay_out(host, demand.model_at(*at), &scratch.path().join(folder)));
             let [model, predictor] = &folders.collect::<Result<Vec<_>, _>>()?[..] else { return Err(job.nothing()) };
-            let source = host.store.tree_path(&engine.wish.tree);
-            let python = &python.program;
-            let work = Work::Convert { model, predictor, source: &source, python, packages: &packages };
-            finish(host, engine, job, work, scratch.path())
+            let (source, python) = (&source, &python.program);
+            let work = Work::Convert { model, predictor, source, python, packages: &packages };
+            finish(host, engine, job, work, scratch.path()).map(Some)
         }
     }
 }
@@ -209,14 +193,9 @@ fn finish(
     let staging = host.store.stage()?;
     let began = Instant::now();
     let output = file.under(staging.path());
-    let ask = DeriveRequest {
-        work,
-        commit: engine.entry.pin.commit.as_deref(),
-        output: &output,
-        scratch,
-        threads: host.jobs.max(1),
-    };
-    let log = host.store.logs().join(format!("{name}-{}.log", &job.wish.fingerprint.hex()[..12]));
+    let commit = engine.entry.origin.commit().map(|commit| commit.to_string());
+    let ask = DeriveRequest { work, commit: commit.as_deref(), output: &output, scratch, threads: host.jobs.max(1) };
+    let log = host.store.logs().join(format!("{name}-{}.log", job.wish.fingerprint.short()));
     run(host, engine, job, &ask, &log)?;
     look_at(engine, job, &ask, &log)?;
     let progress = host.task.start("hashing", name.as_str(), None, Unit::None);
@@ -259,13 +238,7 @@ fn run(
 /// Programs of engines end well with nonsense in their hands: what came out must be a model that the engine can run.
 fn look_at(engine: &EngineDemand<'_>, job: &Job<'_>, ask: &DeriveRequest<'_>, log: &Path) -> Result<(), Failure> {
     let useless = |why: Vec<String>| job.failed(DeriveError::Useless { why, log: log.to_owned() });
-    let read = || -> Result<(Header, u64), String> {
-        let size = fs::metadata(ask.output).map_err(|_| "the program made no file".to_owned())?.len();
-        let file = fs::open(ask.output).map_err(|error| error.to_string())?;
-        Ok((Header::read(file, Some(size)).map_err(|error| error.to_string())?, size))
-    };
-    let (header, size) = read().map_err(|why| useless(vec![why]))?;
-    let wrong = engine.adapter.check_derived(ask, &header, size).into_iter().filter(|finding| finding.error);
+    let wrong = engine.adapter.check_derived(ask).into_iter().filter(|finding| finding.error);
     let wrong: Vec<String> = wrong.map(|finding| finding.message).collect();
     if wrong.is_empty() { Ok(()) } else { Err(useless(wrong)) }
 }

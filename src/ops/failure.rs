@@ -13,11 +13,10 @@ use crate::build::command::CommandError;
 use crate::build::toolchain::ToolError;
 use crate::engine::EngineError;
 use crate::engine::backend::BackendError;
-use crate::format::lockfile::Kind;
+use crate::format::manifest::Kind;
 use crate::source::SourceError;
 use crate::store::StoreError;
 
-use super::derive::DeriveError;
 use super::run::RunError;
 
 #[derive(Debug, thiserror::Error)]
@@ -61,11 +60,47 @@ pub enum Failure {
     /// Files on disk that are not what the lockfile or a receipt says.
     #[error("{}", count_of(.damages.len(), "file does not match|files do not match"))]
     Damaged { damages: Vec<Damaged> },
-    #[error("{what}: {needed} bytes are needed, {available} are free at `{}`", at.display())]
-    NoSpace { what: String, needed: u64, available: u64, at: PathBuf },
+    /// Sizes in bytes.
+    #[error(
+        "{what}: {needed} bytes and a reserve of {reserve} are needed, {available} are free at `{}`",
+        at.display()
+    )]
+    NoSpace { what: String, needed: u64, reserve: u64, available: u64, at: PathBuf },
 }
 
-/// One entry of a lockfile that does not answer the manifest.
+/// Why a model could not be derived.
+#[derive(Debug, thiserror::Error)]
+pub enum DeriveError {
+    /// The engine has no such derivation, or cannot use its inputs.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    /// The engine's program failed.
+    #[error(transparent)]
+    Command(#[from] CommandError),
+    /// There is no Python that the conversion can use.
+    #[error(transparent)]
+    Python(#[from] PythonError),
+    /// The program ended well, and wrote what the engine cannot use.
+    #[error("the result cannot be used: {}", .why.join("; "))]
+    Useless { why: Vec<String>, log: PathBuf },
+}
+
+/// Why a conversion has no Python.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum PythonError {
+    #[error(transparent)]
+    Cancelled(#[from] Cancelled),
+    #[error("there is no CPython 3 on this machine")]
+    None,
+    #[error(
+        "`{package}` has no wheel for {}: it has wheels for {}",
+        .here.join(" or "),
+        if .there.is_empty() { "no Python of this system".to_owned() } else { .there.join(", ") }
+    )]
+    NoWheel { package: Name, here: Vec<String>, there: Vec<String> },
+}
+
+/// One entry of a lockfile that does not match the manifest.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct Staleness {
     pub kind: Kind,
@@ -124,7 +159,7 @@ impl Failure {
                     || matches!(error, BuildError::Process(error) if process(error))
             }
             Self::Toolchain { error: ToolError::Process(error), .. } => process(error),
-            Self::Run { error: RunError::Backend(BackendError::Cancelled(_)), .. } => true,
+            Self::Run { error: RunError::Cancelled(_), .. } => true,
             Self::Run { error: RunError::Backend(BackendError::Process(error)), .. } => process(error),
             _ => false,
         }

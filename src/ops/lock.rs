@@ -4,13 +4,12 @@ use std::collections::BTreeSet;
 
 use crate::base::fs;
 use crate::base::name::Name;
-use crate::format::lockfile::{self, Entry, Kind, Lockfile, Pin};
-use crate::format::manifest::{Manifest, Request, SourceSpec};
+use crate::format::lockfile::{self, EngineEntry, Entry, Lockfile, ModelEntry, ModelPin, ToolEntry};
+use crate::format::manifest::{Kind, Manifest, PypiSpec, Request, SourceSpec};
 use crate::report::Unit;
-use crate::source::{self, World};
+use crate::source::{self, SourceError, World};
 
 use super::failure::{Staleness, Why};
-use super::project::MAX_LOCK_BYTES;
 use super::{Failure, Host, Project};
 
 /// Which entries to resolve anew though their request did not change.
@@ -70,19 +69,21 @@ pub fn staleness(manifest: &Manifest, lock: &Lockfile) -> Vec<Staleness> {
     for (kind, name, request) in &requests {
         let why = match lock.get(*kind, name) {
             None => Why::Added,
-            Some(entry) if entry.request != *request => {
-                Why::Changed { manifest: in_words(request), lock: in_words(&entry.request) }
+            Some(entry) if entry.request() != *request => {
+                Why::Changed { manifest: in_words(request), lock: in_words(&entry.request()) }
             }
-            Some(Entry { request: Request::Derive(spec), pin, .. }) if pin.inputs != lock.inputs(spec) => Why::Inputs,
+            Some(Entry::Model(ModelEntry { pin: ModelPin::Derived { request, inputs }, .. }))
+                if lock.inputs(request) != Some(*inputs) =>
+            {
+                Why::Inputs
+            }
             Some(_) => continue,
         };
         stale.push(Staleness { kind: *kind, name: name.clone(), why });
     }
-    for kind in Kind::ALL {
-        for entry in lock.entries(kind) {
-            if !requests.iter().any(|(k, name, _)| *k == kind && *name == entry.name) {
-                stale.push(Staleness { kind, name: entry.name.clone(), why: Why::Removed });
-            }
+    for entry in lock.entries() {
+        if !requests.iter().any(|(kind, name, _)| *kind == entry.kind() && name == entry.name()) {
+            stale.push(Staleness { kind: entry.kind(), name: entry.name().clone(), why: Why::Removed });
         }
     }
     stale
@@ -91,20 +92,6 @@ pub fn staleness(manifest: &Manifest, lock: &Lockfile) -> Vec<Staleness> {
 /// A request as one line of JSON: what differs shows.
 fn in_words(request: &Request) -> String {
     serde_json::to_string(request).unwrap_or_default()
-}
-
-/// A pin in a few letters.
-fn pin_in_words(pin: &Pin) -> String {
-    let digest = pin
-        .tree
-        .or(pin.inputs)
-        .or(pin.downloads.first().map(|file| file.sha256))
-        .or(pin.files.first().map(|file| file.sha256));
-    match (&pin.commit, digest) {
-        (Some(commit), _) => commit.chars().take(12).collect(),
-        (None, Some(digest)) => source::short(&digest),
-        (None, None) => "nothing".to_owned(),
-    }
 }
 
 /// The lockfile, required to answer the manifest.
@@ -135,9 +122,10 @@ pub fn run(host: &Host, project: &Project, upgrade: &Upgrade, resolve_conflicts:
     let waiting = || host.task.waiting("another aitools is locking this project");
     let _held = host.store.lock(&name, host.task.cancel(), waiting)?;
     check_names(project, upgrade)?;
-    super::demand::check_derivations(project)?;
+    super::demand::check_derivations(host, project)?;
     let old = previous(project, resolve_conflicts)?;
     let lockfile = resolve(host, project, &old, upgrade)?;
+    super::demand::check_layouts(project, &lockfile)?;
     let written = fs::write_if_changed(&project.lock_path, lockfile.to_text().as_bytes())?;
     Ok(Locked { changes: changes(&old, &lockfile), lockfile, written })
 }
@@ -158,7 +146,7 @@ fn check_names(project: &Project, upgrade: &Upgrade) -> Result<(), Failure> {
 
 fn previous(project: &Project, resolve_conflicts: bool) -> Result<Lockfile, Failure> {
     if resolve_conflicts {
-        let bytes = fs::read_bounded(&project.lock_path, MAX_LOCK_BYTES)?;
+        let bytes = fs::read_bounded(&project.lock_path, lockfile::MAX_BYTES as u64)?;
         let shown = super::project::shown(&project.lock_path, &project.root);
         return Ok(lockfile::parse_conflicted(&shown, &bytes)?.agreed);
     }
@@ -167,48 +155,86 @@ fn previous(project: &Project, resolve_conflicts: bool) -> Result<Lockfile, Fail
 
 fn resolve(host: &Host, project: &Project, old: &Lockfile, upgrade: &Upgrade) -> Result<Lockfile, Failure> {
     let world = host.world(project);
+    let manifest = &project.manifest.value;
     let mut lockfile = Lockfile::default();
-    for (kind, name, request) in requests(&project.manifest.value) {
-        let kept = old.get(kind, &name).filter(|entry| entry.request == request && !upgrade.covers(&name));
-        let mut pin = match (&request, kept) {
-            (Request::Derive(spec), _) => Pin { inputs: lockfile.inputs(spec), ..Pin::default() },
-            (Request::Source(_), Some(entry)) => entry.pin.clone(),
-            (Request::Source(source), None) => resolve_one(&world, kind, &name, source)?,
+    for (name, request) in &manifest.tools {
+        let kept = old.tool(name).filter(|entry| entry.request == *request && !upgrade.covers(name));
+        let entry = kept.cloned().map_or_else(|| resolve_tool(&world, name, request), Ok)?;
+        lockfile.tools.push(entry);
+    }
+    for (name, spec) in &manifest.engines {
+        let kept = old.engine(name).filter(|entry| entry.origin.request() == spec.source && !upgrade.covers(name));
+        let entry = kept.cloned().map_or_else(|| resolve_engine(&world, name, &spec.source), Ok)?;
+        lockfile.engines.push(entry);
+    }
+    for name in manifest.models_in_order() {
+        let Some(request) = manifest.models[name].request() else { continue };
+        let pin = match (request, old.model(name)) {
+            (Request::Derive(request), _) => {
+                // What it is derived from is locked by its text.
+                lockfile.sort();
+                let inputs = lockfile.inputs(&request).ok_or_else(|| outdated_inputs(project, name))?;
+                ModelPin::Derived { request, inputs }
+            }
+            (request @ Request::Source(_), Some(entry)) if entry.request() == request && !upgrade.covers(name) => {
+                entry.pin.clone()
+            }
+            (Request::Source(source), _) => resolve_model(&world, name, &source)?,
         };
-        // What is derived from it is locked by its text.
-        pin.sort();
-        let entry = Entry { name, request, pin };
-        match kind {
-            Kind::Tool => lockfile.tools.push(entry),
-            Kind::Engine => lockfile.engines.push(entry),
-            Kind::Model => lockfile.models.push(entry),
-        }
+        lockfile.models.push(ModelEntry { name: name.clone(), pin });
     }
     lockfile.sort();
     Ok(lockfile)
 }
 
-fn resolve_one(world: &World, kind: Kind, name: &Name, request: &SourceSpec) -> Result<Pin, Failure> {
+/// The parser of manifests refuses derivations of what is not there.
+fn outdated_inputs(project: &Project, model: &Name) -> Failure {
+    let entries = vec![Staleness { kind: Kind::Model, name: model.clone(), why: Why::Inputs }];
+    Failure::Stale { path: project.lock_path.clone(), entries }
+}
+
+fn resolve_tool(world: &World, name: &Name, request: &PypiSpec) -> Result<ToolEntry, Failure> {
+    let entry = |packages| ToolEntry { name: name.clone(), request: request.clone(), packages };
+    resolve_one(world, Kind::Tool, name, || request.resolve_packages(world).map(entry), |entry| Entry::Tool(entry))
+}
+
+fn resolve_engine(world: &World, name: &Name, request: &SourceSpec) -> Result<EngineEntry, Failure> {
+    let entry = |(origin, tree)| EngineEntry { name: name.clone(), origin, tree };
+    let resolve = || source::resolve_tree(request, world).map(entry);
+    resolve_one(world, Kind::Engine, name, resolve, |entry| Entry::Engine(entry))
+}
+
+fn resolve_model(world: &World, name: &Name, request: &SourceSpec) -> Result<ModelPin, Failure> {
+    let entry = |(origin, files)| ModelEntry { name: name.clone(), pin: ModelPin::Files { origin, files } };
+    let resolve = || source::resolve_files(request, world).map(entry);
+    Ok(resolve_one(world, Kind::Model, name, resolve, |entry| Entry::Model(entry))?.pin)
+}
+
+fn resolve_one<T>(
+    world: &World,
+    kind: Kind,
+    name: &Name,
+    resolve: impl FnOnce() -> Result<T, SourceError>,
+    shown: impl for<'e> FnOnce(&'e T) -> Entry<'e>,
+) -> Result<T, Failure> {
     world.task.check()?;
     let progress = world.task.start("locking", name.as_str(), None, Unit::None);
-    let pin = source::of(request).resolve(world, kind);
-    let pin = pin.map_err(|error| Failure::source(kind, name, error, None))?;
-    progress.finish(pin_in_words(&pin));
-    Ok(pin)
+    let entry = resolve().map_err(|error| Failure::source(kind, name, error, None))?;
+    progress.finish(shown(&entry).short_pin());
+    Ok(entry)
 }
 
 fn changes(old: &Lockfile, new: &Lockfile) -> Vec<Change> {
-    let mut changes = Vec::new();
-    for kind in Kind::ALL {
-        let names: BTreeSet<&Name> =
-            old.entries(kind).iter().chain(new.entries(kind)).map(|entry| &entry.name).collect();
-        for name in names {
-            let (from, to) = (old.get(kind, name), new.get(kind, name));
-            if from != to {
-                let words = |entry: Option<&Entry>| entry.map(|entry| pin_in_words(&entry.pin));
-                changes.push(Change { kind, name: name.clone(), from: words(from), to: words(to) });
-            }
-        }
-    }
-    changes
+    let mut things: BTreeSet<(Kind, &Name)> = BTreeSet::new();
+    things.extend(old.entries().chain(new.entries()).map(|entry| (entry.kind(), entry.name())));
+    let change = |(kind, name): (Kind, &Name)| {
+        let (from, to) = (old.get(kind, name), new.get(kind, name));
+        (from != to).then(|| Change {
+            kind,
+            name: name.clone(),
+            from: from.map(Entry::short_pin),
+            to: to.map(Entry::short_pin),
+        })
+    };
+    things.into_iter().filter_map(change).collect()
 }

@@ -9,16 +9,36 @@ pub mod demand;
 pub mod derive;
 pub mod doctor;
 pub mod failure;
+pub mod fetch;
 pub mod host;
 pub mod init;
+pub mod install;
 pub mod lock;
 pub mod project;
+pub mod python;
 pub mod ready;
 pub mod run;
 pub mod status;
 pub mod survey;
 pub mod sync;
 pub mod verify;
+
+/// What became of a step of a plan.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[must_use]
+pub enum Outcome {
+    /// It is done.
+    Done,
+    /// Something that the plan relied on is damaged or gone, and counts as missing from now on: a new plan is needed.
+    Outdated,
+}
+
+impl Outcome {
+    /// Of two steps: outdated when one of them is.
+    pub fn and(self, other: Self) -> Self {
+        if self == Self::Done { other } else { self }
+    }
+}
 
 pub use failure::Failure;
 pub use host::Host;

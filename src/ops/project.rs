@@ -14,7 +14,6 @@ use crate::format::policy::{self, Policy};
 use super::Failure;
 
 pub const MAX_MANIFEST_BYTES: u64 = 1 << 20;
-pub const MAX_LOCK_BYTES: u64 = 64 << 20;
 const MAX_POLICIES: usize = 10_000;
 const MAX_FOLDERS: usize = 10_000;
 
@@ -93,6 +92,7 @@ impl Project {
         if problems.has_errors() {
             return Err(problems.into());
         }
+        warnings.extend(problems.0);
         policies.sort_by(|a, b| a.name.cmp(&b.name));
         let lock_path = manifest_path.with_extension("lock");
         Ok(Self { root, manifest_path: manifest_path.to_owned(), lock_path, manifest, policies, warnings })
@@ -103,7 +103,7 @@ impl Project {
     /// # Errors
     /// When it cannot be read or is not a lockfile.
     pub fn lockfile(&self) -> Result<Option<Lockfile>, Failure> {
-        match fs::read_bounded(&self.lock_path, MAX_LOCK_BYTES) {
+        match fs::read_bounded(&self.lock_path, lockfile::MAX_BYTES as u64) {
             Ok(bytes) => Ok(Some(lockfile::parse(&shown(&self.lock_path, &self.root), &bytes)?.0.value)),
             Err(error) if error.is_not_found() => Ok(None),
             Err(error) => Err(error.into()),
@@ -149,7 +149,7 @@ impl Project {
 
     /// `file:line` of an entry in the lockfile, for messages about wrong bytes.
     pub fn lock_line(&self, name: &Name) -> Option<String> {
-        let bytes = fs::read_bounded(&self.lock_path, MAX_LOCK_BYTES).ok()?;
+        let bytes = fs::read_bounded(&self.lock_path, lockfile::MAX_BYTES as u64).ok()?;
         let text = String::from_utf8_lossy(&bytes);
         let line = text.lines().position(|line| line == format!("name = \"{name}\""))?;
         Some(format!("{}:{}", shown(&self.lock_path, &self.root), line + 1))
@@ -182,7 +182,7 @@ pub fn load_policy(path: &Path, root: &Path) -> Result<(PolicyFile, Vec<Diagnost
 /// The files that the manifest's globs match, sorted.
 fn policy_paths(root: &Path, manifest: &Parsed<Manifest>, problems: &mut Diagnostics) -> Result<Vec<PathBuf>, Failure> {
     let mut paths = Vec::new();
-    for glob in &manifest.value.policies.include {
+    for (index, glob) in manifest.value.policies.include.iter().enumerate() {
         let Ok(matcher) = globset::GlobBuilder::new(glob).literal_separator(true).build() else { continue };
         let matcher = matcher.compile_matcher();
         let before = paths.len();
@@ -205,7 +205,7 @@ fn policy_paths(root: &Path, manifest: &Parsed<Manifest>, problems: &mut Diagnos
         }
         if paths.len() == before {
             let source = &manifest.document.source;
-            let span = manifest.document.span_of(&["policies", "include"]);
+            let span = manifest.document.span_of(&["policies", "include", &index.to_string()]);
             problems.push(Diagnostic::warning(format!("no file matches `{glob}`")).at(source, span));
         }
     }

@@ -94,13 +94,13 @@ pub fn run(host: &Host, project: &Project) -> Result<Status, Failure> {
 }
 
 fn engine_status(host: &Host, engine: &EngineDemand<'_>, steps: &[Step]) -> EngineStatus {
-    let pin = &engine.entry.pin;
-    let package = pin.downloads.first().map(|file| file.path.to_string());
+    let origin = &engine.entry.origin;
+    let package = origin.download().map(|file| file.path.to_string());
     EngineStatus {
         name: engine.wish.name.clone(),
         adapter: engine.adapter.id(),
         variant: engine.wish.variant,
-        source: pin.commit.clone().or(package).unwrap_or_else(|| "path".to_owned()),
+        source: origin.commit().map(|commit| commit.to_string()).or(package).unwrap_or_else(|| "path".to_owned()),
         fingerprint: engine.wish.fingerprint,
         built: !steps
             .iter()

@@ -2,8 +2,7 @@
 
 use crate::base::digest::Digest;
 use crate::base::fs;
-use crate::plan::{Standing, Survey};
-use crate::store::blobs::Presence;
+use crate::plan::{PackageWish, Survey};
 
 use super::demand::Demand;
 use super::{Failure, Host, Project};
@@ -25,11 +24,7 @@ pub fn survey(host: &Host, project: &Project, demand: &Demand<'_>) -> Result<Sur
         if host.store.artifact(&wish.fingerprint)?.is_some() {
             survey.artifacts.insert(wish.fingerprint);
         } else {
-            for (_, package) in &wish.tools {
-                if host.store.tool(&package.sha256, false, host.task.cancel())?.is_some() {
-                    survey.tools.insert(package.sha256);
-                }
-            }
+            packages(host, &wish.tools, &mut survey)?;
         }
         if let Some(fingerprint) = linked(&build_link(project, &wish.name)) {
             survey.links.insert(wish.name.clone(), fingerprint);
@@ -37,16 +32,26 @@ pub fn survey(host: &Host, project: &Project, demand: &Demand<'_>) -> Result<Sur
     }
     for model in &demand.models {
         for (file, place) in model.wish.files.iter().zip(&model.wish.places) {
-            let standing = |path: &std::path::Path| match host.store.presence(path, file) {
-                Presence::Verified => Standing::Verified,
-                Presence::Unverified => Standing::Unverified,
-                Presence::Missing => Standing::Missing,
-            };
-            survey.blobs.insert(file.sha256, standing(&host.store.blob_path(&file.sha256)));
-            survey.places.insert(place.clone(), standing(&place.under(&project.root)));
+            let presence = |path: &std::path::Path| host.store.presence(path, file);
+            survey.blobs.insert(file.sha256, presence(&host.store.blob_path(&file.sha256)));
+            survey.places.insert(place.clone(), presence(&place.under(&project.root)));
         }
+        packages(host, model.wish.derive.iter().flat_map(|derive| &derive.packages), &mut survey)?;
     }
     Ok(survey)
+}
+
+fn packages<'p>(
+    host: &Host,
+    wishes: impl IntoIterator<Item = &'p PackageWish>,
+    survey: &mut Survey,
+) -> Result<(), Failure> {
+    for wish in wishes {
+        if host.store.tool(&wish.package.sha256, false, host.task.cancel())?.is_some() {
+            survey.tools.insert(wish.package.sha256);
+        }
+    }
+    Ok(())
 }
 
 /// The fingerprint that a link names: the last part of the path it points at.

@@ -4,17 +4,16 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use crate::base::fs;
-use crate::base::name::Name;
-use crate::format::lockfile::{FilePin, Kind, Lockfile, Pin};
-use crate::plan::{self, Plan, Step};
+use crate::format::lockfile::Lockfile;
+use crate::plan::{self, Lane, Plan, Step};
 use crate::report::{Task, Unit};
-use crate::source::{self, Fetch, Fetched, World};
-use crate::store::blobs::Presence;
+use crate::source::World;
+use crate::source::download::RESERVE_BYTES;
 
 use super::demand::{Demand, ModelDemand, demand};
 use super::lock::{self, Locked, Upgrade};
 use super::survey::survey;
-use super::{Failure, Host, Project, build, derive};
+use super::{Failure, Host, Outcome, Project, build, derive, fetch};
 
 /// How the lockfile is treated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,6 +44,11 @@ pub struct Synced {
     pub dry_run: bool,
 }
 
+/// How often a plan is made again because something that it relied on turned out to be damaged.
+const MAX_ROUNDS: usize = 4;
+
+/// Brings this machine to what the lockfile says.
+///
 /// # Errors
 /// The first thing that went wrong; what was done before stays done.
 pub fn run(host: &Host, project: &Project, ask: &Ask<'_>) -> Result<Synced, Failure> {
@@ -52,16 +56,21 @@ pub fn run(host: &Host, project: &Project, ask: &Ask<'_>) -> Result<Synced, Fail
     if !ask.dry_run {
         host.store.sweep()?;
     }
-    let plan = {
+    let mut done = Plan::default();
+    for round in 0.. {
         let demand = demand(host, project, &lockfile, ask.policies)?;
         let plan = plan_for(host, project, &demand)?;
-        if !ask.dry_run && !plan.is_empty() {
-            carry_out(host, project, &demand, &plan)?;
+        if round == MAX_ROUNDS {
+            return Err(Failure::NotSynced { steps: plan.steps });
         }
-        plan
-    };
+        let ends = ask.dry_run || plan.is_empty() || carry_out(host, project, &demand, &plan)? == Outcome::Done;
+        done.steps.extend(plan.steps);
+        if ends {
+            break;
+        }
+    }
     host.store.save_records()?;
-    Ok(Synced { plan, lockfile, locked, dry_run: ask.dry_run })
+    Ok(Synced { plan: done, lockfile, locked, dry_run: ask.dry_run })
 }
 
 fn lockfile(host: &Host, project: &Project, ask: &Ask<'_>) -> Result<(Lockfile, Option<Locked>), Failure> {
@@ -91,41 +100,30 @@ pub fn plan_for(host: &Host, project: &Project, demand: &Demand<'_>) -> Result<P
 }
 
 /// Engines and models have nothing in common, so a download goes on while a compiler works.
-fn carry_out(host: &Host, project: &Project, demand: &Demand<'_>, plan: &Plan) -> Result<(), Failure> {
+fn carry_out(host: &Host, project: &Project, demand: &Demand<'_>, plan: &Plan) -> Result<Outcome, Failure> {
     check_space(host, project, demand, plan)?;
-    let (derived, others): (Vec<&Step>, Vec<&Step>) =
-        plan.steps.iter().partition(|step| matches!(step, Step::Derive { .. }));
-    let (engines, models): (Vec<&Step>, Vec<&Step>) = others.into_iter().partition(|step| is_engine_step(step));
-    // The first failure ends the other lane soon, so that it is told in seconds rather than after a build.
-    let lane = |steps: &[&Step], step: &dyn Fn(&Step) -> Result<(), Failure>| {
-        let done = steps.iter().try_for_each(|due| step(due));
-        if done.is_err() {
-            host.task.cancel().cancel();
-        }
-        done
+    let weights = match weights_to_fetch(plan) {
+        (0 | 1, _) => host.task.clone(),
+        (files, bytes) => host.task.summed("fetching", format!("{files} files of weights"), bytes),
+    };
+    let lane = |which: Lane| {
+        let mut steps = plan.steps.iter().filter(|step| step.lane() == which);
+        let done =
+            steps.try_fold(Outcome::Done, |so_far, due| Ok(so_far.and(step(host, project, demand, &weights, due)?)));
+        // The first failure ends the other lane soon, so that it is told in seconds rather than after a build.
+        done.inspect_err(|_: &Failure| host.task.cancel().cancel())
     };
     let (built, fetched) = std::thread::scope(|scope| {
-        let built = scope.spawn(|| lane(&engines, &|step| engine_step(host, project, demand, step)));
-        let task = match weights_to_fetch(plan) {
-            (0 | 1, _) => host.task.clone(),
-            (files, bytes) => host.task.summed("fetching", format!("{files} files of weights"), bytes),
-        };
-        let fetched = lane(&models, &|step| model_step(host, project, demand, &task, step));
+        let built = scope.spawn(|| lane(Lane::Engines));
+        let fetched = lane(Lane::Models);
         (built.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), fetched)
     });
-    match (built, fetched) {
+    let outcome = match (built, fetched) {
         (Err(consequence), Err(cause)) if consequence.is_interruption() => Err(cause),
-        (built, fetched) => built.and(fetched),
+        (built, fetched) => built.and_then(|built| Ok(built.and(fetched?))),
     }?;
     // What is derived needs both.
-    lane(&derived, &|step| model_step(host, project, demand, &host.task, step))
-}
-
-fn is_engine_step(step: &Step) -> bool {
-    match step {
-        Step::FetchTool { .. } | Step::FetchSource { .. } | Step::Build { .. } | Step::LinkBuild { .. } => true,
-        Step::Hash { .. } | Step::FetchWeights { .. } | Step::Place { .. } | Step::Derive { .. } => false,
-    }
+    if outcome == Outcome::Done { lane(Lane::Derivations) } else { Ok(outcome) }
 }
 
 /// How many files, and their bytes.
@@ -141,83 +139,64 @@ fn check_space(host: &Host, project: &Project, demand: &Demand<'_>, plan: &Plan)
     let world = host.world(project);
     let mut disks: BTreeMap<u64, (PathBuf, u64)> = BTreeMap::new();
     for step in &plan.steps {
-        let (at, bytes) = space(&world, demand, step)?.unwrap_or_else(|| (host.store.root().to_owned(), 0));
+        let Some((at, bytes)) = space(&world, demand, step)? else { continue };
         let disk = disks.entry(fs::volume(&at)?).or_insert((at, 0));
         disk.1 = disk.1.saturating_add(bytes);
     }
-    for (at, bytes) in disks.into_values() {
-        let (needed, available) = (bytes.saturating_add(bytes / 20), fs::available_bytes(&at)?);
-        if needed > available {
+    for (at, needed) in disks.into_values().filter(|(_, bytes)| *bytes > 0) {
+        let (reserve, available) = (RESERVE_BYTES, fs::available_bytes(&at)?);
+        if needed.saturating_add(reserve) > available {
             let what = "not enough space for the weights".to_owned();
-            return Err(Failure::NoSpace { what, needed, available, at });
+            return Err(Failure::NoSpace { what, needed, reserve, available, at });
         }
     }
     Ok(())
 }
 
-/// Where a step takes space, and how much; none for what is small.
+/// Where a step takes space, and how many bytes; none for what is small.
 fn space(world: &World, demand: &Demand<'_>, step: &Step) -> Result<Option<(PathBuf, u64)>, Failure> {
-    let (Step::FetchWeights { model, .. } | Step::Derive { model, .. }) = step else { return Ok(None) };
-    let Some(model) = demand.find(model) else { return Ok(None) };
-    match (step, model.entry.request.source()) {
-        (Step::FetchWeights { files, .. }, Some(source)) => {
-            let space = source::of(source).space(world, &model.entry.pin, files);
-            space.map(Some).map_err(|error| Failure::source(Kind::Model, &model.wish.name, error, None))
+    match step {
+        Step::FetchWeights { files, at, .. } => fetch::space(world, demand.model_at(*at), files).map(Some),
+        Step::Derive { at, .. } => {
+            let derive = demand.model_at(*at).derive.as_ref();
+            Ok(derive.map(|derive| (world.scratch.clone(), derive.size_bytes)))
         }
-        _ => Ok(model.derive.as_ref().map(|derive| (world.scratch.clone(), derive.size_bytes))),
+        Step::FetchTool { .. }
+        | Step::FetchSource { .. }
+        | Step::Build { .. }
+        | Step::LinkBuild { .. }
+        | Step::Hash { .. }
+        | Step::Place { .. } => Ok(None),
     }
 }
 
-fn engine_step(host: &Host, project: &Project, demand: &Demand<'_>, step: &Step) -> Result<(), Failure> {
+/// Carries out one step; `weights` shows the progress of all weights together.
+fn step(host: &Host, project: &Project, demand: &Demand<'_>, weights: &Task, step: &Step) -> Result<Outcome, Failure> {
     host.task.check()?;
-    let find = |name: &Name| demand.engines.iter().find(|engine| engine.wish.name == *name);
     match step {
-        Step::FetchTool { name, .. } => build::fetch_tool(host, project, demand, name),
-        Step::FetchSource { engine, .. } => {
-            find(engine).map_or(Ok(()), |engine| build::fetch_source(host, project, engine))
-        }
-        Step::Build { fingerprint, .. } => {
-            let found = demand.engines.iter().find(|engine| engine.wish.fingerprint == *fingerprint);
-            found.map_or(Ok(()), |engine| build::build(host, project, engine))
-        }
-        Step::LinkBuild { engine, fingerprint, .. } => {
+        Step::FetchTool { wish, .. } => fetch::package(host, project, wish)?,
+        Step::FetchSource { at, .. } => fetch::tree(host, project, demand.engine_at(*at))?,
+        Step::Build { at, .. } => return build::build(host, demand.engine_at(*at)),
+        Step::LinkBuild { engine, fingerprint, at, .. } => {
             let target = host.store.artifact_path(fingerprint);
             fs::link_dir(&target, &super::survey::build_link(project, engine))?;
-            find(engine).map_or(Ok(()), |engine| build::populate_submodule(host, project, engine))
+            build::populate_submodule(host, project, demand.engine_at(*at))?;
         }
-        _ => Ok(()),
+        Step::Hash { files, at, .. } => return hash(host, project, demand.model_at(*at), files),
+        Step::FetchWeights { files, at, .. } => fetch::weights(host, project, demand.model_at(*at), weights, files)?,
+        Step::Place { files, at, .. } => {
+            files.iter().try_for_each(|index| fetch::place(host, project, demand.model_at(*at), *index))?;
+        }
+        Step::Derive { at, .. } => return derive::derive(host, project, demand, *at),
     }
+    Ok(Outcome::Done)
 }
 
-fn model_step(host: &Host, project: &Project, demand: &Demand<'_>, task: &Task, step: &Step) -> Result<(), Failure> {
-    host.task.check()?;
-    let (name, files) = match step {
-        Step::Derive { model, .. } => return derive::derive(host, project, demand, model),
-        Step::Hash { model, files, .. }
-        | Step::FetchWeights { model, files, .. }
-        | Step::Place { model, files, .. } => (model, files),
-        _ => return Ok(()),
-    };
-    let Some(model) = demand.find(name) else { return Ok(()) };
-    match step {
-        Step::Place { .. } => files.iter().try_for_each(|index| place(host, project, model, *index)),
-        Step::Hash { .. } => {
-            let wrong = hash(host, project, model, files)?;
-            if model.derive.is_some() && !wrong.is_empty() {
-                return derive::derive(host, project, demand, name);
-            }
-            fetch_weights(host, project, model, task, &wrong)
-        }
-        _ => fetch_weights(host, project, model, task, files),
-    }
-}
-
-/// Hashes files that are there already; those that turn out right are adopted. Gives the others.
-fn hash(host: &Host, project: &Project, model: &ModelDemand<'_>, files: &[usize]) -> Result<Vec<usize>, Failure> {
+/// Hashes files that are there already, and adopts those that match. The others count as missing from now on.
+fn hash(host: &Host, project: &Project, model: &ModelDemand<'_>, files: &[usize]) -> Result<Outcome, Failure> {
     let total = files.iter().map(|index| model.wish.files[*index].size).sum();
     let progress = host.task.start("hashing", model.wish.name.as_str(), Some(total), Unit::Bytes);
-    let mut wrong = Vec::new();
-    let mut passed = 0;
+    let (mut wrong, mut passed) = (0, 0);
     for index in files {
         let mut seen = |more| {
             progress.add(more);
@@ -227,106 +206,15 @@ fn hash(host: &Host, project: &Project, model: &ModelDemand<'_>, files: &[usize]
         let blob = host.store.blob_path(&pin.sha256);
         let at = model.wish.places[*index].under(&project.root);
         if host.store.confirm(&blob, pin, &mut seen)? {
-            place(host, project, model, *index)?;
+            fetch::place(host, project, model, *index)?;
         } else if host.store.confirm(&at, pin, &mut seen)? {
             host.store.place(&at, &blob, pin.sha256)?;
         } else {
-            wrong.push(*index);
+            wrong += 1;
         }
         passed += pin.size;
         progress.set(passed, None, None);
     }
-    progress.finish(if wrong.is_empty() { "all right".to_owned() } else { format!("{} to fetch", wrong.len()) });
-    Ok(wrong)
-}
-
-fn place(host: &Host, project: &Project, model: &ModelDemand<'_>, index: usize) -> Result<(), Failure> {
-    let pin = &model.wish.files[index];
-    let to = model.wish.places[index].under(&project.root);
-    host.store.place(&host.store.blob_path(&pin.sha256), &to, pin.sha256)?;
-    Ok(())
-}
-
-/// Brings files of a model into the store and places them, unless somebody else did meanwhile.
-///
-/// # Errors
-/// What the source or the store said.
-pub fn fetch_weights(
-    host: &Host,
-    project: &Project,
-    model: &ModelDemand<'_>,
-    task: &Task,
-    files: &[usize],
-) -> Result<(), Failure> {
-    if files.is_empty() {
-        return Ok(());
-    }
-    let name = &model.wish.name;
-    let _held = hold(host, "weights", model.entry.pin.files.first(), &format!("weights of `{name}`"))?;
-    let absent = |index: &usize| {
-        let pin = &model.wish.files[*index];
-        host.store.presence(&host.store.blob_path(&pin.sha256), pin) != Presence::Verified
-    };
-    // Somebody else may have fetched them while this process waited.
-    host.store.reload_records();
-    let missing: Vec<usize> = files.iter().copied().filter(absent).collect();
-    if !missing.is_empty() {
-        let staging = host.store.stage()?;
-        let ask = Fetch {
-            kind: Kind::Model,
-            pin: &model.entry.pin,
-            wanted: &missing,
-            staging: staging.path(),
-            name: name.as_str(),
-        };
-        let Some(source) = model.entry.request.source() else { return Ok(()) };
-        fetch(host, project, task, source, &ask, name)?;
-        for index in &missing {
-            let pin = &model.wish.files[*index];
-            let what = format!("weights file `{}`", pin.path);
-            let staged = pin.path.under(staging.path());
-            let admitted = host.store.admit_blob(&staged, pin, &what, &mut host.stopping());
-            admitted.map_err(|error| integrity(project, Kind::Model, name, error))?;
-        }
-        host.store.save_records()?;
-    }
-    files.iter().try_for_each(|index| place(host, project, model, *index))
-}
-
-/// Lets a source bring what is pinned.
-///
-/// # Errors
-/// The source's, with the entry and its line in the lockfile.
-pub fn fetch(
-    host: &Host,
-    project: &Project,
-    task: &Task,
-    request: &crate::format::manifest::SourceSpec,
-    ask: &Fetch<'_>,
-    name: &Name,
-) -> Result<Fetched, Failure> {
-    let fetched = source::of(request).fetch(&World { task: task.clone(), ..host.world(project) }, ask);
-    let fetched = fetched.map_err(|error| Failure::source(ask.kind, name, error, project.lock_line(name)))?;
-    fetched.hashed.iter().for_each(|hashed| host.store.records().learn(hashed));
-    Ok(fetched)
-}
-
-/// Holds the lock for what a digest names.
-///
-/// # Errors
-/// When the user asked to stop.
-pub fn hold(host: &Host, what: &str, pin: Option<&FilePin>, shown: &str) -> Result<crate::base::lock::Lock, Failure> {
-    let id = pin.map_or_else(String::new, |pin| pin.sha256.hex());
-    let waiting = || host.task.waiting(format!("another aitools is at the {shown}"));
-    Ok(host.store.lock(&format!("{what}-{id}"), host.task.cancel(), waiting)?)
-}
-
-/// A mismatch with where the lockfile says so.
-pub fn integrity(project: &Project, kind: Kind, name: &Name, error: crate::store::StoreError) -> Failure {
-    Failure::Integrity { kind, name: name.clone(), error, lock_line: project.lock_line(name) }
-}
-
-/// The downloads of a pin as one pin with the package alone: what a tool's fetch needs.
-pub fn only(package: &FilePin) -> Pin {
-    Pin { downloads: vec![package.clone()], ..Pin::default() }
+    progress.finish(if wrong == 0 { "all right".to_owned() } else { format!("{wrong} to fetch") });
+    Ok(if wrong == 0 { Outcome::Done } else { Outcome::Outdated })
 }

@@ -23,6 +23,7 @@ use crate::base::digest::{CHUNK_BYTES, Digest, Hasher};
 use crate::base::fs::{self, FsError};
 use crate::base::name::RelPath;
 use crate::base::tree::{Entry, Listing, MAX_FILES, Mode, Modes};
+use crate::format::lockfile::FilePin;
 use crate::report::{Task, Unit};
 
 use super::SourceError;
@@ -605,6 +606,28 @@ fn check_shape(members: &BTreeMap<RelPath, Member>, folds_case: bool) -> Result<
         }
     }
     Ok(())
+}
+
+/// Unpacks the locked files of a model from the archive `what`.
+///
+/// # Errors
+/// [`SourceError::Mismatch`] when the archive lacks one of them: the lockfile was edited, or made for another archive.
+pub fn unpack_files(
+    archive: &Archive<'_>,
+    what: &str,
+    files: &[&FilePin],
+    staging: &Path,
+) -> Result<Modes, SourceError> {
+    let wanted: BTreeSet<&RelPath> = files.iter().map(|file| &file.path).collect();
+    if let Some(missing) = files.iter().find(|file| !archive.members().contains_key(&file.path)) {
+        return Err(SourceError::Mismatch {
+            what: format!("`{}` in {what}", missing.path),
+            expected: missing.sha256.to_string(),
+            actual: "no such file".to_owned(),
+            likely: None,
+        });
+    }
+    Ok(archive.unpack(staging, &|path| wanted.contains(path))?.modes)
 }
 
 #[cfg(test)]

@@ -10,7 +10,9 @@
 
 mod part;
 mod server;
+mod state;
 mod transfer;
+mod worker;
 
 use std::io::Read as _;
 use std::path::Path;
@@ -24,13 +26,15 @@ use crate::report::{Task, Unit};
 
 use super::SourceError;
 use part::Part;
-use transfer::{Means, Outcome, Transfer, Wrong};
+use server::Wrong;
+use state::Transfer;
+use transfer::{Means, Outcome};
 
 /// Connections for one file, when nobody says otherwise.
 pub const STREAMS: usize = 4;
 pub const MAX_STREAMS: usize = 8;
-/// Left free on the disk when space is checked beforehand.
-const SPARE_BYTES: u64 = 64 << 20;
+/// Left free on the disk, in bytes, when space is checked before a download.
+pub const RESERVE_BYTES: u64 = 64 << 20;
 
 /// One file to bring.
 #[derive(Debug, Clone)]
@@ -180,7 +184,7 @@ pub fn missing_bytes(parts: &Path, pin: &FilePin) -> u64 {
 /// An [`FsError`] that names both numbers.
 pub fn require_space(folder: &Path, needed_bytes: u64) -> Result<(), FsError> {
     let free = fs::available_bytes(folder)?;
-    if needed_bytes > 0 && free < needed_bytes.saturating_add(SPARE_BYTES) {
+    if needed_bytes > 0 && free < needed_bytes.saturating_add(RESERVE_BYTES) {
         return Err(no_space(folder, needed_bytes));
     }
     Ok(())
@@ -188,7 +192,9 @@ pub fn require_space(folder: &Path, needed_bytes: u64) -> Result<(), FsError> {
 
 fn no_space(path: &Path, needed_bytes: u64) -> FsError {
     let free = fs::available_bytes(path).map_or_else(|_| "too few".to_owned(), |free| free.to_string());
-    let why = format!("{needed_bytes} bytes are needed, {free} are free; what came so far is kept");
+    let why = format!(
+        "{needed_bytes} bytes and a reserve of {RESERVE_BYTES} are needed, {free} are free; what came so far is kept"
+    );
     FsError::new("store", path, std::io::Error::new(std::io::ErrorKind::StorageFull, why))
 }
 

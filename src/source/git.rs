@@ -18,18 +18,21 @@ mod program;
 mod project;
 mod snapshot;
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use self::address::Way;
 use self::mirror::{Ask, Session, ref_name};
 use self::snapshot::{ReadError, Snapshot, parse_modules};
+use crate::base::address::{Address, AddressError};
 use crate::base::commit::Commit;
+use crate::base::digest::Digest;
 use crate::base::fs;
 use crate::base::name::RelPath;
 use crate::base::tree::{Listing, Mode};
-use crate::format::lockfile::{FilePin, Kind, Pin, SubmodulePin};
+use crate::format::lockfile::{FilePin, GitPin, SubmodulePin};
 use crate::format::manifest::GitSpec;
-use crate::source::{Fetch, Fetched, Source, SourceError, World};
+use crate::source::{Fetched, Source, SourceError, TreeSource, World};
 
 pub use self::project::{Populated, check as check_submodule, populate_submodule};
 
@@ -37,68 +40,93 @@ pub use self::project::{Populated, check as check_submodule, populate_submodule}
 #[derive(Debug, Clone, Copy)]
 pub struct GitSource<'a>(pub &'a GitSpec);
 
-fn no_commit(git: &str) -> SourceError {
-    SourceError::Disagreement {
-        what: format!("the lockfile names no commit of `{}`", address::without_user(git)),
-        details: Vec::new(),
-        hint: Some("run `aitools lock`".to_owned()),
-    }
-}
-
 fn everything(_: &RelPath) -> bool {
     true
 }
 
 impl Source for GitSource<'_> {
-    fn resolve(&self, world: &World, kind: Kind) -> Result<Pin, SourceError> {
+    type Pin = GitPin;
+
+    fn resolve_files(&self, world: &World) -> Result<(GitPin, Vec<FilePin>), SourceError> {
+        let (pin, listing) = self.resolve(world)?;
+        Ok((pin, files_of(&listing)))
+    }
+
+    fn fetch_files(
+        &self,
+        world: &World,
+        pin: &GitPin,
+        files: &[&FilePin],
+        staging: &Path,
+    ) -> Result<Fetched, SourceError> {
+        let wanted: BTreeSet<&RelPath> = files.iter().map(|file| &file.path).collect();
+        let listing = self.write(world, pin, &|path| wanted.contains(path), staging)?;
+        files.iter().try_for_each(|file| check_file(file, &listing))?;
+        Ok(listing.modes().into())
+    }
+}
+
+impl TreeSource for GitSource<'_> {
+    fn resolve_tree(&self, world: &World) -> Result<(GitPin, Digest), SourceError> {
+        let (pin, listing) = self.resolve(world)?;
+        Ok((pin, listing.digest()))
+    }
+
+    fn fetch_tree(&self, world: &World, pin: &GitPin, tree: &Digest, staging: &Path) -> Result<Fetched, SourceError> {
+        let listing = self.write(world, pin, &everything, staging)?;
+        if listing.digest() == *tree {
+            return Ok(listing.modes().into());
+        }
+        Err(SourceError::Mismatch {
+            what: format!(
+                "the source tree of `{}`, commit `{}`",
+                address::without_user(self.0.git.as_str()),
+                pin.commit
+            ),
+            expected: tree.to_string(),
+            actual: listing.digest().to_string(),
+            likely: Some("the lockfile was edited by hand, or made by another version of this program".to_owned()),
+        })
+    }
+}
+
+impl GitSource<'_> {
+    /// The commit that the request means today, and every file of it.
+    fn resolve(&self, world: &World) -> Result<(GitPin, Listing), SourceError> {
         let session = Session::new(world)?;
         let commit = match &self.0.rev {
-            Some(rev) => full_id(rev, &self.0.git)?,
+            Some(rev) => *rev,
             None => session.look_up(self.0)?,
         };
-        project::check(world, self.0, &commit, false)?;
-        let (listing, submodules) = self.with_snapshot(&session, &commit, None, |snapshot, submodules| {
+        project::check(world, self.0, commit, false)?;
+        let (listing, submodules) = self.with_snapshot(&session, commit, None, |snapshot, submodules| {
             let listing = snapshot.walk(self.0.subdir.as_ref(), &everything, &mut |_, _, _| Ok(()))?;
             Ok((listing, submodules.to_vec()))
         })?;
-        let mut pin = Pin { commit: Some(commit), submodules, ..Pin::default() };
-        match kind {
-            Kind::Engine | Kind::Tool => pin.tree = Some(listing.digest()),
-            Kind::Model => pin.files = files_of(&listing),
-        }
-        Ok(pin)
+        Ok((GitPin { commit, submodules }, listing))
     }
 
-    fn fetch(&self, world: &World, ask: &Fetch<'_>) -> Result<Fetched, SourceError> {
-        let commit = ask.pin.commit.as_deref().ok_or_else(|| no_commit(&self.0.git))?;
-        project::check(world, self.0, commit, true)?;
+    /// Writes those of the pinned files that are wanted to the folder `staging`.
+    fn write(
+        &self,
+        world: &World,
+        pin: &GitPin,
+        wanted: &dyn Fn(&RelPath) -> bool,
+        staging: &Path,
+    ) -> Result<Listing, SourceError> {
+        project::check(world, self.0, pin.commit, true)?;
         let session = Session::new(world)?;
-        let chosen: Vec<&FilePin> = ask.wanted.iter().filter_map(|index| ask.pin.files.get(*index)).collect();
-        let is_model = ask.kind == Kind::Model;
-        let wanted = |path: &RelPath| !is_model || chosen.iter().any(|file| file.path == *path);
-        let listing = self.with_snapshot(&session, commit, Some(&ask.pin.submodules), |snapshot, _| {
-            empty(ask.staging)?;
-            let mut write = |path: &RelPath, mode: Mode, bytes: &[u8]| snapshot::write(ask.staging, path, mode, bytes);
+        self.with_snapshot(&session, pin.commit, Some(&pin.submodules), |snapshot, _| {
+            empty(staging)?;
+            let mut write = |path: &RelPath, mode: Mode, bytes: &[u8]| snapshot::write(staging, path, mode, bytes);
             snapshot.walk(self.0.subdir.as_ref(), &wanted, &mut write)
-        })?;
-        match (ask.pin.tree, is_model) {
-            (Some(expected), false) if listing.digest() != expected => Err(SourceError::Mismatch {
-                what: format!("the source of `{}`, commit `{commit}`", ask.name),
-                expected: expected.to_string(),
-                actual: listing.digest().to_string(),
-                likely: Some("the lockfile was edited by hand, or made by another version of this program".to_owned()),
-            }),
-            _ => {
-                chosen.into_iter().try_for_each(|file| check_file(file, &listing))?;
-                Ok(listing.modes().into())
-            }
-        }
+        })
     }
 }
 
 impl GitSource<'_> {
     /// Every file of a commit, into an empty folder.
-    fn export(&self, world: &World, commit: &str, to: &Path) -> Result<Listing, SourceError> {
+    fn export(&self, world: &World, commit: Commit, to: &Path) -> Result<Listing, SourceError> {
         let session = Session::new(world)?;
         self.with_snapshot(&session, commit, None, |snapshot, _| {
             empty(to)?;
@@ -112,42 +140,41 @@ impl GitSource<'_> {
     fn with_snapshot<T>(
         &self,
         session: &Session<'_>,
-        commit: &str,
+        commit: Commit,
         pinned: Option<&[SubmodulePin]>,
         mut work: impl FnMut(&Snapshot<'_>, &[SubmodulePin]) -> Result<T, ReadError>,
     ) -> Result<T, SourceError> {
-        let shown = address::without_user(&self.0.git);
-        for fresh in [false, true] {
-            let done = self.open(session, commit, pinned, fresh).and_then(|(snapshot, pins)| work(&snapshot, &pins));
-            match done {
-                Ok(value) => return Ok(value),
-                Err(ReadError::Source(error)) => return Err(error),
-                Err(ReadError::Damaged(why)) if fresh => {
-                    let why = format!("its objects are incomplete or damaged: {why}");
-                    return Err(SourceError::Hostile { what: format!("`{shown}` at `{commit}`"), why });
-                }
-                Err(ReadError::Damaged(why)) => {
-                    session
-                        .world
-                        .task
-                        .warn(format!("the copy of `{shown}` on this machine is damaged and replaced: {why}"));
-                }
+        let shown = address::without_user(self.0.git.as_str());
+        let mut attempt =
+            |fresh| self.open(session, commit, pinned, fresh).and_then(|(snapshot, pins)| work(&snapshot, &pins));
+        let done = match attempt(false) {
+            Err(ReadError::Damaged(why)) => {
+                let message = format!("the copy of `{shown}` on this machine is damaged and replaced: {why}");
+                session.world.task.warn(message);
+                attempt(true)
             }
-        }
-        Err(no_commit(&self.0.git))
+            done => done,
+        };
+        done.map_err(|error| match error {
+            ReadError::Source(error) => error,
+            ReadError::Damaged(why) => SourceError::Hostile {
+                what: format!("`{shown}` at `{commit}`"),
+                why: format!("its objects are incomplete or damaged: {why}"),
+            },
+        })
     }
 
     fn open<'w>(
         &self,
         session: &Session<'w>,
-        commit: &str,
+        commit: Commit,
         pinned: Option<&[SubmodulePin]>,
         fresh: bool,
     ) -> Result<(Snapshot<'w>, Vec<SubmodulePin>), ReadError> {
         let beside = project::objects_beside(session.world, self.0);
-        let main = Ask { address: &self.0.git, commit, name: ref_name(self.0), beside };
+        let main = Ask { address: self.0.git.as_str(), commit, name: ref_name(self.0), beside };
         let objects = session.objects(&main, fresh)?;
-        let what = format!("`{}` at `{commit}`", address::without_user(&self.0.git));
+        let what = format!("`{}` at `{commit}`", address::without_user(self.0.git.as_str()));
         let mut snapshot = Snapshot::open(&what, objects, commit, session.world.task.cancel())?;
         let mut paths: Vec<&RelPath> = match pinned {
             Some(pins) => pins.iter().map(|pin| &pin.path).collect(),
@@ -160,8 +187,8 @@ impl GitSource<'_> {
         for path in paths {
             let known = pinned.and_then(|pins| pins.iter().find(|pin| pin.path == *path));
             let pin = self.submodule(&snapshot, path, &pins, known)?;
-            let ask = Ask { address: &pin.git, commit: &pin.commit, name: None, beside: None };
-            snapshot.add(path, session.objects(&ask, fresh)?, &pin.commit)?;
+            let ask = Ask { address: pin.git.as_str(), commit: pin.commit, name: None, beside: None };
+            snapshot.add(path, session.objects(&ask, fresh)?, pin.commit)?;
             pins.push(pin);
         }
         Ok((snapshot, pins))
@@ -176,7 +203,7 @@ impl GitSource<'_> {
         known: Option<&SubmodulePin>,
     ) -> Result<SubmodulePin, ReadError> {
         let missing = |why: &str| SourceError::Missing {
-            what: format!("submodule `{path}` of `{}`", address::without_user(&self.0.git)),
+            what: format!("submodule `{path}` of `{}`", address::without_user(self.0.git.as_str())),
             why: why.to_owned(),
             hint: Some("check `submodules` in the manifest".to_owned()),
         };
@@ -186,7 +213,7 @@ impl GitSource<'_> {
                 return Ok(known.clone());
             }
             return Err(ReadError::Source(SourceError::Mismatch {
-                what: format!("submodule `{path}` of `{}`", address::without_user(&self.0.git)),
+                what: format!("submodule `{path}` of `{}`", address::without_user(self.0.git.as_str())),
                 expected: format!("commit {}", known.commit),
                 actual: format!("commit {commit}"),
                 likely: None,
@@ -201,31 +228,17 @@ impl GitSource<'_> {
         let module = modules.into_iter().find(|module| module.path == inner.as_str() && !module.url.is_empty());
         let module = module.ok_or_else(|| missing("`.gitmodules` does not say where it comes from"))?;
         let git = address::relative(parent, &module.url);
+        let git: Address = git.parse().map_err(|error: AddressError| SourceError::Hostile {
+            what: format!("submodule `{path}` of `{}`", address::without_user(self.0.git.as_str())),
+            why: format!("its address in `.gitmodules` is {error}"),
+        })?;
         let is_local = |address: &str| matches!(Way::of(address, Path::new("/")), Ok(Way::Local(_)));
-        if is_local(&git) && !is_local(parent) {
+        if is_local(git.as_str()) && !is_local(parent) {
             let why = format!("`.gitmodules` names `{git}`, a place on this machine, in a repository from elsewhere");
             return Err(SourceError::Hostile { what: format!("submodule `{path}`"), why }.into());
         }
         Ok(SubmodulePin { path: path.clone(), git, commit })
     }
-}
-
-/// Whether a text is 40 lowercase hexadecimal digits.
-fn is_commit(text: &str) -> bool {
-    text.parse::<Commit>().is_ok()
-}
-
-/// A commit as the manifest writes it: all 40 digits, since a short one may mean another commit tomorrow.
-fn full_id(rev: &str, git: &str) -> Result<String, SourceError> {
-    let lower = rev.to_ascii_lowercase();
-    if is_commit(&lower) {
-        return Ok(lower);
-    }
-    Err(SourceError::Missing {
-        what: format!("`rev = \"{rev}\"` of `{}`", address::without_user(git)),
-        why: "it is not a full commit id of 40 hexadecimal digits".to_owned(),
-        hint: Some("write the whole id, or use `tag` or `branch` for a name".to_owned()),
-    })
 }
 
 fn files_of(listing: &Listing) -> Vec<FilePin> {

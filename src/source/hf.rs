@@ -10,11 +10,12 @@ mod hub;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
+use crate::base::commit::Commit;
 use crate::base::digest::Digest;
 use crate::base::hashed::Hashed;
 use crate::base::name::RelPath;
 use crate::base::parallel;
-use crate::format::lockfile::{FilePin, Kind, Pin};
+use crate::format::lockfile::FilePin;
 use crate::format::manifest::HfSpec;
 use crate::report::Task;
 
@@ -22,7 +23,7 @@ use self::hub::{Hub, Listed, Revision};
 use super::download::{Download, download, missing_bytes, require_space};
 use super::globs::Globs;
 use super::hub_cache::HubCache;
-use super::{Fetch, Fetched, Source, SourceError, World};
+use super::{Fetched, Source, SourceError, World};
 
 const MAIN: &str = "main";
 /// Files outside large file storage are hashed at lock up to this size. (The Hub takes none over 10 MB.)
@@ -33,8 +34,9 @@ const SMALL_BYTES: u64 = 1 << 20;
 const FILES_AT_ONCE: usize = 8;
 
 impl Source for HfSpec {
-    fn resolve(&self, world: &World, kind: Kind) -> Result<Pin, SourceError> {
-        self.require_model(kind)?;
+    type Pin = Commit;
+
+    fn resolve_files(&self, world: &World) -> Result<(Commit, Vec<FilePin>), SourceError> {
         let globs = Globs::new(&self.files)?;
         let hub = Hub::new(world, &self.hf)?;
         let revision = hub.revision(self.rev.as_deref().unwrap_or(MAIN))?;
@@ -47,71 +49,49 @@ impl Source for HfSpec {
         let chosen = with_all_parts(&hub.what(), chosen, &revision.files)?;
         let chosen: Vec<RelPath> = chosen.into_iter().collect();
         let files = parallel::map(FILES_AT_ONCE, &chosen, |path| pin(&hub, &revision, path))?;
-        Ok(Pin { commit: Some(revision.commit), files, ..Pin::default() })
+        Ok((revision.commit, files))
     }
 
-    fn fetch(&self, world: &World, ask: &Fetch<'_>) -> Result<Fetched, SourceError> {
-        self.require_model(ask.kind)?;
+    fn fetch_files(
+        &self,
+        world: &World,
+        commit: &Commit,
+        files: &[&FilePin],
+        staging: &Path,
+    ) -> Result<Fetched, SourceError> {
         let hub = Hub::new(world, &self.hf)?;
-        let commit = self.commit(ask.pin)?;
-        let cache = HubCache::new(&hub.settings.cache, &self.hf, commit);
+        let cache = HubCache::new(&hub.settings.cache, &self.hf, &commit.to_string());
         let (mut fetched, mut missing) = (Fetched::default(), Vec::new());
-        for pin in ask.wanted.iter().filter_map(|index| ask.pin.files.get(*index)) {
+        for pin in files.iter().copied() {
             match cache.find(pin, &world.task)? {
-                Some(file) => fetched.hashed.extend(file.placed(&pin.path.under(ask.staging))?),
+                Some(file) => fetched.hashed.extend(file.placed(&pin.path.under(staging))?),
                 None => missing.push(pin),
             }
         }
         let Some(first) = missing.first() else { return Ok(fetched) };
         hub.require_online(&format!("`{}` of {}", first.path, hub.what()))?;
         let (parts, connections) = (cache.parts(), world.connections());
-        let bringing = Bringing { parts, hub, cache, commit, task: &world.task, connections };
+        let bringing = Bringing { parts, hub, cache, commit: *commit, task: &world.task, connections };
         require_space(&bringing.parts, missing.iter().map(|pin| missing_bytes(&bringing.parts, pin)).sum())?;
         // A large file has several connections of its own; of a small one most is the wait for an answer.
         let (small, large): (Vec<_>, Vec<_>) = missing.into_iter().partition(|pin| pin.size <= SMALL_BYTES);
         for (files, at_once) in [(small, FILES_AT_ONCE), (large, 1)] {
             let placed = parallel::map(at_once, &files, |pin| -> Result<_, SourceError> {
-                Ok(bringing.bring(pin)?.placed(&pin.path.under(ask.staging))?)
+                Ok(bringing.bring(pin)?.placed(&pin.path.under(staging))?)
             })?;
             fetched.hashed.extend(placed.into_iter().flatten());
         }
-        bringing.cache.note_revision(self.rev.as_deref().unwrap_or(MAIN), commit)?;
+        bringing.cache.note_revision(self.rev.as_deref().unwrap_or(MAIN), &commit.to_string())?;
         Ok(fetched)
     }
 
     /// What the cache seems to have takes no space; whether it is right is seen when it is fetched.
-    fn space(&self, world: &World, pin: &Pin, wanted: &[usize]) -> Result<(PathBuf, u64), SourceError> {
-        let cache = HubCache::new(&Hub::new(world, &self.hf)?.settings.cache, &self.hf, self.commit(pin)?);
+    fn space(&self, world: &World, commit: &Commit, files: &[&FilePin]) -> Result<(PathBuf, u64), SourceError> {
+        let cache = HubCache::new(&Hub::new(world, &self.hf)?.settings.cache, &self.hf, &commit.to_string());
         let parts = cache.parts();
-        let files = wanted.iter().filter_map(|index| pin.files.get(*index)).filter(|pin| !cache.seems_to_have(pin));
-        let needed = files.map(|pin| missing_bytes(&parts, pin)).fold(0, u64::saturating_add);
+        let missing = files.iter().filter(|pin| !cache.seems_to_have(pin));
+        let needed = missing.map(|pin| missing_bytes(&parts, pin)).fold(0, u64::saturating_add);
         Ok((parts, needed))
-    }
-}
-
-impl HfSpec {
-    fn require_model(&self, kind: Kind) -> Result<(), SourceError> {
-        match kind {
-            Kind::Model => Ok(()),
-            _ => Err(SourceError::Disagreement {
-                what: format!("`{}` on the Hugging Face Hub cannot be the source of an engine", self.hf),
-                details: vec!["repositories there hold models".to_owned()],
-                hint: None,
-            }),
-        }
-    }
-
-    fn commit<'a>(&self, pin: &'a Pin) -> Result<&'a str, SourceError> {
-        let commit = pin.commit.as_deref().filter(|commit| hub::is_commit(commit));
-        commit.ok_or_else(|| self.bad_pin("it should have a `commit` of 40 digits"))
-    }
-
-    fn bad_pin(&self, detail: &str) -> SourceError {
-        SourceError::Disagreement {
-            what: format!("the lockfile's entry for `{}` is not as this program writes it", self.hf),
-            details: vec![detail.to_owned()],
-            hint: Some("run `aitools lock`".to_owned()),
-        }
     }
 }
 
@@ -120,7 +100,7 @@ struct Bringing<'a> {
     hub: Hub<'a>,
     cache: HubCache,
     parts: PathBuf,
-    commit: &'a str,
+    commit: Commit,
     task: &'a Task,
     connections: usize,
 }
@@ -148,8 +128,8 @@ impl Bringing<'_> {
     /// Into the cache. The Hub's answer for the file leads to another host, which gets no token; when that link expires,
     /// the download asks the Hub for a new one.
     fn bring(&self, pin: &FilePin) -> Result<Hashed, SourceError> {
-        let name = self.hub.look(self.commit, pin)?;
-        let url = self.hub.file_url(self.commit, &pin.path);
+        let name = self.hub.look(&self.commit, pin)?;
+        let url = self.hub.file_url(&self.commit, &pin.path);
         let bearer = self.hub.authorization(&url);
         let headers: Vec<(&str, &str)> = bearer.iter().map(|bearer| ("authorization", bearer.as_str())).collect();
         self.cache.obtain(&name, pin, self.task, &mut |to| {

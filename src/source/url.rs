@@ -14,67 +14,77 @@ use crate::base::fs;
 use crate::base::hashed::Hashed;
 use crate::base::http::shown;
 use crate::base::name::RelPath;
-use crate::format::lockfile::{FilePin, Kind, Pin};
+use crate::format::lockfile::FilePin;
 use crate::format::manifest::UrlSpec;
 
-use super::archive::{Archive, Limits, Select, is_archive};
+use super::archive::{Archive, Limits, Select, is_archive, unpack_files};
 use super::download::{Download, already, download, likely_content, missing_bytes};
 use super::globs::Globs;
-use super::{Fetch, Fetched, Source, SourceError, World, wanted_bytes};
+use super::{Fetched, Source, SourceError, TreeSource, World, bytes_of};
 
 impl Source for UrlSpec {
-    fn resolve(&self, world: &World, kind: Kind) -> Result<Pin, SourceError> {
+    type Pin = FilePin;
+
+    fn resolve_files(&self, world: &World) -> Result<(FilePin, Vec<FilePin>), SourceError> {
         let globs = Globs::new(&self.files)?;
         let (package, file) = self.measure(world)?;
-        let mut pin = Pin { downloads: vec![package.clone()], ..Pin::default() };
-        match kind {
-            Kind::Model if self.files.is_empty() => pin.files = vec![package],
-            Kind::Model => {
-                let archive = self.open(world, &package, &file)?;
-                let members: Vec<&RelPath> = archive.members().keys().collect();
-                let chosen: BTreeSet<&RelPath> = globs.select(&self.what(), &members)?.into_iter().collect();
-                let hashed = archive.hash(&|path| chosen.contains(path))?;
-                let pins = hashed.into_iter().map(|(path, (sha256, size))| FilePin { path, size, sha256 });
-                pin.files = pins.collect();
-            }
-            Kind::Engine | Kind::Tool => pin.tree = Some(self.open(world, &package, &file)?.listing()?.digest()),
+        if self.files.is_empty() {
+            return Ok((package.clone(), vec![package]));
         }
-        Ok(pin)
+        let archive = self.open(world, &package, &file)?;
+        let members: Vec<&RelPath> = archive.members().keys().collect();
+        let chosen: BTreeSet<&RelPath> = globs.select(&self.what(), &members)?.into_iter().collect();
+        let hashed = archive.hash(&|path| chosen.contains(path))?;
+        let pins = hashed.into_iter().map(|(path, (sha256, size))| FilePin { path, size, sha256 }).collect();
+        Ok((package, pins))
     }
 
-    fn fetch(&self, world: &World, ask: &Fetch<'_>) -> Result<Fetched, SourceError> {
-        let [package] = ask.pin.downloads.as_slice() else {
-            return Err(self.bad_pin("it should have one entry in `downloads`"));
-        };
-        let wanted: BTreeSet<&RelPath> =
-            ask.wanted.iter().filter_map(|index| ask.pin.files.get(*index)).map(|file| &file.path).collect();
-        let file = self.bring(world, &world.mirrored(&self.url), Some(package), &home(world, &package.sha256))?;
-        if ask.kind == Kind::Model && self.files.is_empty() {
-            let to = package.path.under(ask.staging);
+    fn fetch_files(
+        &self,
+        world: &World,
+        package: &FilePin,
+        files: &[&FilePin],
+        staging: &Path,
+    ) -> Result<Fetched, SourceError> {
+        let file = self.bring_pinned(world, package)?;
+        if self.files.is_empty() {
+            let to = package.path.under(staging);
             fs::create_dir_all(fs::parent(&to))?;
             let from = file.path().to_owned();
             let moved = file.through(&to, || fs::move_file(&from, &to))?;
             return Ok(Fetched { hashed: vec![moved], ..Fetched::default() });
         }
         let archive = self.open(world, package, file.path())?;
-        if let Some(path) = wanted.iter().find(|path| !archive.members().contains_key(**path)) {
-            return Err(self.bad_pin(&format!("the archive has no `{path}`")));
-        }
-        let unpacked = archive.unpack(ask.staging, &|path| ask.kind != Kind::Model || wanted.contains(path))?;
+        let modes = unpack_files(&archive, &self.what(), files, staging)?;
         // Its content is staged: a second copy would be of no use.
         fs::remove_file(file.path())?;
-        Ok(unpacked.modes.into())
+        Ok(modes.into())
     }
 
-    fn space(&self, world: &World, pin: &Pin, wanted: &[usize]) -> Result<(PathBuf, u64), SourceError> {
+    fn space(&self, world: &World, package: &FilePin, files: &[&FilePin]) -> Result<(PathBuf, u64), SourceError> {
         let parts = folder(world);
-        let missing = |package: &FilePin| match fs::metadata(&home(world, &package.sha256)) {
+        let missing = match fs::metadata(&home(world, &package.sha256)) {
             Ok(there) if there.len() == package.size => 0,
             _ => missing_bytes(&parts, package),
         };
-        let packages: u64 = pin.downloads.iter().map(missing).sum();
-        let members = if self.files.is_empty() { 0 } else { wanted_bytes(pin, wanted) };
-        Ok((parts.clone(), packages.saturating_add(members)))
+        let members = if self.files.is_empty() { 0 } else { bytes_of(files) };
+        Ok((parts, missing.saturating_add(members)))
+    }
+}
+
+impl TreeSource for UrlSpec {
+    fn resolve_tree(&self, world: &World) -> Result<(FilePin, Digest), SourceError> {
+        let (package, file) = self.measure(world)?;
+        let tree = self.open(world, &package, &file)?.listing()?.digest();
+        Ok((package, tree))
+    }
+
+    fn fetch_tree(&self, world: &World, package: &FilePin, _: &Digest, staging: &Path) -> Result<Fetched, SourceError> {
+        let file = self.bring_pinned(world, package)?;
+        let modes = self.open(world, package, file.path())?.unpack(staging, &|_| true)?.modes;
+        // Its content is staged: a second copy would be of no use.
+        fs::remove_file(file.path())?;
+        Ok(modes.into())
     }
 }
 
@@ -83,12 +93,8 @@ impl UrlSpec {
         format!("`{}`", shown(&self.url))
     }
 
-    fn bad_pin(&self, detail: &str) -> SourceError {
-        SourceError::Disagreement {
-            what: format!("the lockfile's entry for {} is not as this program writes it", self.what()),
-            details: vec![detail.to_owned()],
-            hint: Some("run `aitools lock`".to_owned()),
-        }
+    fn bring_pinned(&self, world: &World, package: &FilePin) -> Result<Hashed, SourceError> {
+        self.bring(world, &world.mirrored(&self.url), Some(package), &home(world, &package.sha256))
     }
 
     /// The file itself in scratch, and what is known of it now.

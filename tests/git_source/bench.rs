@@ -5,13 +5,14 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use aitools::base::cancel::Cancel;
+use aitools::base::digest::Digest;
 use aitools::base::fs;
 use aitools::base::tree::Listing;
-use aitools::format::lockfile::{Kind, Pin};
+use aitools::format::lockfile::GitPin;
 use aitools::format::manifest::GitSpec;
 use aitools::report::{Event, Reporter, Task};
 use aitools::source::git::GitSource;
-use aitools::source::{Fetch, Source, SourceError, World};
+use aitools::source::{SourceError, TreeSource, World};
 
 use crate::git_server::git;
 
@@ -108,22 +109,21 @@ impl Bench {
         git(path, &["rev-parse", "HEAD"])
     }
 
-    pub fn resolve(&self, spec: &GitSpec) -> Result<Pin, SourceError> {
-        GitSource(spec).resolve(&self.world, Kind::Engine)
+    pub fn resolve(&self, spec: &GitSpec) -> Result<Tree, SourceError> {
+        resolve(spec, &self.world)
     }
 
-    pub fn fetch(&self, spec: &GitSpec, pin: &Pin) -> Result<PathBuf, SourceError> {
+    pub fn fetch(&self, spec: &GitSpec, locked: &Tree) -> Result<PathBuf, SourceError> {
         let staging = tempfile::Builder::new().prefix("stage ").tempdir_in(self.root.path()).unwrap().keep();
-        let ask = Fetch { kind: Kind::Engine, pin, wanted: &[], staging: &staging, name: "engine" };
-        GitSource(spec).fetch(&self.world, &ask).map(|_| staging)
+        GitSource(spec).fetch_tree(&self.world, &locked.pin, &locked.tree, &staging).map(|_| staging)
     }
 
     /// Resolves and fetches, and compares what was written with the pin.
-    pub fn both(&self, spec: &GitSpec) -> Result<(Pin, PathBuf), SourceError> {
+    pub fn both(&self, spec: &GitSpec) -> Result<(Tree, PathBuf), SourceError> {
         let pin = self.resolve(spec)?;
         let staging = self.fetch(spec, &pin)?;
         let listing = Listing::scan(&staging, &Default::default(), &Cancel::default()).unwrap();
-        assert_eq!(Some(listing.digest()), pin.tree, "{}", listing.to_text());
+        assert_eq!(listing.digest(), pin.tree, "{}", listing.to_text());
         Ok((pin, staging))
     }
 
@@ -148,9 +148,20 @@ impl Bench {
     }
 }
 
+/// What the source of an engine resolves to.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Tree {
+    pub pin: GitPin,
+    pub tree: Digest,
+}
+
+pub fn resolve(spec: &GitSpec, world: &World) -> Result<Tree, SourceError> {
+    GitSource(spec).resolve_tree(world).map(|(pin, tree)| Tree { pin, tree })
+}
+
 pub fn spec(git: &str) -> GitSpec {
     GitSpec {
-        git: git.to_owned(),
+        git: git.parse().unwrap(),
         rev: None,
         tag: None,
         branch: None,
@@ -161,7 +172,7 @@ pub fn spec(git: &str) -> GitSpec {
 }
 
 pub fn at(git: &str, rev: &str) -> GitSpec {
-    GitSpec { rev: Some(rev.to_owned()), ..spec(git) }
+    GitSpec { rev: Some(rev.parse().unwrap()), ..spec(git) }
 }
 
 /// An error with everything that a person would be shown.

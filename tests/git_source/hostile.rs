@@ -2,13 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
+use aitools::base::address::Address;
 use aitools::base::fs;
-use aitools::format::lockfile::{Kind, Pin, SubmodulePin};
 use aitools::format::manifest::GitSpec;
-use aitools::source::git::GitSource;
-use aitools::source::{Source, SourceError};
+use aitools::source::SourceError;
 
-use crate::bench::{Bench, at, fails};
+use crate::bench::{Bench, at, fails, resolve};
 use crate::git_server::{Reply, Server, git};
 
 /// A bare repository at `path` whose configuration, hooks and monitors create the file that is returned.
@@ -60,12 +59,8 @@ fn h1_a_submodules_address_cannot_ask_for_another_hosts_password() {
     fails(bench.resolve(&want), &["control character"]);
     // The same address in a lockfile.
     let gitlink = git(&inner, &["rev-parse", "HEAD"]);
-    let pin = Pin {
-        commit: Some(commit.parse().unwrap()),
-        submodules: vec![SubmodulePin { path: "s".parse().unwrap(), git: url, commit: gitlink.parse().unwrap() }],
-        ..Pin::default()
-    };
-    fails(bench.fetch(&want, &pin), &["control character"]);
+    let error = url.parse::<Address>().unwrap_err().to_string();
+    assert!(error.contains("control character"), "{error}");
     assert!(!fs::exists(&asked), "a credential helper was asked");
     assert!(server.requests().is_empty());
     // The helper works for what is allowed.
@@ -116,8 +111,8 @@ fn h6_nothing_in_a_restored_cache_is_executed_or_believed() {
     git(bench.root.path(), &["clone", "-q", project.to_str().unwrap(), clone.to_str().unwrap()]);
     let world = aitools::source::World { project: clone.clone(), ..bench.world.clone() };
     let want = GitSpec { submodule: Some("sub".parse().unwrap()), ..at(&address, &second) };
-    let pin = GitSource(&want).resolve(&world, Kind::Engine).unwrap();
-    aitools::source::git::populate_submodule(&world, &want, &pin, &clone.join("sub")).unwrap();
+    let pin = resolve(&want, &world).unwrap();
+    aitools::source::git::populate_submodule(&world, &want, &pin.pin, &clone.join("sub")).unwrap();
     assert_eq!(git(&clone.join("sub"), &["rev-parse", "HEAD"]), second);
     assert!(!fs::exists(&sprung) && !fs::exists(&clone.join("sprung")), "something in the cache ran");
 }

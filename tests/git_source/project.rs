@@ -1,12 +1,11 @@
 //! The project's own submodule.
 
 use aitools::base::fs;
-use aitools::format::lockfile::{Kind, Pin};
 use aitools::format::manifest::GitSpec;
-use aitools::source::git::{GitSource, Populated, populate_submodule};
-use aitools::source::{Source, SourceError, World};
+use aitools::source::git::{Populated, populate_submodule};
+use aitools::source::{SourceError, World};
 
-use crate::bench::{Bench, at, fails};
+use crate::bench::{Bench, Tree, at, fails, resolve};
 use crate::git_server::{Server, git};
 
 /// A project that is a repository with the engine as its submodule, checked out at `commit`.
@@ -29,12 +28,13 @@ fn the_projects_submodule_agrees_or_not() {
     project_with_submodule(&bench, url, &first);
     // The checkout has the commit: the address, which leads nowhere, is not asked.
     let offline = World { offline: true, ..bench.world.clone() };
-    let pin = GitSource(&want(&first)).resolve(&offline, Kind::Engine).unwrap();
+    let pin = resolve(&want(&first), &offline).unwrap();
     bench.fetch(&want(&first), &pin).unwrap();
     // The manifest moved on, the submodule did not.
     let error = fails(bench.resolve(&want(&second)), &["another commit", "submodule: commit", "git add"]);
     assert!(matches!(error, SourceError::Disagreement { .. }));
-    let other = Pin { commit: Some(second.clone()), ..pin.clone() };
+    let mut other = pin.clone();
+    other.pin.commit = second.parse().unwrap();
     fails(bench.fetch(&want(&first), &other), &["lockfile: commit", "manifest: rev", &first, &second, "aitools lock"]);
     // What is staged counts.
     let project = bench.world.project.clone();
@@ -43,7 +43,7 @@ fn the_projects_submodule_agrees_or_not() {
     git(&project, &["add", "external/engïne"]);
     fails(bench.resolve(&want(&first)), &["another commit"]);
     bench.resolve(&want(&second)).unwrap();
-    let elsewhere = GitSpec { git: "https://forge.invalid/fork".into(), ..want(&second) };
+    let elsewhere = GitSpec { git: "https://forge.invalid/fork".parse().unwrap(), ..want(&second) };
     fails(bench.resolve(&elsewhere), &["another address", ".gitmodules", "set-url"]);
     let unknown = GitSpec { submodule: Some("external/none".parse().unwrap()), ..want(&second) };
     fails(bench.resolve(&unknown), &["none there", "git submodule add"]);
@@ -51,7 +51,7 @@ fn the_projects_submodule_agrees_or_not() {
     let tree = bench.at("other tree");
     git(&project, &["worktree", "add", "-q", "-b", "other", tree.to_str().unwrap()]);
     let elsewhere = World { project: tree, ..bench.world.clone() };
-    let error = GitSource(&want(&second)).resolve(&elsewhere, Kind::Engine);
+    let error = resolve(&want(&second), &elsewhere);
     fails(error, &["another commit", &first]);
 }
 
@@ -79,8 +79,8 @@ fn an_empty_submodule_folder_is_filled() {
     let path = "external/engïne";
     let dest = project.join(path);
     let want = GitSpec { submodule: Some(path.parse().unwrap()), ..at(&url, &first) };
-    let pin = GitSource(&want).resolve(&world, Kind::Engine).unwrap();
-    let populate = |pin: &Pin| populate_submodule(&world, &want, pin, &dest).unwrap();
+    let pin = resolve(&want, &world).unwrap();
+    let populate = |locked: &Tree| populate_submodule(&world, &want, &locked.pin, &dest).unwrap();
     assert_eq!(populate(&pin), Populated::CheckedOut);
     assert_eq!(git(&dest, &["rev-parse", "HEAD"]), first);
     assert_eq!(git(&dest, &["remote", "get-url", "origin"]), url);
@@ -101,7 +101,7 @@ fn without_a_repository_the_files_are_exported() {
     let dest = bench.world.project.join("external/e");
     let populate = |rev: &str| {
         let pin = bench.resolve(&want(rev)).unwrap();
-        populate_submodule(&bench.world, &want(rev), &pin, &dest).unwrap()
+        populate_submodule(&bench.world, &want(rev), &pin.pin, &dest).unwrap()
     };
     assert_eq!(populate(&first), Populated::Exported);
     assert!(fs::exists(&dest.join("ünï/code file.c")) && !fs::exists(&dest.join("new")));

@@ -1,12 +1,11 @@
 //! What is in a repository: submodules, weights, hostile trees, and mirrors that are damaged.
 
 use aitools::base::fs;
-use aitools::format::lockfile::{Kind, Pin};
 use aitools::format::manifest::GitSpec;
 use aitools::source::git::GitSource;
-use aitools::source::{Fetch, Source, SourceError, World};
+use aitools::source::{Source, SourceError, World};
 
-use crate::bench::{Bench, at, fails};
+use crate::bench::{Bench, Tree, at, fails, resolve};
 use crate::git_server::{Server, git};
 
 #[test]
@@ -36,7 +35,8 @@ fn submodules_of_the_repository() {
     let paths = |paths: &[&str]| paths.iter().map(|path| path.parse().unwrap()).collect::<Vec<_>>();
     let mut want = GitSpec { submodules: paths(&["lib/middle/deep/léaf", "lib/middle"]), ..at(&address, &top) };
     let (pin, staging) = bench.both(&want).unwrap();
-    let pinned: Vec<_> = pin.submodules.iter().map(|s| (s.path.as_str(), s.git.clone(), s.commit.clone())).collect();
+    let pinned: Vec<_> =
+        pin.pin.submodules.iter().map(|s| (s.path.as_str(), s.git.to_string(), s.commit.to_string())).collect();
     assert_eq!(
         pinned,
         [
@@ -71,11 +71,11 @@ fn submodules_of_the_repository() {
     assert!(matches!(fails(error, &["on this machine"]), SourceError::Hostile { .. }));
     // A pin that names another commit than the tree does is not believed.
     let mut forged = pin.clone();
-    forged.submodules[0].commit = top.clone();
+    forged.pin.submodules[0].commit = top.parse().unwrap();
     want.subdir = None;
     assert!(matches!(fails(bench.fetch(&want, &forged), &[&top]), SourceError::Mismatch { .. }));
-    let forged = Pin { tree: Some(aitools::base::digest::Digest::of(b"")), ..pin };
-    assert!(matches!(fails(bench.fetch(&want, &forged), &["engine"]), SourceError::Mismatch { .. }));
+    let forged = Tree { tree: aitools::base::digest::Digest::of(b""), ..pin };
+    assert!(matches!(fails(bench.fetch(&want, &forged), &["source tree", &top]), SourceError::Mismatch { .. }));
 }
 
 #[test]
@@ -83,19 +83,15 @@ fn weights_in_a_repository() {
     let bench = Bench::new();
     let (first, _) = bench.repo("r");
     let want = at("../served/r", &first);
-    let pin = GitSource(&want).resolve(&bench.world, Kind::Model).unwrap();
-    let names: Vec<_> = pin.files.iter().map(|file| (file.path.as_str(), file.size)).collect();
+    let (pin, mut files) = GitSource(&want).resolve_files(&bench.world).unwrap();
+    let names: Vec<_> = files.iter().map(|file| (file.path.as_str(), file.size)).collect();
     assert_eq!(names, [(".gitattributes", 31), ("run.sh", 10), ("ünï/code file.c", 7)]);
-    assert_eq!(pin.tree, None);
     let staging = bench.at("staged");
     fs::create_dir_all(&staging).unwrap();
-    let mut ask = Fetch { kind: Kind::Model, pin: &pin, wanted: &[2], staging: &staging, name: "m" };
-    GitSource(&want).fetch(&bench.world, &ask).unwrap();
+    GitSource(&want).fetch_files(&bench.world, &pin, &[&files[2]], &staging).unwrap();
     assert_eq!(fs::read_dir(&staging).unwrap(), [staging.join("ünï")]);
-    let mut forged = pin.clone();
-    forged.files[2].size += 1;
-    ask.pin = &forged;
-    fails(GitSource(&want).fetch(&bench.world, &ask), &["code file.c"]);
+    files[2].size += 1;
+    fails(GitSource(&want).fetch_files(&bench.world, &pin, &[&files[2]], &staging), &["code file.c"]);
 }
 
 type Line<'a> = (&'a str, &'a str, &'a str);
@@ -212,7 +208,7 @@ fn a_damaged_mirror_is_replaced() {
     assert!(bench.ears.warnings().iter().any(|text| text.contains("damaged")), "{:?}", bench.ears.warnings());
     fs::write_atomic(&pack(), b"").unwrap();
     let offline = World { offline: true, ..bench.world.clone() };
-    fails(GitSource(&want).resolve(&offline, Kind::Engine), &["--offline"]);
+    fails(resolve(&want, &offline), &["--offline"]);
 }
 
 #[test]

@@ -6,7 +6,6 @@ use crate::cli::output::Output;
 use crate::cli::settings::Session;
 use crate::ops::status::{self, Status, Why, WhyBuild, WhyDerived};
 use crate::ops::{Failure, project};
-use crate::source::short;
 
 use super::size;
 use super::sync::step_line;
@@ -39,7 +38,7 @@ fn text(status: &Status, project: &project::Project) -> String {
     let state = |ready: bool| if ready { "ready" } else { "missing" };
     for engine in &status.engines {
         let built = if engine.built { "built" } else { "not built" };
-        let fingerprint = short(&engine.fingerprint);
+        let fingerprint = engine.fingerprint.short();
         text +=
             &format!("engine    {} ({}) {built}, {fingerprint}, from {}\n", engine.name, engine.variant, engine.source);
     }
@@ -66,27 +65,27 @@ fn why_text(why: &Why) -> String {
 }
 
 fn why_built(why: &WhyBuild) -> String {
-    let mut text = format!("engine {} ({}), {}\n", why.engine, why.variant, short(&why.fingerprint));
+    let mut text = format!("engine {} ({}), {}\n", why.engine, why.variant, why.fingerprint.short());
     match (why.built, &why.other) {
         (true, None) => text += "  it is built, and nothing has changed\n",
         (true, Some(other)) => {
-            text += &format!("  it is built; the project still uses {}, whose inputs were\n", short(other))
+            text += &format!("  it is built; the project still uses {}, whose inputs were\n", other.short())
         }
         (false, None) => text += "  it was never built on this machine\n",
         (false, Some(other)) => {
-            text += &format!("  it has to be built; the last build was {}, and since then\n", short(other))
+            text += &format!("  it has to be built; the last build was {}, and since then\n", other.short())
         }
     }
     text + &differences(&why.differences)
 }
 
 fn why_derived(why: &WhyDerived) -> String {
-    let mut text = format!("model {}, {}\n", why.model, short(&why.fingerprint));
+    let mut text = format!("model {}, {}\n", why.model, why.fingerprint.short());
     match (why.derived, &why.other) {
         (true, _) => text += "  it is derived, and nothing has changed\n",
         (false, None) => text += "  it was never derived on this machine\n",
         (false, Some(other)) => {
-            text += &format!("  it has to be derived; the last derivation was {}, and since then\n", short(other))
+            text += &format!("  it has to be derived; the last derivation was {}, and since then\n", other.short())
         }
     }
     text + &differences(&why.differences)

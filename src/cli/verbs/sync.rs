@@ -51,7 +51,7 @@ pub fn step_line(step: &Step) -> String {
         Step::FetchWeights { model, files: which, bytes, .. } => {
             format!("fetch {} of {model} ({})", files(which.len()), size(*bytes))
         }
-        Step::Place { model, files: which, reason } => {
+        Step::Place { model, files: which, reason, .. } => {
             let why = if *reason == Reason::NotLinked { " in this project" } else { "" };
             format!("place {} of {model}{why}", files(which.len()))
         }

@@ -123,11 +123,8 @@ fn definitions(ask: &RecipeRequest<'_>) -> BTreeMap<String, String> {
 
 /// The build asks git for a number and a commit, and finds those of any repository that its folder lies in.
 fn edits(ask: &RecipeRequest<'_>) -> Vec<SourceEdit> {
-    let commit: String = match (&ask.pin.commit, &ask.pin.tree) {
-        (Some(commit), _) => commit.chars().take(9).collect(),
-        (None, Some(tree)) => tree.hex().chars().take(9).collect(),
-        (None, None) => "unknown".to_owned(),
-    };
+    let commit = ask.commit.map_or_else(|| ask.tree.hex(), |commit| commit.to_string());
+    let commit: String = commit.chars().take(9).collect();
     let Ok(path) = "common/build-info.cpp.in".parse() else { return Vec::new() };
     let edit =
         |find: &str, replace| SourceEdit { path: std::clone::Clone::clone(&path), find: find.to_owned(), replace };
@@ -146,14 +143,15 @@ fn outputs(targets: &[String], platform: Platform) -> Vec<OutputRule> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::format::lockfile::Pin;
+    use crate::base::digest::Digest;
     use crate::format::manifest::EngineSpec;
 
     fn of(spec: &str, os: &'static str, variant: Variant) -> Result<BuildRecipe, EngineError> {
         let spec: EngineSpec =
             toml::from_str(&format!("source = {{ git = 'https://example.org/p' }}\n{spec}")).unwrap();
-        let pin = Pin { commit: Some("0123456789abcdef0123456789abcdef01234567".to_owned()), ..Pin::default() };
-        recipe(&RecipeRequest { spec: &spec, pin: &pin, platform: Platform { os, arch: "x86_64" }, variant })
+        let commit = Some("0123456789abcdef0123456789abcdef01234567".parse().unwrap());
+        let tree = &Digest::of(b"tree");
+        recipe(&RecipeRequest { spec: &spec, commit, tree, platform: Platform { os, arch: "x86_64" }, variant })
     }
 
     #[test]

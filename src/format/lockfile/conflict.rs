@@ -3,7 +3,8 @@
 use crate::base::diagnostic::{Diagnostic, Diagnostics, SourceText};
 use crate::base::name::Name;
 
-use super::{Entry, Kind, Lockfile, parse};
+use super::{Lockfile, parse};
+use crate::format::manifest::Kind;
 
 /// What two sides of a merge agree on.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,15 +26,16 @@ pub fn parse_conflicted(name: &str, bytes: &[u8]) -> Result<Conflicted, Diagnost
     let (ours, theirs) = (ours.value, theirs.value);
     let mut disputed = Vec::new();
     let mut agreed = Lockfile::default();
-    for kind in Kind::ALL {
-        let differs =
-            |entry: &Entry, other: &Lockfile| other.get(kind, &entry.name).is_some_and(|found| found != entry);
-        let (good, bad): (Vec<&Entry>, Vec<&Entry>) =
-            ours.entries(kind).iter().partition(|entry| !differs(entry, &theirs));
-        let theirs_alone = theirs.entries(kind).iter().filter(|entry| ours.get(kind, &entry.name).is_none());
-        agreed.entries_mut(kind).extend(good.into_iter().chain(theirs_alone).cloned());
-        disputed.extend(bad.into_iter().map(|entry| (kind, entry.name.clone())));
+    for entry in ours.entries() {
+        match theirs.get(entry.kind(), entry.name()) {
+            Some(other) if other != entry => disputed.push((entry.kind(), entry.name().clone())),
+            _ => agreed.push(entry),
+        }
     }
+    theirs
+        .entries()
+        .filter(|entry| ours.get(entry.kind(), entry.name()).is_none())
+        .for_each(|entry| agreed.push(entry));
     agreed.sort();
     Ok(Conflicted { agreed, disputed })
 }

@@ -2,44 +2,43 @@
 
 use crate::base::diagnostic::Diagnostics;
 use crate::base::digest::Digest;
-use crate::format::lockfile::{Conflicted, Entry, FilePin, Kind, Lockfile, Pin, SubmodulePin, parse, parse_conflicted};
-use crate::format::manifest::{DeriveSpec, GitSpec, HfSpec, PathSpec, PypiSpec, Request, SourceSpec, UrlSpec};
+use crate::format::lockfile::{
+    Conflicted, EngineEntry, FilePin, FilesOrigin, GitPin, Lockfile, ModelEntry, ModelPin, Origin, SubmodulePin,
+    ToolEntry, parse, parse_conflicted,
+};
+use crate::format::manifest::{DeriveSpec, GitSpec, HfSpec, Kind, PathSpec, PypiSpec, UrlSpec};
 
 fn file(path: &str) -> FilePin {
     FilePin { path: path.parse().expect(path), size: path.len() as u64, sha256: Digest::of(path.as_bytes()) }
 }
 
-fn entry(name: &str, request: SourceSpec, pin: Pin) -> Entry {
-    Entry { name: name.parse().expect(name), request: request.into(), pin }
+fn pypi(name: &str) -> PypiSpec {
+    PypiSpec { pypi: name.to_owned(), version: "4.4.4".to_owned(), sdist: false, subdir: None, files: Vec::new() }
 }
 
-fn pypi(name: &str) -> SourceSpec {
-    SourceSpec::Pypi(PypiSpec {
-        pypi: name.to_owned(),
-        version: "4.4.4".to_owned(),
-        sdist: false,
-        subdir: None,
-        files: Vec::new(),
-    })
+fn model(name: &str, origin: FilesOrigin, files: Vec<FilePin>) -> ModelEntry {
+    ModelEntry { name: name.parse().expect(name), pin: ModelPin::Files { origin, files } }
 }
 
-fn hf(name: &str, commit: char) -> Entry {
-    let spec = HfSpec {
+fn hf(name: &str, commit: char) -> ModelEntry {
+    let request = HfSpec {
         hf: format!("org/{name}"),
         rev: Some("main".to_owned()),
         files: vec!["*.gguf".to_owned(), "activation/**".to_owned()],
     };
-    let pin = Pin {
-        commit: Some(commit.to_string().repeat(40)),
-        files: vec![file("z é.gguf"), file("activation/1.pt"), file("activation/10.pt")],
-        ..Pin::default()
-    };
-    entry(name, SourceSpec::Hf(spec), pin)
+    let commit = commit.to_string().repeat(40).parse().expect("a commit");
+    let files = vec![file("z é.gguf"), file("activation/1.pt"), file("activation/10.pt")];
+    model(name, FilesOrigin::Hub { request, commit }, files)
+}
+
+fn files_of(entry: &mut ModelEntry) -> &mut Vec<FilePin> {
+    let ModelPin::Files { files, .. } = &mut entry.pin else { panic!("it is derived") };
+    files
 }
 
 fn sample() -> Lockfile {
-    let git = GitSpec {
-        git: "https://example.org/a \"b\"\\é".to_owned(),
+    let request = GitSpec {
+        git: "https://example.org/a \"b\"\\é".parse().expect("an address"),
         rev: None,
         tag: Some("v1".to_owned()),
         branch: None,
@@ -47,15 +46,13 @@ fn sample() -> Lockfile {
         submodules: vec!["sub".parse().expect("path")],
         subdir: None,
     };
-    let git_pin = Pin {
-        commit: Some("c".repeat(40)),
-        tree: Some(Digest::of(b"tree")),
+    let pin = GitPin {
+        commit: "c".repeat(40).parse().expect("a commit"),
         submodules: vec![SubmodulePin {
             path: "sub".parse().expect("path"),
-            git: "https://example.org/sub".to_owned(),
-            commit: "d".repeat(40),
+            git: "https://example.org/sub".parse().expect("an address"),
+            commit: "d".repeat(40).parse().expect("a commit"),
         }],
-        ..Pin::default()
     };
     let url = UrlSpec {
         url: "https://example.org/m.gguf".to_owned(),
@@ -63,25 +60,20 @@ fn sample() -> Lockfile {
         subdir: None,
         files: Vec::new(),
     };
-    let path = PathSpec { path: "../engine".to_owned(), files: Vec::new() };
+    let url = FilesOrigin::Other(Origin::Url { request: url, download: file("m.gguf") });
+    let path = Origin::Path { request: PathSpec { path: "../engine".to_owned(), files: Vec::new() } };
+    let engine = |name: &str, origin, tree| EngineEntry { name: name.parse().expect(name), origin, tree };
     Lockfile {
-        tools: vec![entry(
-            "cmake",
-            pypi("cmake"),
-            Pin { downloads: vec![file("cmake-4.4.4-py3-none-any.whl")], ..Pin::default() },
-        )],
+        tools: vec![ToolEntry {
+            name: "cmake".parse().expect("name"),
+            request: pypi("cmake"),
+            packages: vec![file("cmake-4.4.4-py3-none-any.whl")],
+        }],
         engines: vec![
-            entry("a", SourceSpec::Git(git), git_pin),
-            entry("b", SourceSpec::Path(path), Pin { tree: Some(Digest::of(b"x")), ..Pin::default() }),
+            engine("a", Origin::Git { request, pin }, Digest::of(b"tree")),
+            engine("b", path, Digest::of(b"x")),
         ],
-        models: vec![
-            hf("m1", 'a'),
-            entry(
-                "m2",
-                SourceSpec::Url(url),
-                Pin { downloads: vec![file("m.gguf")], files: vec![file("m.gguf")], ..Pin::default() },
-            ),
-        ],
+        models: vec![hf("m1", 'a'), model("m2", url, vec![file("m.gguf")])],
     }
 }
 
@@ -104,7 +96,7 @@ fn written_for_reviews() {
     let lock = Lockfile { engines: sample().engines, models: vec![hf("m1", 'a')], tools: Vec::new() };
     insta::assert_snapshot!(lock.to_text(), @r#"
     # @generated by `aitools lock`: change the manifest instead, and run it again.
-    version = 1
+    version = 2
 
     [[engine]]
     name = "a"
@@ -156,7 +148,7 @@ fn order_changes_nothing() {
     shuffled.engines.reverse();
     shuffled.models.reverse();
     for model in &mut shuffled.models {
-        model.pin.files.reverse();
+        files_of(model).reverse();
     }
     assert_eq!(shuffled.to_text(), sample().to_text());
     assert_eq!(read(&shuffled.to_text()), read(&sample().to_text()));
@@ -193,37 +185,88 @@ fn no_single_changed_byte_panics() {
     }
 }
 
+/// What is said of the sample's text with `from` replaced by `to`.
+fn changed(from: &str, to: &str) -> Vec<String> {
+    let text = sample().to_text();
+    assert!(text.contains(from), "{from}");
+    refused(&text.replacen(from, to, 1)).0.iter().map(|problem| problem.message.clone()).collect()
+}
+
 #[test]
 fn what_does_not_fit_its_kind() {
-    let text = |change: &dyn Fn(&mut Lockfile)| {
-        let mut lock = sample();
-        change(&mut lock);
-        refused(&lock.to_text()).0.iter().map(|problem| problem.message.clone()).collect::<Vec<_>>()
-    };
-    assert_eq!(text(&|lock| lock.engines[0].pin.tree = None), ["the engine `a`: `tree` is missing"]);
-    assert_eq!(text(&|lock| lock.models[0].pin.commit = None), ["the model `m1`: `commit` is missing"]);
-    assert_eq!(text(&|lock| lock.models[0].pin.files.clear()), ["the model `m1`: `files` is missing"]);
-    assert_eq!(text(&|lock| lock.models[1].pin.downloads.clear()), ["the model `m2`: `downloads` is missing"]);
+    let (commit, tree) = ("c".repeat(40), Digest::of(b"tree"));
+    assert_eq!(changed(&format!("tree = \"{tree}\"\n"), ""), ["the engine `a`: `tree` is missing"]);
+    assert_eq!(changed(&format!("commit = \"{}\"\n", "a".repeat(40)), ""), ["the model `m1`: `commit` is missing"]);
+    let mut empty = sample();
+    files_of(&mut empty.models[0]).clear();
+    empty.tools[0].packages.clear();
+    let problems: Vec<String> = refused(&empty.to_text()).0.into_iter().map(|problem| problem.message).collect();
+    assert_eq!(problems, ["the tool `cmake`: `downloads` is missing", "the model `m1`: `files` is missing"]);
     assert_eq!(
-        text(&|lock| lock.tools[0].pin.tree = Some(Digest::of(b""))),
-        ["the tool `cmake`: `tree` has no meaning here"]
+        changed("name = \"cmake\"\n", &format!("name = \"cmake\"\ntree = \"{tree}\"\n")),
+        ["the tool `cmake`: unexpected key `tree`"]
     );
     assert_eq!(
-        text(&|lock| lock.models[0].pin.commit = Some("main".to_owned())),
-        ["the model `m1`: `main` is no commit id of 40 lowercase hexadecimal digits"]
+        changed("name = \"b\"\n", &format!("name = \"b\"\ncommit = \"{commit}\"\n")),
+        ["the engine `b`: unexpected key `commit`"]
     );
     assert_eq!(
-        text(&|lock| lock.models[0].pin.files.push(file("activation/1.pt"))),
-        ["the model `m1`: `activation/1.pt` is listed twice"]
+        changed(&"a".repeat(40), "main"),
+        ["`model[0].commit`: expected a full commit id: 40 lowercase hexadecimal digits"]
     );
-    assert_eq!(text(&|lock| lock.models.push(hf("m1", 'b'))), ["the model `m1` is locked twice"]);
+    assert_eq!(
+        changed("https://example.org/sub\"", "http://%0Ahost=x@example.org/sub\""),
+        ["`engine[0].submodules[0].git`: not an address of a git repository: it contains a control character"]
+    );
+    assert_eq!(changed("activation/10.pt", "activation/1.pt"), ["the model `m1`: `activation/1.pt` is listed twice"]);
+    let mut twice = sample();
+    twice.models.push(hf("m1", 'b'));
+    let problems = refused(&twice.to_text()).to_string();
+    assert!(problems.contains("the model `m1`: it is locked twice, first on line"), "{problems}");
+    let tool = "request = { pypi = \"cmake\", version = \"4.4.4\" }";
+    assert_eq!(changed(tool, "request = { path = \"x\" }"), ["the tool `cmake`: a tool is a `pypi` package"]);
+}
+
+#[test]
+fn version_1_is_read_and_written_as_version_2() {
+    let text = sample().to_text();
+    let old = text.replace("version = 2\n", "version = 1\n");
+    assert_ne!(old, text);
+    assert_eq!(read(&old), read(&text));
+    assert_eq!(read(&old).to_text(), text);
+}
+
+#[test]
+fn the_quickstart_lockfile_is_as_this_program_writes_it() {
+    let text = include_str!("../../../manifests/quickstart.lock");
+    assert_eq!(read(text).to_text(), text);
+}
+
+#[test]
+fn a_half_written_file_says_what_helps() {
+    let text = sample().to_text();
+    let mut refusals = 0;
+    for (at, _) in text.char_indices().skip(100).step_by(41) {
+        if let Err(problems) = parse("x.lock", &text.as_bytes()[..at]) {
+            assert!(problems.0.iter().all(|problem| problem.hint.is_some()), "{problems}");
+            refusals += 1;
+        }
+    }
+    assert!(refusals > 20);
+    let problems = refused(&text[..text.find("tree = ").expect("an engine")]);
+    assert_eq!(
+        problems.0[0].hint.as_deref(),
+        Some("restore the file from version control, or delete it and run `aitools lock`")
+    );
 }
 
 #[test]
 fn what_is_no_lockfile_of_ours() {
     let first = |text: &str| refused(text).0.remove(0);
-    let newer = first("version = 2\n[[gadget]]\n");
+    let newer = first("version = 3\n[[gadget]]\n");
+    assert_eq!(newer.message, "this lockfile was written by a newer version of aitools");
     assert_eq!(newer.hint.as_deref(), Some("upgrade aitools"));
+    assert_eq!(first("version = 0\n").message, "there is no such version of a lockfile");
     assert_eq!(first("").message, "the file lacks the key `version`");
     let text = sample().to_text();
     assert!(
@@ -248,7 +291,7 @@ fn conflict(ours: &str, theirs: &str, base: Option<&str>) -> String {
 
 #[test]
 fn conflict_markers_are_one_problem() {
-    let text = sample().to_text().replace("version = 1\n", &conflict("version = 1\n", "version = 1\n", None));
+    let text = sample().to_text().replace("version = 2\n", &conflict("version = 2\n", "version = 2\n", None));
     let problems = refused(&text);
     assert_eq!(problems.to_string(), "x.lock:2:1: the lockfile holds conflict markers of git");
     assert!(problems.0[0].hint.as_ref().is_some_and(|hint| hint.contains("--resolve-conflicts")));
@@ -258,7 +301,7 @@ fn conflict_markers_are_one_problem() {
 #[test]
 fn only_what_is_disputed_is_resolved_again() {
     let base = Lockfile { models: vec![hf("both", 'a'), hf("same", 'b')], ..Lockfile::default() };
-    let section = |entry: Entry| {
+    let section = |entry: ModelEntry| {
         let text = Lockfile { models: vec![entry], ..Lockfile::default() }.to_text();
         text.split_once("[[model]]").map(|(_, rest)| format!("[[model]]{rest}")).expect("a model")
     };
@@ -293,7 +336,7 @@ fn conflicts_that_make_no_sense() {
 fn a_large_lockfile_is_read_quickly() {
     let model = |n| {
         let mut entry = hf(&format!("model-{n}"), 'a');
-        entry.pin.files = (0..5).map(|part| file(&format!("folder/model-{n}-{part}-of-5.gguf"))).collect();
+        *files_of(&mut entry) = (0..5).map(|part| file(&format!("folder/model-{n}-{part}-of-5.gguf"))).collect();
         entry
     };
     let text = Lockfile { models: (0..200).map(model).collect(), ..Lockfile::default() }.to_text();
@@ -317,13 +360,9 @@ fn a_derived_model_is_locked_by_what_it_is_made_from() {
     };
     let mut lock = sample();
     lock.sort();
-    let inputs = lock.inputs(&spec());
-    assert!(inputs.is_some());
-    let derived = Entry {
-        name: "q4".parse().expect("name"),
-        request: Request::Derive(spec()),
-        pin: Pin { inputs, ..Pin::default() },
-    };
+    let inputs = lock.inputs(&spec()).expect("all are locked");
+    let pin = ModelPin::Derived { request: spec(), inputs };
+    let derived = ModelEntry { name: "q4".parse().expect("name"), pin };
     lock.models.push(derived);
     let text = lock.to_text();
     assert!(
@@ -331,10 +370,10 @@ fn a_derived_model_is_locked_by_what_it_is_made_from() {
         "{text}"
     );
     assert_eq!(read(&text), lock);
-    assert_eq!(read(&text).inputs(&spec()), inputs);
+    assert_eq!(read(&text).inputs(&spec()), Some(inputs));
     let mut other = lock.clone();
-    other.models[0].pin.files[0].size += 1;
-    assert_ne!(other.inputs(&spec()), inputs);
+    files_of(&mut other.models[0])[0].size += 1;
+    assert_ne!(other.inputs(&spec()), Some(inputs));
     other.models.remove(0);
     assert_eq!(other.inputs(&spec()), None);
     for (from, to, said) in [
@@ -342,7 +381,7 @@ fn a_derived_model_is_locked_by_what_it_is_made_from() {
         (
             "\ninputs = ",
             "\ncommit = \"cccccccccccccccccccccccccccccccccccccccc\"\ninputs = ",
-            "`commit` has no meaning here",
+            "unexpected key `commit`",
         ),
         ("[[model]]\nname = \"q4\"", "[[engine]]\nname = \"q4\"", "an engine is not derived"),
         ("quantize = ", "quantise = ", "unknown key `quantise`"),

@@ -7,11 +7,10 @@ use globset::{Glob, GlobBuilder};
 use crate::base::diagnostic::{Diagnostic, Diagnostics, nearest};
 use crate::base::name::Name;
 use crate::format::document::Document;
-use crate::format::lockfile::Kind;
 use crate::format::schema::quoted_list;
 
 use super::derive;
-use super::{EngineSpec, GitSpec, HfSpec, Manifest, ModelSpec, PathSpec, PypiSpec, SourceSpec, TOOLS, UrlSpec};
+use super::{EngineSpec, GitSpec, HfSpec, Kind, Manifest, ModelSpec, PathSpec, PypiSpec, SourceSpec, TOOLS, UrlSpec};
 
 const MAX_GLOB_BYTES: usize = 512;
 const MAX_GLOBS: usize = 256;
@@ -121,7 +120,7 @@ impl Check<'_> {
             self.require(
                 good,
                 &[path[0], path[1], "targets", &index.to_string()],
-                "this is no CMake target",
+                "not a CMake target",
                 "a word that does not begin with `-`",
             );
         }
@@ -154,7 +153,15 @@ impl Check<'_> {
         }
     }
 
+    /// Files of a model go below `models/` alone: anywhere else in a project they could be something that git, an editor or a
+    /// build runs or obeys.
+    fn place(&mut self, name: &Name, spec: &ModelSpec) {
+        let good = spec.place.as_ref().is_none_or(|place| place.as_str().starts_with("models/"));
+        self.require(good, &["models", name.as_str(), "place"], "a model's place is below `models/`", "`models/…`");
+    }
+
     fn model(&mut self, name: &Name, spec: &ModelSpec) {
+        self.place(name, spec);
         let Some(source) = &spec.source else { return };
         self.source(&["models", name.as_str(), "source"], source, Kind::Model);
         if let SourceSpec::Path(source) = source {
@@ -192,6 +199,13 @@ impl Check<'_> {
         let mut seen: BTreeMap<&str, &Name> = BTreeMap::new();
         for (name, spec) in &manifest.engines {
             let SourceSpec::Git(GitSpec { submodule: Some(submodule), .. }) = &spec.source else { continue };
+            // An empty folder there gets the source of the engine.
+            let top = submodule.as_str().split('/').next().unwrap_or_default().to_lowercase();
+            let good = !submodule.as_str().split('/').any(|part| part.starts_with('.') || part.contains('~'))
+                && !["build", "configs", "manifests", "models"].contains(&top.as_str());
+            let path = ["engines", name.as_str(), "source", "submodule"];
+            let expected = "a folder such as `external/…`, without parts that begin with `.`";
+            self.require(good, &path, "no submodule can be there", expected);
             if let Some(first) = seen.insert(submodule.as_str(), name) {
                 let message = format!("the engines `{first}` and `{name}` name the same submodule");
                 self.say(&["engines", name.as_str(), "source", "submodule"], |problem| problem, message);
@@ -249,34 +263,23 @@ impl Check<'_> {
         }
         for (index, pattern) in globs.iter().take(MAX_GLOBS).enumerate() {
             if let Err(why) = glob(pattern) {
-                self.say(&[path, &[&index.to_string()]].concat(), |problem| problem, format!("this is no glob: {why}"));
+                self.say(&[path, &[&index.to_string()]].concat(), |problem| problem, format!("invalid glob: {why}"));
             }
         }
     }
 
     fn git(&mut self, path: &[&str], spec: &GitSpec) {
         let at = |key| [path, &[key]].concat();
-        if let Err((message, expected)) = git_address(&spec.git) {
-            self.require(false, &at("git"), message, expected);
-        }
-        let given: Vec<&str> = [("rev", &spec.rev), ("tag", &spec.tag), ("branch", &spec.branch)]
-            .into_iter()
-            .filter_map(|(key, value)| value.as_ref().map(|_| key))
-            .collect();
+        let is_web = ["https://", "http://"].iter().any(|scheme| spec.git.as_str().starts_with(scheme));
+        self.require(!(is_web && spec.git.user_info().is_some()), &at("git"), SECRET.0, SECRET.1);
+        let given = [("rev", spec.rev.is_some()), ("tag", spec.tag.is_some()), ("branch", spec.branch.is_some())];
+        let given: Vec<&str> = given.into_iter().filter_map(|(key, is_given)| is_given.then_some(key)).collect();
         if let [_, second, ..] = given[..] {
             let actual = quoted_list(given.iter().copied());
             self.say(
                 &at(second),
                 |problem| problem.expected("at most one of `rev`, `tag` and `branch`").actual(actual),
                 "a git source names one thing",
-            );
-        }
-        if let Some(rev) = &spec.rev {
-            self.require(
-                is_commit(rev),
-                &at("rev"),
-                "`rev` is no full commit id",
-                "40 lowercase hexadecimal digits (a name goes to `tag` or `branch`)",
             );
         }
         for (key, value) in [("tag", &spec.tag), ("branch", &spec.branch)] {
@@ -353,11 +356,6 @@ impl Check<'_> {
     }
 }
 
-/// 40 lowercase hexadecimal digits.
-pub(in crate::format) fn is_commit(text: &str) -> bool {
-    text.len() == 40 && text.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte))
-}
-
 const REF_NAME: &str = "a branch, tag or commit: no spaces, no `..`, none of `~^:?*[\\`, no `-` at the beginning";
 
 /// What `git check-ref-format` refuses is refused, roughly.
@@ -375,17 +373,6 @@ const SECRET: (&str, &str) = (
     "an address must not carry a user or password: it would be written to the lockfile",
     "an address without `user:password@`",
 );
-
-fn git_address(address: &str) -> Result<(), (&'static str, &'static str)> {
-    let helper = address
-        .split_once("::")
-        .is_some_and(|(scheme, _)| scheme.chars().all(|c| c.is_ascii_alphanumeric() || "+-.".contains(c)));
-    if address.is_empty() || address.starts_with('-') || helper || address.contains(char::is_control) {
-        return Err(("this is no address of a git repository", "such as `https://host/owner/repository`"));
-    }
-    let web = address.strip_prefix("https://").or_else(|| address.strip_prefix("http://"));
-    if web.is_some_and(has_user) { Err(SECRET) } else { Ok(()) }
-}
 
 /// Host and port of an address without its scheme.
 fn authority(rest: &str) -> &str {

@@ -114,11 +114,11 @@ version = 1
 [tools]
 cmak = { pypi = "cmake", version = ">=4" }
 [engines.a]
-source = { git = "https://me:secret@x/y", rev = "main", tag = "v 1" }
+source = { git = "https://me:secret@x/y", rev = "d3ebd7c5666348cf43c22f0d62dfbc9a763cffb8", tag = "v 1" }
 targets = ["--help"]
 define = { "A B" = "x\ny" }
 [engines.A]
-source = { git = "ext::sh -c x", submodule = "external/x" }
+source = { git = "https://x/y", submodule = "external/x" }
 [engines.c]
 source = { hf = "a/b" }
 [engines.d]
@@ -146,39 +146,68 @@ include = ["/etc/*.yaml"]
             "4:36: this is no exact version; expected such as `4.4.4`, without `==`, `>=` or `*`",
             "5:10: `a` and `A` differ in case alone",
             "6:18: an address must not carry a user or password: it would be written to the lockfile; expected an address without `user:password@`",
-            "6:49: `rev` is no full commit id; expected 40 lowercase hexadecimal digits (a name goes to `tag` or `branch`)",
-            "6:63: a git source names one thing; expected at most one of `rev`, `tag` and `branch`; actual `rev`, `tag`",
-            "6:63: this is no name that git allows; expected a branch, tag or commit: no spaces, no `..`, none of `~^:?*[\\`, no `-` at the beginning",
-            "7:12: this is no CMake target; expected a word that does not begin with `-`",
+            "6:99: a git source names one thing; expected at most one of `rev`, `tag` and `branch`; actual `rev`, `tag`",
+            "6:99: this is no name that git allows; expected a branch, tag or commit: no spaces, no `..`, none of `~^:?*[\\`, no `-` at the beginning",
+            "7:12: not a CMake target; expected a word that does not begin with `-`",
             "8:20: this is no name of a CMake definition; expected letters, digits, `_`, `-` and `.`, beginning with a letter or `_`",
             "8:20: a definition holds a control character; expected one line of text",
-            "10:18: this is no address of a git repository; expected such as `https://host/owner/repository`",
             "12:1: a Hugging Face repository holds weights, nothing to build; expected a `git`, `url`, `path` or `pypi` source",
             "14:18: a file of this machine is a `path` source; hint write `path = \"…\"` instead",
             "14:48: `files` is for models: of an engine everything is taken",
             "16:45: the engines `A` and `e` name the same submodule",
             "18:17: this is no name of a Hugging Face repository; expected `organisation/repository`; hint write `org/repo`",
-            "18:71: this is no glob: a glob is relative, has `/` between its parts and no part `..`",
-            "18:79: this is no glob: unclosed character class; missing ']'",
-            "18:84: this is no glob: a glob is relative, has `/` between its parts and no part `..`",
+            "18:71: invalid glob: a glob is relative, has `/` between its parts and no part `..`",
+            "18:79: invalid glob: unclosed character class; missing ']'",
+            "18:84: invalid glob: a glob is relative, has `/` between its parts and no part `..`",
             "19:9: the models `m` and `n` go to the same place; hint give one of them another `place` or `weights`",
             "20:18: this is no address of a file; expected `https://…` or `http://…`",
             "23:19: a model's source and its place lie within each other; actual from `models/o/sub` to `models/o`; hint choose another `place`",
             "25:19: this is no name of a Python package; expected letters, digits, `.`, `_` and `-`",
             "25:35: this is no exact version; expected such as `4.4.4`, without `==`, `>=` or `*`",
-            "27:12: this is no glob: a glob is relative, has `/` between its parts and no part `..`",
+            "27:12: invalid glob: a glob is relative, has `/` between its parts and no part `..`",
             "29:20: a mirror replaces the beginning of addresses; expected addresses such as `https://…` on both sides",
         ]
     );
 }
 
 #[test]
+fn commits_and_addresses_are_checked_by_their_types() {
+    let problems = bad(r#"
+version = 1
+[engines.a]
+source = { git = "ext::sh -c x", rev = "main" }
+[engines.b]
+source = { git = "http://%0Ahost=x@example.org/y", rev = "D3EBD7C5666348CF43C22F0D62DFBC9A763CFFB8" }
+"#);
+    assert_eq!(
+        told(&problems),
+        [
+            "4:18: `engines.a.source.git`: not an address of a git repository: remote helpers (`name::address`) are not supported",
+            "4:40: `engines.a.source.rev`: expected a full commit id: 40 lowercase hexadecimal digits",
+            "6:18: `engines.b.source.git`: not an address of a git repository: it contains a control character",
+            "6:58: `engines.b.source.rev`: expected a full commit id: 40 lowercase hexadecimal digits",
+        ]
+    );
+}
+
+#[test]
+fn h5c_no_key_of_a_manifest_writes_where_programs_are_run_from() {
+    for place in [".git/hooks", "models", "modelsx/a", "Models/a", "build/x", ".github/workflows", "src"] {
+        let text = format!("version = 1\n[models.m]\nsource = {{ hf = 'a/b' }}\nplace = '{place}'\n");
+        assert_eq!(told(&bad(&text)), ["4:9: a model's place is below `models/`; expected `models/…`"], "{place}");
+    }
+    for submodule in [".git/hooks", "external/.git", "GIT~1/hooks", ".vscode", "models/x", "Build", "configs"] {
+        let source = format!("{{ git = 'https://example.org/x', submodule = '{submodule}' }}");
+        let told = told(&bad(&format!("version = 1\n[engines.e]\nsource = {source}\n")));
+        assert!(told.len() == 1 && told[0].contains("no submodule can be there"), "{submodule}: {told:?}");
+    }
+}
+
+#[test]
 fn versions_come_first() {
     assert_eq!(
         told(&bad("version = 2\nnew_thing = 1\n")),
-        [
-            "1:11: this manifest has a version that this program does not know; expected 1; actual 2; hint upgrade aitools"
-        ]
+        ["1:11: this manifest was written by a newer version of aitools; expected 1; actual 2; hint upgrade aitools"]
     );
     assert_eq!(told(&bad("version = 0\n")).len(), 1);
     assert_eq!(told(&bad("")), ["1:1: the file lacks the key `version`; expected `1`"]);

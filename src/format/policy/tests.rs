@@ -245,3 +245,24 @@ fn no_single_changed_byte_panics() {
         let _ = parse("p.yaml", &BAMBOO.as_bytes()[..at]);
     }
 }
+
+#[test]
+fn the_words_of_other_programs_lead_to_ours() {
+    let told = |text: &str| {
+        let text = format!("engine: e\nmodel: m\n{text}\n");
+        let Diagnostics(problems) = parse("p.yaml", text.as_bytes()).expect_err("refused");
+        problems[0].hint.clone().unwrap_or_default()
+    };
+    for (theirs, ours) in [
+        ("runtime:\n  ctx_size: 1", "context_size"),
+        ("runtime:\n  ngl: 1", "gpu_layers"),
+        ("runtime:\n  n-gpu-layers: 1", "gpu_layers"),
+        ("generation:\n  n_predict: 1", "max_tokens"),
+        ("generation:\n  temp: 1", "temperature"),
+        ("runtime:\n  variant: gpu", "cuda"),
+        ("runtime:\n  variant: hip", "rocm"),
+    ] {
+        assert_eq!(told(theirs), format!("did you mean `{ours}`?"), "{theirs}");
+    }
+    assert!(told("generation:\n  ngl: 1").is_empty(), "an alias counts where its key is known");
+}

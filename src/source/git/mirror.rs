@@ -13,8 +13,8 @@ use tempfile::TempDir;
 
 use super::address::{self, Way};
 use super::complaint::{Complaint, explain};
-use super::is_commit;
 use super::program::Git;
+use crate::base::commit::Commit;
 use crate::base::diagnostic;
 use crate::base::digest::Digest;
 use crate::base::fs::{self, FsError};
@@ -38,8 +38,8 @@ const OLD_ERRORS: [&str; 5] =
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Ref {
     name: String,
-    /// 40 hexadecimal digits; an annotated tag's commit.
-    commit: String,
+    /// The commit; that of an annotated tag, not the tag itself.
+    commit: Commit,
 }
 
 /// Access to repositories for one piece of work.
@@ -55,7 +55,7 @@ pub struct Session<'w> {
 pub struct Ask<'a> {
     /// As the manifest or `.gitmodules` has it.
     pub address: &'a str,
-    pub commit: &'a str,
+    pub commit: Commit,
     /// The branch or tag that should lead to it, by its full name.
     pub name: Option<String>,
     /// The objects of a checkout that may have it already.
@@ -116,11 +116,11 @@ impl<'w> Session<'w> {
     ///
     /// # Errors
     /// [`SourceError::Missing`] when there is none of that name; offline, for everything not on this machine.
-    pub fn look_up(&self, spec: &GitSpec) -> Result<String, SourceError> {
+    pub fn look_up(&self, spec: &GitSpec) -> Result<Commit, SourceError> {
         let name = ref_name(spec).unwrap_or_default();
-        let what = format!("`{}` of `{}`", name, address::without_user(&spec.git));
-        let find = |refs: &[Ref]| refs.iter().find(|found| found.name == name).map(|found| found.commit.clone());
-        let refs = match self.way(&spec.git)? {
+        let what = format!("`{}` of `{}`", name, address::without_user(spec.git.as_str()));
+        let find = |refs: &[Ref]| refs.iter().find(|found| found.name == name).map(|found| found.commit);
+        let refs = match self.way(spec.git.as_str())? {
             Way::Local(folder) => local_refs(&folder)?,
             Way::Remote(_) if self.world.offline => return Err(SourceError::Offline { what }),
             Way::Remote(address) => {
@@ -140,10 +140,11 @@ impl<'w> Session<'w> {
         let listed = self.again(|| git.run())?.map_err(|messages| explain(address, &messages))?;
         let mut refs: Vec<Ref> = Vec::new();
         for line in listed.lines() {
-            let Some((commit, name)) = line.split_once('\t').filter(|(commit, _)| is_commit(commit)) else { continue };
+            let Some((commit, name)) = line.split_once('\t') else { continue };
+            let Ok(commit) = commit.parse() else { continue };
             match name.strip_suffix("^{}") {
-                Some(_) => refs.iter_mut().rev().take(1).for_each(|last| last.commit = commit.to_owned()),
-                None => refs.push(Ref { name: name.to_owned(), commit: commit.to_owned() }),
+                Some(_) => refs.iter_mut().rev().take(1).for_each(|last| last.commit = commit),
+                None => refs.push(Ref { name: name.to_owned(), commit }),
             }
         }
         Ok(refs)
@@ -245,7 +246,7 @@ impl<'w> Session<'w> {
                 Ok(done.map(|()| repository))
             })
         };
-        let refused = match fetch(&[ask.commit], true)? {
+        let refused = match fetch(&[&ask.commit.to_string()], true)? {
             Ok(repository) if has(&repository.objects(), ask.commit) => return Ok(repository),
             Ok(_) => return Err(another(ask)),
             Err(messages) => messages,
@@ -314,7 +315,7 @@ impl Repository {
     ///
     /// # Errors
     /// When it cannot be written.
-    pub fn serving(world: &World, objects: &Path, commit: &str) -> Result<Self, FsError> {
+    pub fn serving(world: &World, objects: &Path, commit: Commit) -> Result<Self, FsError> {
         let made = Self::new(&folder(world)?, "serve-")?;
         let objects = fs::canonical(objects)?.to_string_lossy().replace('\\', "/");
         fs::write_atomic(&made.objects().join("info/alternates"), format!("{objects}\n").as_bytes())?;
@@ -382,11 +383,11 @@ fn no_ref(what: String, name: &str, refs: &[Ref]) -> SourceError {
 }
 
 /// Whether a folder of objects has the commit. What it needs is found missing when it is read.
-fn has(objects: &Path, commit: &str) -> bool {
+fn has(objects: &Path, commit: Commit) -> bool {
     let look = || -> Option<bool> {
         let odb = git2::Odb::new().ok()?;
         odb.add_disk_alternate(objects.to_str()?).ok()?;
-        Some(odb.exists(commit.parse().ok()?))
+        Some(odb.exists(commit.to_string().parse().ok()?))
     };
     look().unwrap_or(false)
 }
@@ -410,12 +411,14 @@ fn local_refs(folder: &Path) -> Result<Vec<Ref>, SourceError> {
         hint: None,
     };
     let head = repo.head().ok().and_then(|head| head.peel_to_commit().ok());
-    let head = head.map(|commit| Ref { name: "HEAD".to_owned(), commit: commit.id().to_string() });
-    let mut refs: Vec<Ref> = head.into_iter().collect();
+    let named = |name: &str, commit: &git2::Commit<'_>| {
+        Some(Ref { name: name.to_owned(), commit: commit.id().to_string().parse().ok()? })
+    };
+    let mut refs: Vec<Ref> = head.and_then(|commit| named("HEAD", &commit)).into_iter().collect();
     for reference in repo.references().map_err(broken)? {
         let reference = reference.map_err(broken)?;
         if let (Ok(name), Ok(commit)) = (reference.name(), reference.peel_to_commit()) {
-            refs.push(Ref { name: name.to_owned(), commit: commit.id().to_string() });
+            refs.extend(named(name, &commit));
         }
     }
     Ok(refs)

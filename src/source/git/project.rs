@@ -8,15 +8,15 @@ use std::path::{Path, PathBuf};
 
 use super::GitSource;
 use super::address;
-use super::is_commit;
 use super::mirror::{Ask, Repository, Session, objects_of_checkout, ref_name};
 use super::program::Git;
 use super::snapshot::{Module, parse_modules};
+use crate::base::commit::Commit;
 use crate::base::digest::Digest;
 use crate::base::fs;
 use crate::base::name::RelPath;
 use crate::base::tree::{Listing, Modes, TreeError};
-use crate::format::lockfile::Pin;
+use crate::format::lockfile::GitPin;
 use crate::format::manifest::GitSpec;
 use crate::source::{SourceError, World};
 
@@ -32,7 +32,7 @@ struct Submodule {
     /// The submodule's path below it.
     path: String,
     /// The commit that the index names; `None` when there is no submodule at that path.
-    gitlink: Option<String>,
+    gitlink: Option<Commit>,
     /// Its address in `.gitmodules`, relative ones resolved where that is possible.
     url: Option<String>,
     /// The project's folder is the repository's top folder.
@@ -63,7 +63,7 @@ fn look(world: &World, path: &RelPath) -> Result<Option<Submodule>, SourceError>
     let gitlink = listed.split('\0').find_map(|line| {
         let (facts, name) = line.split_once('\t')?;
         let commit = facts.strip_prefix("160000 ")?.split(' ').next()?;
-        (name == full && is_commit(commit)).then(|| commit.to_owned())
+        commit.parse().ok().filter(|_| name == full)
     });
     let is_top = prefix.is_empty();
     if gitlink.is_none() && !is_top {
@@ -89,7 +89,7 @@ fn module_url(world: &World, top: &Path, path: &str) -> Result<Option<String>, S
 ///
 /// # Errors
 /// [`SourceError::Disagreement`] that names all of them.
-pub fn check(world: &World, spec: &GitSpec, commit: &str, locked: bool) -> Result<(), SourceError> {
+pub fn check(world: &World, spec: &GitSpec, commit: Commit, locked: bool) -> Result<(), SourceError> {
     let Some(path) = &spec.submodule else { return Ok(()) };
     let Some(found) = look(world, path)? else { return Ok(()) };
     let wish = match (&spec.rev, ref_name(spec)) {
@@ -97,7 +97,7 @@ pub fn check(world: &World, spec: &GitSpec, commit: &str, locked: bool) -> Resul
         (None, name) => format!("manifest: `{}`", name.unwrap_or_default()),
     };
     let lock = format!("{}: commit `{commit}`", if locked { "lockfile" } else { "resolved" });
-    let url = address::without_user(&spec.git);
+    let url = address::without_user(spec.git.as_str());
     let Some(gitlink) = &found.gitlink else {
         return Err(SourceError::Disagreement {
             what: format!("the manifest names the submodule `{path}`, and the project's repository has none there"),
@@ -105,7 +105,7 @@ pub fn check(world: &World, spec: &GitSpec, commit: &str, locked: bool) -> Resul
             hint: Some(format!("`git submodule add {url} {path}`, or remove `submodule` from the manifest")),
         });
     };
-    if let Some(other) = found.url.as_ref().filter(|other| !address::same(other, &spec.git)) {
+    if let Some(other) = found.url.as_ref().filter(|other| !address::same(other, spec.git.as_str())) {
         return Err(SourceError::Disagreement {
             what: format!("the submodule `{path}` comes from another address than the manifest's source"),
             details: vec![format!("`.gitmodules`: `{}`", address::without_user(other)), format!("manifest: `{url}`")],
@@ -114,7 +114,7 @@ pub fn check(world: &World, spec: &GitSpec, commit: &str, locked: bool) -> Resul
             )),
         });
     }
-    if gitlink == commit {
+    if *gitlink == commit {
         return Ok(());
     }
     let hint = format!(
@@ -151,21 +151,21 @@ pub enum Populated {
 ///
 /// # Errors
 /// [`SourceError`]; the folder is then as it was.
-pub fn populate_submodule(world: &World, spec: &GitSpec, pin: &Pin, dest: &Path) -> Result<Populated, SourceError> {
-    let Some(commit) = &pin.commit else { return Err(super::no_commit(&spec.git)) };
+pub fn populate_submodule(world: &World, spec: &GitSpec, pin: &GitPin, dest: &Path) -> Result<Populated, SourceError> {
+    let commit = pin.commit;
     let keep = |why: &str| {
         world.task.warn(format!("`{}` is left as it is: {why}", dest.display()));
         Ok(Populated::Kept)
     };
     match state(world, dest)? {
-        State::Checkout(head) if head.as_deref() == Some(commit) => Ok(Populated::Unchanged),
+        State::Checkout(head) if head == Some(commit) => Ok(Populated::Unchanged),
         State::Checkout(_) => keep(&format!("it is checked out at another commit than the lockfile's `{commit}`")),
-        State::Export { commit: old, clean: true } if old == *commit => Ok(Populated::Unchanged),
+        State::Export { commit: old, clean: true } if old == commit => Ok(Populated::Unchanged),
         State::Export { clean: true, .. } => export(world, spec, commit, dest),
         State::Export { clean: false, .. } => keep("its files were changed"),
         State::Foreign => keep("it is neither a git checkout nor our own export"),
         State::Empty => match spec.submodule.as_ref().map(|path| look(world, path)).transpose()?.flatten() {
-            Some(found) if found.gitlink.as_ref() == Some(commit) => check_out(world, spec, commit, &found),
+            Some(found) if found.gitlink == Some(commit) => check_out(world, spec, commit, &found),
             Some(found) if found.gitlink.is_some() || found.is_top => {
                 check(world, spec, commit, true).map(|()| Populated::Kept)
             }
@@ -176,8 +176,8 @@ pub fn populate_submodule(world: &World, spec: &GitSpec, pin: &Pin, dest: &Path)
 
 enum State {
     Empty,
-    Checkout(Option<String>),
-    Export { commit: String, clean: bool },
+    Checkout(Option<Commit>),
+    Export { commit: Commit, clean: bool },
     Foreign,
 }
 
@@ -193,13 +193,15 @@ fn state(world: &World, dest: &Path) -> Result<State, SourceError> {
     }
     if fs::exists(&dest.join(".git")) {
         let head = Git::at(world, dest).args(&["rev-parse", "HEAD"]).try_run()?;
-        let head = head.filter(|output| output.status.success()).map(|output| output.stdout.trim().to_owned());
+        let head = head.filter(|output| output.status.success()).and_then(|output| output.stdout.trim().parse().ok());
         return Ok(State::Checkout(head));
     }
     let Ok(marker) = fs::read_bounded(&dest.join(MARKER), 4096) else { return Ok(State::Foreign) };
     let marker = String::from_utf8_lossy(&marker).into_owned();
     let line = |name: &str| marker.lines().find_map(|line| line.strip_prefix(name)).map(str::to_owned);
-    let (Some(commit), Some(digest)) = (line("commit "), line("files ")) else { return Ok(State::Foreign) };
+    let (Some(commit), Some(digest)) = (line("commit ").and_then(|text| text.parse().ok()), line("files ")) else {
+        return Ok(State::Foreign);
+    };
     let clean = scan(world, dest)?.is_some_and(|now| now.to_string() == digest);
     Ok(State::Export { commit, clean })
 }
@@ -216,7 +218,7 @@ fn scan(world: &World, folder: &Path) -> Result<Option<Digest>, SourceError> {
     Ok(Some(listing.digest()))
 }
 
-fn export(world: &World, spec: &GitSpec, commit: &str, dest: &Path) -> Result<Populated, SourceError> {
+fn export(world: &World, spec: &GitSpec, commit: Commit, dest: &Path) -> Result<Populated, SourceError> {
     let folder = fs::parent(dest);
     fs::create_dir_all(folder)?;
     let make = tempfile::Builder::new().prefix(".aitools-").tempdir_in(folder);
@@ -236,15 +238,17 @@ fn export(world: &World, spec: &GitSpec, commit: &str, dest: &Path) -> Result<Po
 }
 
 /// `git submodule update --init` from a repository of this run that serves the objects on this machine.
-fn check_out(world: &World, spec: &GitSpec, commit: &str, found: &Submodule) -> Result<Populated, SourceError> {
+fn check_out(world: &World, spec: &GitSpec, commit: Commit, found: &Submodule) -> Result<Populated, SourceError> {
     let session = Session::new(world)?;
-    let ask = Ask { address: &spec.git, commit, name: ref_name(spec), beside: None };
+    let ask = Ask { address: spec.git.as_str(), commit, name: ref_name(spec), beside: None };
     let served = Repository::serving(world, &session.objects(&ask, false)?, commit)?;
     let Ok(address) = url::Url::from_file_path(served.path()) else {
-        return Err(super::no_commit(&spec.git));
+        let what = format!("`{}`", served.path().display());
+        let why = "git needs an absolute path in Unicode".to_owned();
+        return Err(SourceError::Missing { what, why, hint: None });
     };
     let git = Git::at(world, &found.top)
-        .setting(&format!("url.{address}.insteadOf"), found.url.as_deref().unwrap_or(&spec.git))
+        .setting(&format!("url.{address}.insteadOf"), found.url.as_deref().unwrap_or(spec.git.as_str()))
         .setting("protocol.file.allow", "always")
         .setting("advice.detachedHead", "false")
         .env("GIT_LITERAL_PATHSPECS", "1")

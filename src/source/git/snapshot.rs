@@ -12,6 +12,7 @@ use git2::{ErrorCode, ObjectType, Oid, Repository};
 
 use super::mirror::join_objects;
 use crate::base::cancel::Cancel;
+use crate::base::commit::Commit;
 use crate::base::digest::Digest;
 use crate::base::fs::{self, FsError};
 use crate::base::name::RelPath;
@@ -65,7 +66,7 @@ fn damaged(error: &git2::Error) -> ReadError {
 impl<'c> Snapshot<'c> {
     /// # Errors
     /// [`ReadError`] when the commit cannot be read.
-    pub fn open(what: &str, objects: PathBuf, commit: &str, cancel: &'c Cancel) -> Result<Self, ReadError> {
+    pub fn open(what: &str, objects: PathBuf, commit: Commit, cancel: &'c Cancel) -> Result<Self, ReadError> {
         let folders = vec![objects];
         let repo = join_objects(&folders).map_err(|error| damaged(&error))?;
         let root = root_of(&repo, what, commit)?;
@@ -76,7 +77,7 @@ impl<'c> Snapshot<'c> {
     ///
     /// # Errors
     /// [`ReadError`] when its commit cannot be read.
-    pub fn add(&mut self, path: &RelPath, objects: PathBuf, commit: &str) -> Result<(), ReadError> {
+    pub fn add(&mut self, path: &RelPath, objects: PathBuf, commit: Commit) -> Result<(), ReadError> {
         self.folders.push(objects);
         self.repo = join_objects(&self.folders).map_err(|error| damaged(&error))?;
         self.submodules.insert(path.clone(), root_of(&self.repo, &format!("submodule `{path}`"), commit)?);
@@ -111,8 +112,9 @@ impl<'c> Snapshot<'c> {
     }
 
     /// The commit that the tree names for a submodule.
-    pub fn gitlink(&self, path: &RelPath) -> Result<Option<String>, ReadError> {
-        Ok(self.at(path.as_str())?.filter(|(_, kind)| *kind == ObjectType::Commit).map(|(id, _)| id.to_string()))
+    pub fn gitlink(&self, path: &RelPath) -> Result<Option<Commit>, ReadError> {
+        let found = self.at(path.as_str())?.filter(|(_, kind)| *kind == ObjectType::Commit);
+        Ok(found.and_then(|(id, _)| id.to_string().parse().ok()))
     }
 
     /// The text of `.gitmodules` at the root, or in the submodule at `under`.
@@ -162,8 +164,8 @@ impl<'c> Snapshot<'c> {
     }
 }
 
-fn root_of(repo: &Repository, what: &str, commit: &str) -> Result<Oid, ReadError> {
-    let id: Oid = commit.parse().map_err(|error: git2::Error| damaged(&error))?;
+fn root_of(repo: &Repository, what: &str, commit: Commit) -> Result<Oid, ReadError> {
+    let id: Oid = commit.to_string().parse().map_err(|error: git2::Error| damaged(&error))?;
     match repo.find_commit(id) {
         Ok(commit) => Ok(commit.tree_id()),
         // A tag or a tree by this id: nothing that fetching again would change.

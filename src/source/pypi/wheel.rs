@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use crate::base::fs;
 use crate::base::platform::{self, Platform};
-use crate::format::lockfile::{FilePin, Pin};
+use crate::format::lockfile::FilePin;
 
 use super::index::File;
 
@@ -46,17 +46,17 @@ pub fn for_every_platform<'a>(files: &[&'a File]) -> Vec<&'a File> {
 }
 
 /// The package of this machine: a wheel that runs here, else an sdist when that is all there is.
-pub fn package_here(pin: &Pin) -> Option<&FilePin> {
-    package_for(pin, Platform::HOST, platform::is_musl())
+pub fn package_here(packages: &[FilePin]) -> Option<&FilePin> {
+    package_for(packages, Platform::HOST, platform::is_musl())
 }
 
-fn package_for(pin: &Pin, platform: Platform, musl: bool) -> Option<&FilePin> {
-    if let [package] = pin.downloads.as_slice()
+fn package_for(packages: &[FilePin], platform: Platform, musl: bool) -> Option<&FilePin> {
+    if let [package] = packages
         && !package.path.as_str().ends_with(".whl")
     {
         return Some(package);
     }
-    let fitting = pin.downloads.iter().filter(|file| runs(file.path.file_name(), platform, musl));
+    let fitting = packages.iter().filter(|file| runs(file.path.file_name(), platform, musl));
     fitting.min_by_key(|file| needs(file.path.file_name()))
 }
 
@@ -86,15 +86,15 @@ pub struct Cpython {
 }
 
 /// The package for one Python of this machine.
-pub fn package_for_python(pin: &Pin, python: Cpython) -> Option<&FilePin> {
+pub fn package_for_python(packages: &[FilePin], python: Cpython) -> Option<&FilePin> {
     let (platform, musl) = (Platform::HOST, platform::is_musl());
     let fits = |file: &&FilePin| runs(file.path.file_name(), platform, musl) && suits(file.path.file_name(), python);
-    pin.downloads.iter().filter(fits).min_by_key(|file| needs(file.path.file_name()))
+    packages.iter().filter(fits).min_by_key(|file| needs(file.path.file_name()))
 }
 
 /// The Pythons of this machine's kind that a package has wheels for: `3.9`, `3.10`.
-pub fn pythons(pin: &Pin) -> Vec<String> {
-    let has = |minor: &u32| package_for_python(pin, Cpython { minor: *minor, threaded: false }).is_some();
+pub fn pythons(packages: &[FilePin]) -> Vec<String> {
+    let has = |minor: &u32| package_for_python(packages, Cpython { minor: *minor, threaded: false }).is_some();
     (6..40).filter(has).map(|minor| format!("3.{minor}")).collect()
 }
 
@@ -113,12 +113,6 @@ fn suits(name: &str, python: Cpython) -> bool {
             || (abi == "abi3" && !python.threaded && tag != "cp3" && not_newer(tag, "cp3"))
             || (abi == "none" && not_newer(tag, "py3"))
     })
-}
-
-/// This platform, for messages.
-pub fn here() -> String {
-    let musl = if platform::is_musl() { " (musl)" } else { "" };
-    format!("{}{musl}", Platform::HOST)
 }
 
 /// Where an unpacked wheel has a program: among its scripts (`ninja`, `uv`), or in the package's own folder (`cmake`).
@@ -147,9 +141,9 @@ mod tests {
         "ninja-1.13.2.tar.gz",
     ];
 
-    fn pin(names: &[&str]) -> Pin {
+    fn pin(names: &[&str]) -> Vec<FilePin> {
         let file = |name: &&str| FilePin { path: name.parse().unwrap(), size: 1, sha256: Digest::of(b"") };
-        Pin { downloads: names.iter().map(file).collect(), ..Pin::default() }
+        names.iter().map(file).collect()
     }
 
     fn chosen(names: &[&str], os: &'static str, arch: &'static str, musl: bool) -> Option<String> {

@@ -6,6 +6,7 @@ use crate::base::cancel::Cancel;
 use crate::base::digest;
 use crate::base::test_server::{Reply, Server};
 use crate::base::tree::Listing;
+use crate::format::manifest::Kind;
 use crate::report::Task;
 
 fn tar_gz(entries: &[(&str, &[u8])]) -> Arc<[u8]> {
@@ -50,9 +51,12 @@ impl Project {
         let staging = self.root.path().join("staging");
         fs::remove_dir_all(&staging).unwrap();
         fs::create_dir_all(&staging).unwrap();
-        let wanted: Vec<usize> = (0..pin.files.len()).collect();
-        let fetched = spec.fetch(&self.world, &Fetch { kind, pin, wanted: &wanted, staging: &staging, name: "x" })?;
-        Ok((staging, fetched))
+        let files: Vec<&FilePin> = pin.files.iter().collect();
+        let fetched = match kind {
+            Kind::Model => spec.fetch_files(&self.world, &pin.download, &files, &staging),
+            _ => spec.fetch_tree(&self.world, &pin.download, &pin.tree.unwrap(), &staging),
+        };
+        Ok((staging, fetched?))
     }
 
     fn fetch(&self, spec: &UrlSpec, kind: Kind, pin: &Pin) -> Result<PathBuf, SourceError> {
@@ -66,6 +70,23 @@ impl Project {
     }
 }
 
+/// What a request resolves to, for an engine or a model.
+#[derive(Debug)]
+struct Pin {
+    download: FilePin,
+    tree: Option<Digest>,
+    files: Vec<FilePin>,
+}
+
+fn resolve(spec: &UrlSpec, world: &World, kind: Kind) -> Result<Pin, SourceError> {
+    if kind == Kind::Model {
+        let (download, files) = spec.resolve_files(world)?;
+        return Ok(Pin { download, tree: None, files });
+    }
+    let (download, tree) = spec.resolve_tree(world)?;
+    Ok(Pin { download, tree: Some(tree), files: Vec::new() })
+}
+
 fn spec(url: &str) -> UrlSpec {
     UrlSpec { url: url.to_owned(), sha256: None, subdir: None, files: Vec::new() }
 }
@@ -74,21 +95,21 @@ fn spec(url: &str) -> UrlSpec {
 fn an_engine_is_the_tree_in_the_archive() {
     let (project, server) = (Project::new(), serving(engine()));
     let spec = spec(&server.url("/v/top%201.tar.gz?token=secret"));
-    let pin = spec.resolve(&project.world, Kind::Engine).unwrap();
-    assert_eq!(pin.downloads[0].path.as_str(), "top 1.tar.gz");
-    assert_eq!(pin.downloads[0].sha256, Digest::of(&engine()));
+    let pin = resolve(&spec, &project.world, Kind::Engine).unwrap();
+    assert_eq!(pin.download.path.as_str(), "top 1.tar.gz");
+    assert_eq!(pin.download.sha256, Digest::of(&engine()));
     let asked = server.seen().len();
     assert_eq!(Some(project.tree(&spec, &pin)), pin.tree);
     let left = fs::read_dir(&folder(&project.world)).unwrap();
     assert!(left.iter().all(|path| path.extension().is_some_and(|end| end == "lock")), "{left:?}");
     assert_eq!(server.seen().len(), asked, "what was fetched at lock is used");
     // Somebody wrote over it.
-    fs::write_atomic(&home(&project.world, &pin.downloads[0].sha256), b"other").unwrap();
+    fs::write_atomic(&home(&project.world, &pin.download.sha256), b"other").unwrap();
     assert_eq!(Some(project.tree(&spec, &pin)), pin.tree);
     assert!(server.seen().len() > asked);
 
     let below = UrlSpec { subdir: Some("s".parse().unwrap()), ..spec };
-    let pin = below.resolve(&project.world, Kind::Engine).unwrap();
+    let pin = resolve(&below, &project.world, Kind::Engine).unwrap();
     assert_eq!(Some(project.tree(&below, &pin)), pin.tree);
     assert_eq!(fs::read_dir(&project.root.path().join("staging")).unwrap().len(), 2);
 }
@@ -97,13 +118,13 @@ fn an_engine_is_the_tree_in_the_archive() {
 fn a_model_is_the_file_or_files_of_the_archive() {
     let (project, server) = (Project::new(), serving(engine()));
     let whole = spec(&server.url("/m/weights.gguf"));
-    let pin = whole.resolve(&project.world, Kind::Model).unwrap();
-    assert_eq!(pin.files, pin.downloads);
+    let pin = resolve(&whole, &project.world, Kind::Model).unwrap();
+    assert_eq!(pin.files, std::slice::from_ref(&pin.download));
     let staging = project.fetch(&whole, Kind::Model, &pin).unwrap();
     assert_eq!(digest::of_file(&staging.join("weights.gguf")).unwrap().0, pin.files[0].sha256);
 
     let some = UrlSpec { files: vec!["s/*".to_owned()], ..whole.clone() };
-    let pin = some.resolve(&project.world, Kind::Model).unwrap();
+    let pin = resolve(&some, &project.world, Kind::Model).unwrap();
     let names: Vec<_> = pin.files.iter().map(|file| file.path.as_str()).collect();
     assert_eq!(names, ["s/b.c", "s/é.sh"]);
     let staging = project.fetch(&some, Kind::Model, &pin).unwrap();
@@ -111,7 +132,7 @@ fn a_model_is_the_file_or_files_of_the_archive() {
         assert_eq!(digest::of_file(&file.path.under(&staging)).unwrap(), (file.sha256, file.size));
     }
     let none = UrlSpec { files: vec!["s/b.cc".to_owned()], ..whole };
-    match none.resolve(&project.world, Kind::Model) {
+    match resolve(&none, &project.world, Kind::Model) {
         Err(SourceError::Missing { why, hint, .. }) => {
             assert!(why.contains("CMakeLists.txt"), "{why}");
             assert_eq!(hint.as_deref(), Some("did you mean `s/b.c`?"));
@@ -125,18 +146,18 @@ fn a_given_digest_is_checked_and_a_page_is_no_file() {
     let project = Project::new();
     let server = serving(engine());
     let wrong = UrlSpec { sha256: Some(Digest::of(b"other")), ..spec(&server.url("/a.tar.gz")) };
-    assert!(matches!(wrong.resolve(&project.world, Kind::Engine), Err(SourceError::Mismatch { .. })));
+    assert!(matches!(resolve(&wrong, &project.world, Kind::Engine), Err(SourceError::Mismatch { .. })));
     for page in ["<html>log in</html>", "", "version https://git-lfs.github.com/spec/v1\n"] {
         let server = Server::start(move |_, _| Reply::text(page));
-        let result = spec(&server.url("/a.gguf")).resolve(&project.world, Kind::Model);
+        let result = resolve(&spec(&server.url("/a.gguf")), &project.world, Kind::Model);
         assert!(matches!(result, Err(SourceError::Network { hint: Some(_), .. })), "{result:?}");
     }
     let text = Server::start(|_, _| Reply::text("only text"));
-    let result = spec(&text.url("/a.tar.gz")).resolve(&project.world, Kind::Engine);
+    let result = resolve(&spec(&text.url("/a.tar.gz")), &project.world, Kind::Engine);
     assert!(matches!(result, Err(SourceError::Hostile { .. })), "{result:?}");
     let some = UrlSpec { files: vec!["*".to_owned()], ..spec(&text.url("/a.tar.gz")) };
-    assert!(matches!(some.resolve(&project.world, Kind::Model), Err(SourceError::Disagreement { .. })));
-    let nameless = spec("https://example.org/?file=1").resolve(&project.world, Kind::Model);
+    assert!(matches!(resolve(&some, &project.world, Kind::Model), Err(SourceError::Disagreement { .. })));
+    let nameless = resolve(&spec("https://example.org/?file=1"), &project.world, Kind::Model);
     assert!(matches!(nameless, Err(SourceError::Disagreement { .. })));
 }
 
@@ -147,7 +168,7 @@ fn the_servers_file_changed_since_it_was_locked() {
     let served = Arc::clone(&now);
     let server = Server::start(move |seen, _| Reply::bytes(Arc::clone(&served.lock().unwrap())).ranged(seen));
     let spec = spec(&server.url("/a.tar.gz"));
-    let pin = spec.resolve(&project.world, Kind::Engine).unwrap();
+    let pin = resolve(&spec, &project.world, Kind::Engine).unwrap();
     fs::remove_dir_all(&project.world.scratch).unwrap();
     *now.lock().unwrap() = tar_gz(&[("a", b"1")]);
     assert!(matches!(project.fetch(&spec, Kind::Engine, &pin), Err(SourceError::Mismatch { .. })));
@@ -158,7 +179,7 @@ fn offline_what_is_there_is_enough() {
     let mut project = Project::new();
     let server = serving(engine());
     let spec = spec(&server.url("/a.tar.gz"));
-    let pin = spec.resolve(&project.world, Kind::Engine).unwrap();
+    let pin = resolve(&spec, &project.world, Kind::Engine).unwrap();
     project.world.offline = true;
     project.fetch(&spec, Kind::Engine, &pin).unwrap();
     fs::remove_dir_all(&project.world.scratch).unwrap();
@@ -173,9 +194,9 @@ fn mirrors_stand_in_for_addresses() {
         ("https://example.org/".to_owned(), "http://127.0.0.1:9/".to_owned()),
         ("https://example.org/files/".to_owned(), server.url("/mirror/")),
     ];
-    let pin = spec("https://example.org/files/a.tar.gz").resolve(&project.world, Kind::Engine).unwrap();
+    let pin = resolve(&spec("https://example.org/files/a.tar.gz"), &project.world, Kind::Engine).unwrap();
     assert_eq!(server.seen()[0].path, "/mirror/a.tar.gz");
-    assert_eq!(pin.downloads[0].path.as_str(), "a.tar.gz");
+    assert_eq!(pin.download.path.as_str(), "a.tar.gz");
 }
 
 #[test]
@@ -193,7 +214,7 @@ fn a_broken_archive_is_refused() {
     let mut bytes = engine().to_vec();
     bytes.truncate(bytes.len() - 9);
     let server = serving(bytes.into());
-    let result = spec(&server.url("/a.tar.gz")).resolve(&Project::new().world, Kind::Engine);
+    let result = resolve(&spec(&server.url("/a.tar.gz")), &Project::new().world, Kind::Engine);
     assert!(matches!(result, Err(SourceError::Hostile { .. })), "{result:?}");
 }
 

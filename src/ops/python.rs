@@ -4,12 +4,13 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::base::cancel::Cancelled;
-use crate::base::name::Name;
 use crate::base::process::Program;
-use crate::format::lockfile::{Entry, FilePin};
-use crate::ops::Host;
+use crate::format::lockfile::ToolEntry;
+use crate::plan::PackageWish;
 use crate::source::pypi::{self, Cpython};
+
+use super::Host;
+use super::failure::PythonError;
 
 /// Says what it is, whatever it was called by.
 const QUERY: &str = "import sys; v = sys.version_info
@@ -17,32 +18,20 @@ print(sys.implementation.name, v[0], v[1], 't' in getattr(sys, 'abiflags', ''), 
 const LIMIT: Duration = Duration::from_secs(30);
 const MAX_ANSWER_BYTES: u64 = 4096;
 
-#[derive(Debug, thiserror::Error)]
-pub enum PythonError {
-    #[error(transparent)]
-    Cancelled(#[from] Cancelled),
-    #[error("there is no CPython 3 on this machine")]
-    None,
-    #[error(
-        "`{package}` has no wheel for {}: it has wheels for {}",
-        .here.join(" or "),
-        if .there.is_empty() { "no Python of this system".to_owned() } else { .there.join(", ") }
-    )]
-    NoWheel { package: Name, here: Vec<String>, there: Vec<String> },
-}
-
 /// An interpreter, and for each package the wheel that suits it.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Python {
+    /// Absolute path of the interpreter.
     pub program: PathBuf,
-    pub packages: Vec<(Name, FilePin)>,
+    /// The wheels that suit it, in the order of the packages.
+    pub packages: Vec<PackageWish>,
 }
 
 /// The first Python that suits all packages: the one that is named, else of those on the search path.
 ///
 /// # Errors
 /// [`PythonError`].
-pub fn find(host: &Host, packages: &[&Entry]) -> Result<Python, PythonError> {
+pub fn find(host: &Host, packages: &[&ToolEntry]) -> Result<Python, PythonError> {
     let named = host.env.get(pypi::PYTHON).filter(|named| !named.is_empty());
     let names = match named {
         Some(named) => vec![named.clone()],
@@ -55,7 +44,7 @@ pub fn find(host: &Host, packages: &[&Entry]) -> Result<Python, PythonError> {
     for name in names {
         host.task.check()?;
         let Some((program, version)) = ask(host, &name) else { continue };
-        match packages.iter().map(|entry| suiting(entry, version)).collect::<Result<_, &Entry>>() {
+        match packages.iter().map(|entry| suiting(entry, version)).collect::<Result<_, &ToolEntry>>() {
             Ok(packages) => return Ok(Python { program, packages }),
             Err(entry) => {
                 let version = format!("Python 3.{}{}", version.minor, if version.threaded { "t" } else { "" });
@@ -67,13 +56,13 @@ pub fn find(host: &Host, packages: &[&Entry]) -> Result<Python, PythonError> {
         }
     }
     let Some(entry) = lacking else { return Err(PythonError::None) };
-    Err(PythonError::NoWheel { package: entry.name.clone(), here, there: pypi::pythons(&entry.pin) })
+    Err(PythonError::NoWheel { package: entry.name.clone(), here, there: pypi::pythons(&entry.packages) })
 }
 
 /// A package's wheel for a Python, or the package that has none.
-fn suiting(entry: &Entry, version: Cpython) -> Result<(Name, FilePin), &Entry> {
-    let package = pypi::package_for_python(&entry.pin, version).ok_or(entry)?;
-    Ok((entry.name.clone(), package.clone()))
+fn suiting(entry: &ToolEntry, version: Cpython) -> Result<PackageWish, &ToolEntry> {
+    let package = pypi::package_for_python(&entry.packages, version).ok_or(entry)?;
+    Ok(PackageWish { name: entry.name.clone(), request: entry.request.clone(), package: package.clone() })
 }
 
 /// The interpreter behind a name, when it is there and a CPython 3.

@@ -1,0 +1,103 @@
+//! How an engine is installed: from its locked source to files with a receipt. Each way is one file of this folder; today
+//! there is [`cmake`].
+//!
+//! A way decides everything before anything is done ([`Installer::decide`]): which accelerator, which packages, and every
+//! named input. The digest of the inputs is the fingerprint of the installation, which the plan and the store work with. What
+//! was decided is then carried out ([`Installation::install`]) in folders of the store; the caller writes the receipt. A way
+//! with other inputs, such as a locked Python environment, a prebuilt archive or a program of the system, is another file that
+//! implements both traits, and a line in [`Installers`].
+
+pub mod cmake;
+
+use std::collections::BTreeMap;
+use std::fmt::Debug;
+use std::path::Path;
+
+use crate::base::name::Name;
+use crate::base::platform::Variant;
+use crate::build::Built;
+use crate::build::settings::Env;
+use crate::engine::Engine;
+use crate::format::lockfile::{EngineEntry, Lockfile};
+use crate::format::manifest::EngineSpec;
+use crate::plan::PackageWish;
+
+use super::{Failure, Host};
+
+/// An engine to install.
+#[derive(Debug, Clone, Copy)]
+pub struct Wanted<'a> {
+    /// Its name in the manifest.
+    pub name: &'a Name,
+    /// What the manifest says.
+    pub spec: &'a EngineSpec,
+    /// What is locked.
+    pub entry: &'a EngineEntry,
+    /// The adapter that drives it.
+    pub adapter: &'static dyn Engine,
+    /// The accelerator that the user or a policy asks for; the best one for this machine when there is none.
+    pub variant: Option<Variant>,
+}
+
+/// What was decided about an installation.
+#[derive(Debug)]
+pub struct Decided {
+    /// The accelerator.
+    pub variant: Variant,
+    /// Every input that decides what is installed, by name: the fingerprint is their digest.
+    pub inputs: BTreeMap<String, String>,
+    /// Packages of `[tools]` that must be in the store before the installation.
+    pub packages: Vec<PackageWish>,
+    /// The rest.
+    pub installation: Box<dyn Installation>,
+}
+
+/// One way to install engines.
+pub trait Installer: Debug {
+    /// Decides everything about an installation. Changes nothing.
+    ///
+    /// # Errors
+    /// When the engine cannot be installed this way on this machine.
+    fn decide(&mut self, wanted: &Wanted<'_>) -> Result<Decided, Failure>;
+}
+
+/// Where an installation works.
+#[derive(Debug, Clone, Copy)]
+pub struct Folders<'a> {
+    /// The verified source tree. Read-only.
+    pub source: &'a Path,
+    /// An empty folder for whatever is needed meanwhile.
+    pub work: &'a Path,
+    /// An empty folder that gets the installed files.
+    pub prefix: &'a Path,
+    /// The log file.
+    pub log: &'a Path,
+}
+
+/// An installation that was decided.
+pub trait Installation: Debug + Send + Sync {
+    /// Carries it out, under the name `label` in progress messages. None when a package of the store turned out to be damaged,
+    /// which counts as missing from then on.
+    ///
+    /// # Errors
+    /// The build's, or when the user asked to stop.
+    fn install(&self, host: &Host, label: &str, folders: &Folders<'_>) -> Result<Option<Built>, Failure>;
+}
+
+/// Every way to install engines, with what each has found out about this machine.
+#[derive(Debug)]
+pub struct Installers<'a> {
+    cmake: cmake::Cmake<'a>,
+}
+
+impl<'a> Installers<'a> {
+    /// The ways, for this machine and lockfile.
+    pub fn new(host: &'a Host, lock: &'a Lockfile, env: &'a Env) -> Self {
+        Self { cmake: cmake::Cmake::new(host, lock, env) }
+    }
+
+    /// The way that installs an engine with this adapter.
+    pub fn of(&mut self, _: &dyn Engine) -> &mut (dyn Installer + 'a) {
+        &mut self.cmake
+    }
+}

@@ -1,0 +1,233 @@
+//! Engines that are built from source with CMake, with compilers of this machine, and with CMake and ninja from the lockfile where
+//! it has them.
+
+use std::collections::BTreeMap;
+
+use crate::base::fs;
+use crate::base::name::Name;
+use crate::base::platform::{Platform, Variant};
+use crate::build::accelerator::{self, Accelerators, Definitions, Unfit};
+use crate::build::fingerprint::{self, Ingredients};
+use crate::build::settings::Env;
+use crate::build::toolchain::{self, Finder, ToolError, Toolchain};
+use crate::build::{self, BuildRecipe, BuildRequest, Built, ToolPath};
+use crate::engine::RecipeRequest;
+use crate::format::lockfile::{Lockfile, ToolEntry};
+use crate::format::manifest::{self, EngineSpec};
+use crate::ops::{Failure, Host};
+use crate::plan::PackageWish;
+use crate::source::pypi;
+
+use super::{Decided, Folders, Installation, Installer, Wanted};
+
+/// CMake builds on this machine.
+#[derive(Debug)]
+pub struct Cmake<'a> {
+    host: &'a Host,
+    lock: &'a Lockfile,
+    env: &'a Env,
+    finder: Finder<'a>,
+    accelerators: Option<Accelerators>,
+}
+
+/// A program that a build runs.
+#[derive(Debug, Clone)]
+enum Tool {
+    /// One of this machine.
+    Found(ToolPath),
+    /// One of a locked package. Where it lies is known once the package is in the store.
+    Locked(PackageWish),
+}
+
+impl Tool {
+    /// What stands for it in the inputs of a build: the version that it reports, or version and digest of its package.
+    fn identity(&self) -> String {
+        match self {
+            Self::Found(found) => found.identity.clone(),
+            Self::Locked(wish) => format!("{} {}", wish.request.version, wish.package.sha256),
+        }
+    }
+
+    /// The program with its path; none when its package is not in the store, or damaged there.
+    fn located(&self, host: &Host) -> Result<Option<ToolPath>, Failure> {
+        let wish = match self {
+            Self::Found(found) => return Ok(Some(found.clone())),
+            Self::Locked(wish) => wish,
+        };
+        let Some(folder) = host.store.tool(&wish.package.sha256, true, host.task.cancel())? else { return Ok(None) };
+        let path = pypi::program(&folder, wish.name.as_str()).ok_or_else(|| Failure::Usage {
+            what: format!("the package of tool `{}` has no program of that name", wish.name),
+            hint: Some("correct `[tools]` in the manifest".to_owned()),
+        })?;
+        Ok(Some(ToolPath { path, identity: self.identity() }))
+    }
+}
+
+/// A build with everything decided.
+#[derive(Debug)]
+struct CmakeBuild {
+    engine: Name,
+    recipe: BuildRecipe,
+    compilers: Toolchain,
+    cmake: Tool,
+    ninja: Option<Tool>,
+}
+
+impl<'a> Cmake<'a> {
+    /// Builds with the tools of this machine and of the lockfile.
+    pub fn new(host: &'a Host, lock: &'a Lockfile, env: &'a Env) -> Self {
+        let finder = Finder::new(env, host.store.root(), host.task.cancel());
+        Self { host, lock, env, finder, accelerators: None }
+    }
+
+    /// Whether the manifest lists the variant that was asked for.
+    fn allowed(name: &Name, spec: &EngineSpec, variant: Variant) -> Result<Variant, Failure> {
+        let listed = spec.variant.contains_key(&variant) || (variant == Variant::Cpu && spec.variant.is_empty());
+        if listed {
+            return Ok(variant);
+        }
+        let known: Vec<&str> = spec.variant.keys().map(|variant| variant.as_str()).collect();
+        let what = format!("engine `{name}` has no variant `{variant}` in the manifest");
+        let hint = format!("it has: {}", if known.is_empty() { "cpu".to_owned() } else { known.join(", ") });
+        Err(Failure::Usage { what, hint: Some(hint) })
+    }
+
+    /// The best variant that manifest, adapter and machine have in common. The machine is examined only when there is a choice.
+    fn best(
+        &mut self,
+        wanted: &Wanted<'_>,
+        recipe_of: &impl Fn(Variant) -> Result<BuildRecipe, Failure>,
+    ) -> Result<Variant, Failure> {
+        let (name, possible) = (wanted.name, wanted.adapter.variants(Platform::HOST));
+        let listed = wanted.spec.variant.keys().copied().filter(|variant| possible.contains(variant));
+        let listed: Vec<Variant> = listed.collect();
+        if !listed.iter().any(|variant| *variant != Variant::Cpu) {
+            return Ok(Variant::Cpu);
+        }
+        let builds = listed.into_iter().map(|variant| Ok((variant, recipe_of(variant)?.define)));
+        let builds: BTreeMap<Variant, Definitions> = builds.collect::<Result<_, Failure>>()?;
+        let task = &self.host.task;
+        let here = self.accelerators(name)?;
+        if let Some(unfit) = builds.get(&Variant::Cuda).and_then(|define| here.fit(Variant::Cuda, define).err())
+            && unfit != Unfit::Absent
+            && !here.gpus.is_empty()
+        {
+            let hint = unfit.hint().unwrap_or_default();
+            task.warn(format!("engine `{name}`: its variant `cuda` is not used: {unfit}; {hint}"));
+        }
+        Ok(here.best(&builds))
+    }
+
+    /// What this machine has, examined once.
+    fn accelerators(&mut self, name: &Name) -> Result<&Accelerators, Failure> {
+        let found = match self.accelerators.take() {
+            Some(found) => found,
+            None => {
+                accelerator::detect(&self.finder).map_err(|error| Failure::Toolchain { engine: name.clone(), error })?
+            }
+        };
+        Ok(self.accelerators.insert(found))
+    }
+
+    /// A build for CUDA that was asked for may be made where no GPU is, for another machine; one that nvcc would refuse,
+    /// or that does not run on the GPU of this machine, is an error.
+    fn require_fit(&mut self, name: &Name, recipe: &BuildRecipe) -> Result<(), Failure> {
+        match self.accelerators(name)?.fit(Variant::Cuda, &recipe.define) {
+            Ok(()) | Err(Unfit::Absent) => Ok(()),
+            Err(unfit) => {
+                let what = format!("engine `{name}` cannot be used as variant `cuda`: {unfit}");
+                Err(Failure::Usage { what, hint: unfit.hint() })
+            }
+        }
+    }
+
+    /// This platform's package of every locked build tool.
+    fn packages(&self) -> Result<Vec<PackageWish>, Failure> {
+        let package = |entry: &ToolEntry| {
+            let package = pypi::package_here(&entry.packages).ok_or_else(|| Failure::Usage {
+                what: format!("the lockfile has no package of tool `{}` for {}", entry.name, Platform::HOST),
+                hint: Some("remove the tool from the manifest to use the one of this machine".to_owned()),
+            })?;
+            Ok(PackageWish { name: entry.name.clone(), request: entry.request.clone(), package: package.clone() })
+        };
+        self.lock.tools.iter().filter(|entry| manifest::TOOLS.contains(&entry.name.as_str())).map(package).collect()
+    }
+}
+
+impl Installer for Cmake<'_> {
+    fn decide(&mut self, wanted: &Wanted<'_>) -> Result<Decided, Failure> {
+        let Wanted { name, spec, entry, adapter, variant: asked } = *wanted;
+        let broken = |error: ToolError| Failure::Toolchain { engine: name.clone(), error };
+        let recipe_of = |variant| {
+            let (commit, tree) = (entry.origin.commit(), &entry.tree);
+            let recipe = adapter.recipe(&RecipeRequest { spec, commit, tree, platform: Platform::HOST, variant });
+            recipe.map_err(|error| Failure::Recipe { engine: name.clone(), error })
+        };
+        let variant = match asked {
+            Some(variant) => Self::allowed(name, spec, variant)?,
+            None => self.best(wanted, &recipe_of)?,
+        };
+        let recipe = recipe_of(variant)?;
+        if asked == Some(Variant::Cuda) {
+            self.require_fit(name, &recipe)?;
+        }
+        let (cuda, rocm) = (variant == Variant::Cuda, variant == Variant::Rocm);
+        let compilers = self.finder.toolchain(cuda, rocm).map_err(broken)?;
+        let packages = self.packages()?;
+        let locked = |tool: &str| packages.iter().find(|wish| wish.name.as_str() == tool).cloned().map(Tool::Locked);
+        let cmake = match locked("cmake") {
+            Some(locked) => locked,
+            None => Tool::Found(self.finder.cmake().map_err(broken)?),
+        };
+        let ninja = match locked("ninja") {
+            Some(locked) => Some(locked),
+            None => self.finder.ninja().map_err(broken)?.map(Tool::Found),
+        };
+        let inputs = fingerprint::inputs(&Ingredients {
+            engine: name.as_str(),
+            variant,
+            platform: Platform::HOST,
+            recipe: &recipe,
+            source: entry.tree,
+            toolchain: &compilers,
+            cmake: &cmake.identity(),
+            ninja: ninja.as_ref().map(Tool::identity).as_deref(),
+            env: self.env,
+            processor: &toolchain::processor(self.env),
+        });
+        let engine = name.clone();
+        let installation = Box::new(CmakeBuild { engine, recipe, compilers, cmake, ninja });
+        Ok(Decided { variant, inputs, packages, installation })
+    }
+}
+
+impl Installation for CmakeBuild {
+    fn install(&self, host: &Host, label: &str, folders: &Folders<'_>) -> Result<Option<Built>, Failure> {
+        let Some(cmake) = self.cmake.located(host)? else { return Ok(None) };
+        let ninja = match &self.ninja {
+            Some(ninja) => match ninja.located(host)? {
+                Some(ninja) => Some(ninja),
+                None => return Ok(None),
+            },
+            None => None,
+        };
+        let source = folders.work.join("src");
+        fs::copy_tree(folders.source, &source)?;
+        let request = BuildRequest {
+            driver: host.driver.clone(),
+            source,
+            folder: folders.work.join("build"),
+            prefix: folders.prefix.to_owned(),
+            recipe: self.recipe.clone(),
+            cmake,
+            ninja,
+            compilers: self.compilers.clone(),
+            jobs: host.jobs,
+            env: host.os_env(),
+            log: folders.log.to_owned(),
+            label: label.to_owned(),
+        };
+        let built = build::run(&request, &host.task);
+        built.map(Some).map_err(|error| Failure::Build { engine: self.engine.clone(), error })
+    }
+}
