@@ -19,9 +19,10 @@ pub struct Ingredients<'a> {
     pub recipe: &'a BuildRecipe,
     /// The digest of the exported source tree.
     pub source: Digest,
-    pub toolchain: &'a Toolchain,
+    /// The compilers; none to name only what does not depend on them (see [`without_machine`]).
+    pub toolchain: Option<&'a Toolchain>,
     /// What stands for CMake and ninja: see [`super::ToolPath::identity`].
-    pub cmake: &'a str,
+    pub cmake: Option<&'a str>,
     pub ninja: Option<&'a str>,
     /// The caller's environment; only what reaches a build and changes it counts.
     pub env: &'a Env,
@@ -43,16 +44,13 @@ pub fn inputs(of: &Ingredients<'_>) -> BTreeMap<String, String> {
         ("targets", recipe.targets.join(" ")),
         ("require", recipe.require.join(" ")),
         ("native", recipe.native.to_string()),
-        ("tool.cc", of.toolchain.cc.identity.clone()),
-        ("tool.cxx", of.toolchain.cxx.identity.clone()),
-        ("tool.cmake", of.cmake.to_owned()),
     ]
     .map(|(name, value)| (name.to_owned(), value))
     .into();
-    let identity = |tool: &'_ Option<ToolPath>| tool.as_ref().map(|tool| tool.identity.clone());
-    let (cuda, hip) = (identity(&of.toolchain.cuda), identity(&of.toolchain.hip));
-    let optional = [("ninja", of.ninja.map(str::to_owned)), ("cuda", cuda), ("hip", hip)];
-    all.extend(optional.into_iter().filter_map(|(name, identity)| Some((format!("tool.{name}"), identity?))));
+    let tools = [("cmake", of.cmake), ("ninja", of.ninja)];
+    let compilers = of.toolchain.into_iter().flat_map(identities);
+    let tools = tools.into_iter().filter_map(|(name, identity)| Some((name, identity?))).chain(compilers);
+    all.extend(tools.map(|(name, identity)| (format!("tool.{name}"), identity.to_owned())));
     all.extend(recipe.define.iter().map(|(name, value)| (format!("define.{name}"), value.clone())));
     if !recipe.evidence.is_empty() {
         all.insert("evidence".to_owned(), recipe.evidence.join("\n"));
@@ -72,6 +70,23 @@ pub fn inputs(of: &Ingredients<'_>) -> BTreeMap<String, String> {
         all.insert("env.SDKROOT".to_owned(), kit.to_string_lossy().into_owned());
     }
     all
+}
+
+fn identities(toolchain: &Toolchain) -> impl Iterator<Item = (&'static str, &str)> {
+    let of = |tool: &'_ Option<ToolPath>| tool.as_ref().map(|tool| tool.identity.as_str());
+    let (cuda, hip) = (of(&toolchain.cuda), of(&toolchain.hip));
+    let always = [("cc", toolchain.cc.identity.as_str()), ("cxx", toolchain.cxx.identity.as_str())];
+    let optional = [("cuda", cuda), ("hip", hip)].into_iter().filter_map(|(name, identity)| Some((name, identity?)));
+    always.into_iter().chain(optional)
+}
+
+/// The inputs that the project decides: without the machine's compilers, and without CMake and ninja when they are not locked.
+pub fn without_machine(inputs: &BTreeMap<String, String>, locked: &[&str]) -> BTreeMap<String, String> {
+    let machine = |name: &str| match name.strip_prefix("tool.") {
+        Some(tool) => !locked.contains(&tool),
+        None => name == "env.SDKROOT",
+    };
+    inputs.iter().filter(|(name, _)| !machine(name)).map(|(name, value)| (name.clone(), value.clone())).collect()
 }
 
 /// The digest of named inputs: each name and value with its length (8 bytes, little-endian) before it, in order of names.
@@ -156,8 +171,8 @@ mod tests {
             platform: Platform { os: "linux", arch: "x86_64" },
             recipe: &case.recipe,
             source: Digest::of(case.source.as_bytes()),
-            toolchain: &case.toolchain,
-            cmake: &case.cmake.identity,
+            toolchain: Some(&case.toolchain),
+            cmake: Some(&case.cmake.identity),
             ninja: case.ninja.as_ref().map(|ninja| ninja.identity.as_str()),
             env: &case.env,
             processor: case.processor,

@@ -50,7 +50,7 @@ fn check_policy(
     }
     let Some(lock) = lock else { return Ok(checked) };
     let names = [file.name.clone()];
-    let demand = match demand::demand(host, project, lock, &names) {
+    let demand = match demand::demand(host, project, lock, &names, Purpose::Install) {
         Ok(demand) => demand,
         Err(Failure::Input(problems)) => {
             checked.problems = problems.0;

@@ -18,7 +18,7 @@ use crate::format::schema::quoted_list;
 use crate::plan::{self, EngineIndex, EngineWish, Layout, LayoutError, ModelIndex, ModelWish};
 
 use super::failure::PythonError;
-use super::install::{Decided, Installation, Installers, Wanted};
+use super::install::{Decided, Installation, Installers, Purpose, Wanted};
 use super::project::PolicyFile;
 use super::python::Python;
 use super::{Failure, Host, Project};
@@ -121,10 +121,11 @@ pub fn demand<'a>(
     project: &'a Project,
     lock: &'a Lockfile,
     names: &[String],
+    purpose: Purpose,
 ) -> Result<Demand<'a>, Failure> {
     let (engines, models, run) = wanted(host, project, names)?;
     let env = host.os_env();
-    let mut builder = DemandBuilder { host, project, lock, installers: Installers::new(host, lock, &env) };
+    let mut builder = DemandBuilder { host, project, lock, purpose, installers: Installers::new(host, lock, &env) };
     let mut demand = Demand::default();
     for (name, variant) in engines {
         let linked = !demand.engines.iter().any(|other| other.wish.name == name);
@@ -186,6 +187,7 @@ struct DemandBuilder<'h, 'a> {
     host: &'h Host,
     project: &'a Project,
     lock: &'a Lockfile,
+    purpose: Purpose,
     installers: Installers<'h>,
 }
 
@@ -218,7 +220,9 @@ impl<'a> DemandBuilder<'_, 'a> {
         let entry = self.lock.engine(name).ok_or_else(|| self.not_locked(Kind::Engine, name))?;
         let spec = &self.project.manifest.value.engines[name];
         let adapter = adapter(self.host, self.project, name, spec)?;
-        let decided = self.installers.of(adapter).decide(&Wanted { name, spec, entry, adapter, variant })?;
+        let (purpose, linked) = (self.purpose, self.project.linked_build(name));
+        let wanted = Wanted { name, spec, entry, adapter, variant, purpose, linked };
+        let decided = self.installers.of(adapter).decide(&wanted)?;
         let Decided { variant, inputs, packages, installation } = decided;
         let fingerprint = fingerprint::fingerprint(&inputs);
         let (name, tree, wanted) = (name.clone(), entry.tree, true);

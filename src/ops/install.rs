@@ -13,13 +13,16 @@ use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::path::Path;
 
+use crate::base::digest::Digest;
 use crate::base::name::Name;
 use crate::base::platform::Variant;
 use crate::build::Built;
+use crate::build::fingerprint::without_machine;
 use crate::build::settings::Env;
 use crate::engine::Engine;
 use crate::format::lockfile::{EngineEntry, Lockfile};
 use crate::format::manifest::EngineSpec;
+use crate::format::receipt::Receipt;
 use crate::plan::PackageWish;
 
 use super::{Failure, Host};
@@ -37,6 +40,61 @@ pub struct Wanted<'a> {
     pub adapter: &'static dyn Engine,
     /// The accelerator that the user or a policy asks for; the best one for this machine when there is none.
     pub variant: Option<Variant>,
+    /// What it is for.
+    pub purpose: Purpose,
+    /// The fingerprint of the installation that the project's link leads to.
+    pub linked: Option<Digest>,
+}
+
+/// What an installation is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// To be installed if it is not: exactly what the lockfile and this machine's compilers give.
+    Install,
+    /// To be run: an installation that other compilers made from the same locked inputs will do, and no compiler is needed.
+    Use,
+}
+
+/// An installation that is in the store already, and is used as it is.
+#[derive(Debug)]
+struct Kept;
+
+impl Installation for Kept {
+    /// It is needed only when the one in the store is gone, which calls for another decision.
+    fn install(&self, _: &Host, _: &str, _: &Folders<'_>) -> Result<Option<Built>, Failure> {
+        Ok(None)
+    }
+}
+
+/// The installation in the store that a decision for [`Purpose::Use`] falls back on: of this engine in one of `variants`, from
+/// the inputs that `expected` gives for a variant, whatever compilers made it. `locked` names the tools that the lockfile
+/// decides.
+///
+/// # Errors
+/// When the store cannot be read, or a recipe cannot be made.
+fn kept(
+    host: &Host,
+    wanted: &Wanted<'_>,
+    variants: &[Variant],
+    locked: &[&str],
+    expected: &dyn Fn(Variant) -> Result<BTreeMap<String, String>, Failure>,
+) -> Result<Option<Decided>, Failure> {
+    let mut receipts: Vec<Receipt> = host.store.artifacts()?.into_iter().map(|artifact| artifact.receipt).collect();
+    receipts.retain(|receipt| receipt.engine == *wanted.name && variants.contains(&receipt.variant));
+    // The linked one first, then in the order of the variants.
+    let rank = |receipt: &Receipt| {
+        let variant = variants.iter().position(|variant| *variant == receipt.variant);
+        (wanted.linked != Some(receipt.fingerprint), variant, receipt.fingerprint)
+    };
+    receipts.sort_by_key(rank);
+    for receipt in receipts {
+        let same = without_machine(&expected(receipt.variant)?, locked) == without_machine(&receipt.inputs, locked);
+        if same && host.store.artifact(&receipt.fingerprint)?.is_some() {
+            let (variant, inputs) = (receipt.variant, receipt.inputs);
+            return Ok(Some(Decided { variant, inputs, packages: Vec::new(), installation: Box::new(Kept) }));
+        }
+    }
+    Ok(None)
 }
 
 /// What was decided about an installation.

@@ -147,6 +147,17 @@ impl Project {
         Ok(name)
     }
 
+    /// The folder (a link where the platform has them) with the installation of an engine that is in use.
+    pub fn build_link(&self, engine: &Name) -> PathBuf {
+        self.root.join("build").join(engine.as_str())
+    }
+
+    /// The fingerprint that this link names: the last part of the path it points at.
+    pub fn linked_build(&self, engine: &Name) -> Option<Digest> {
+        let target = fs::read_dir_link(&self.build_link(engine))?;
+        Digest::from_hex(target.file_name()?.to_str()?).ok()
+    }
+
     /// `file:line` of an entry in the lockfile, for messages about wrong bytes.
     pub fn lock_line(&self, name: &Name) -> Option<String> {
         let bytes = fs::read_bounded(&self.lock_path, lockfile::MAX_BYTES as u64).ok()?;

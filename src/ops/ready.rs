@@ -16,7 +16,7 @@ use super::{Failure, Host, Project, check, lock, sync};
 pub fn ready(host: &Host, project: &Project, file: &PolicyFile) -> Result<(Ready, Vec<Diagnostic>), Failure> {
     let lockfile = lock::require(project)?;
     let names = [file.name.clone()];
-    let demand = demand(host, project, &lockfile, &names)?;
+    let demand = demand(host, project, &lockfile, &names, Purpose::Use)?;
     let steps = sync::plan_for(host, project, &demand)?.steps;
     // A link for people is not needed to run.
     if steps.iter().any(|step| !matches!(step, Step::LinkBuild { .. })) {

@@ -71,7 +71,7 @@ pub fn run(host: &Host, project: &Project) -> Result<Status, Failure> {
         let (engines, models, policies) = (Vec::new(), Vec::new(), Vec::new());
         return Ok(Status { manifest, stale: Some(stale), engines, models, policies, steps: Vec::new() });
     }
-    let demand = demand(host, project, &lockfile, &[])?;
+    let demand = demand(host, project, &lockfile, &[], Purpose::Install)?;
     let plan = sync::plan_for(host, project, &demand)?;
     let engines = demand.engines.iter().map(|engine| engine_status(host, engine, &plan.steps)).collect();
     let models = demand.models.iter().filter(|model| model.wish.wanted).map(|model| ModelStatus {
@@ -116,7 +116,7 @@ fn policy_status(
     file: &super::project::PolicyFile,
 ) -> PolicyStatus {
     let names = [file.name.clone()];
-    let plan = demand(host, project, lockfile, &names).and_then(|demand| sync::plan_for(host, project, &demand));
+    let plan = demand(host, project, lockfile, &names, Purpose::Install).and_then(|demand| sync::plan_for(host, project, &demand));
     let ready = plan.is_ok_and(|plan| plan.steps.iter().all(|step| matches!(step, Step::LinkBuild { .. })));
     PolicyStatus { name: file.name.clone(), engine: file.policy.value.engine.clone(), digest: file.digest, ready }
 }
@@ -162,7 +162,7 @@ pub enum Why {
 /// When there is no such engine or derived model, or no lockfile.
 pub fn why(host: &Host, project: &Project, name: &str) -> Result<Vec<Why>, Failure> {
     let lockfile = lock::require(project)?;
-    let demand = demand(host, project, &lockfile, &[])?;
+    let demand = demand(host, project, &lockfile, &[], Purpose::Install)?;
     let engines = demand.engines.iter().filter(|found| found.wish.name.as_str() == name);
     let mut whys: Vec<Why> =
         engines.map(|engine| why_one(host, project, engine).map(Why::Build)).collect::<Result<_, _>>()?;

@@ -7,11 +7,6 @@ use crate::plan::{PackageWish, Survey};
 use super::demand::Demand;
 use super::{Failure, Host, Project};
 
-/// The folder (a link where the platform has them) with the engine install in use.
-pub fn build_link(project: &Project, engine: &crate::base::name::Name) -> std::path::PathBuf {
-    project.root.join("build").join(engine.as_str())
-}
-
 /// # Errors
 /// When the store cannot be read.
 pub fn survey(host: &Host, project: &Project, demand: &Demand<'_>) -> Result<Survey, Failure> {
@@ -26,7 +21,7 @@ pub fn survey(host: &Host, project: &Project, demand: &Demand<'_>) -> Result<Sur
         } else {
             packages(host, &wish.tools, &mut survey)?;
         }
-        if let Some(fingerprint) = linked(&build_link(project, &wish.name)) {
+        if let Some(fingerprint) = project.linked_build(&wish.name) {
             survey.links.insert(wish.name.clone(), fingerprint);
         }
     }
@@ -52,10 +47,4 @@ fn packages<'p>(
         }
     }
     Ok(())
-}
-
-/// The fingerprint that a link names: the last part of the path it points at.
-pub fn linked(link: &std::path::Path) -> Option<Digest> {
-    let target = fs::read_dir_link(link)?;
-    Digest::from_hex(target.file_name()?.to_str()?).ok()
 }

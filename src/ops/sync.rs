@@ -58,7 +58,7 @@ pub fn run(host: &Host, project: &Project, ask: &Ask<'_>) -> Result<Synced, Fail
     }
     let mut done = Plan::default();
     for round in 0.. {
-        let demand = demand(host, project, &lockfile, ask.policies)?;
+        let demand = demand(host, project, &lockfile, ask.policies, Purpose::Install)?;
         let plan = plan_for(host, project, &demand)?;
         if round == MAX_ROUNDS {
             return Err(Failure::NotSynced { steps: plan.steps });

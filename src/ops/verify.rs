@@ -36,7 +36,7 @@ struct Target {
 /// When the project cannot be read, or the user asked to stop. Damage is a result, not an error.
 pub fn run(host: &Host, project: &Project, names: &[String], only: &[Damaged]) -> Result<Verified, Failure> {
     let lockfile = lock::require(project)?;
-    let demand = demand(host, project, &lockfile, names)?;
+    let demand = demand(host, project, &lockfile, names, Purpose::Install)?;
     let mut targets = targets(host, project, &demand)?;
     targets.retain(|target| only.is_empty() || only.iter().any(|damage| damage.path == target.path));
     let size_bytes = targets.iter().map(|target| target.size_bytes).sum();

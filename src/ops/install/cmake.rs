@@ -18,7 +18,7 @@ use crate::ops::{Failure, Host};
 use crate::plan::PackageWish;
 use crate::source::pypi;
 
-use super::{Decided, Folders, Installation, Installer, Wanted};
+use super::{Decided, Folders, Installation, Installer, Purpose, Wanted};
 
 /// CMake builds on this machine.
 #[derive(Debug)]
@@ -156,13 +156,35 @@ impl<'a> Cmake<'a> {
 
 impl Installer for Cmake<'_> {
     fn decide(&mut self, wanted: &Wanted<'_>) -> Result<Decided, Failure> {
-        let Wanted { name, spec, entry, adapter, variant: asked } = *wanted;
-        let broken = |error: ToolError| Failure::Toolchain { engine: name.clone(), error };
-        let recipe_of = |variant| {
-            let (commit, tree) = (entry.origin.commit(), &entry.tree);
-            let recipe = adapter.recipe(&RecipeRequest { spec, commit, tree, platform: Platform::HOST, variant });
-            recipe.map_err(|error| Failure::Recipe { engine: name.clone(), error })
+        let decided = self.build(wanted);
+        if wanted.purpose == Purpose::Install {
+            return decided;
+        }
+        let why = match &decided {
+            Ok(build) if self.host.store.artifact(&fingerprint::fingerprint(&build.inputs))?.is_some() => return decided,
+            Ok(_) => "this machine's compilers have changed since it was built".to_owned(),
+            Err(Failure::Toolchain { error, .. }) => error.to_string(),
+            Err(_) => return decided,
         };
+        let Some(kept) = self.kept(wanted)? else { return decided };
+        let name = wanted.name;
+        self.host.task.warn(format!("engine `{name}` is used as it is, and `sync` would build it again: {why}"));
+        Ok(kept)
+    }
+}
+
+impl Cmake<'_> {
+    fn recipe(wanted: &Wanted<'_>, variant: Variant) -> Result<BuildRecipe, Failure> {
+        let (spec, commit, tree) = (wanted.spec, wanted.entry.origin.commit(), &wanted.entry.tree);
+        let recipe = wanted.adapter.recipe(&RecipeRequest { spec, commit, tree, platform: Platform::HOST, variant });
+        recipe.map_err(|error| Failure::Recipe { engine: wanted.name.clone(), error })
+    }
+
+    /// The build that this machine would make.
+    fn build(&mut self, wanted: &Wanted<'_>) -> Result<Decided, Failure> {
+        let Wanted { name, spec, entry, variant: asked, .. } = *wanted;
+        let broken = |error: ToolError| Failure::Toolchain { engine: name.clone(), error };
+        let recipe_of = |variant| Self::recipe(wanted, variant);
         let variant = match asked {
             Some(variant) => Self::allowed(name, spec, variant)?,
             None => self.best(wanted, &recipe_of)?,
@@ -189,8 +211,8 @@ impl Installer for Cmake<'_> {
             platform: Platform::HOST,
             recipe: &recipe,
             source: entry.tree,
-            toolchain: &compilers,
-            cmake: &cmake.identity(),
+            toolchain: Some(&compilers),
+            cmake: Some(&cmake.identity()),
             ninja: ninja.as_ref().map(Tool::identity).as_deref(),
             env: self.env,
             processor: &toolchain::processor(self.env),
@@ -198,6 +220,38 @@ impl Installer for Cmake<'_> {
         let engine = name.clone();
         let installation = Box::new(CmakeBuild { engine, recipe, compilers, cmake, ninja });
         Ok(Decided { variant, inputs, packages, installation })
+    }
+
+    /// A build in the store that other compilers made from the same locked inputs.
+    fn kept(&self, wanted: &Wanted<'_>) -> Result<Option<Decided>, Failure> {
+        let possible = wanted.adapter.variants(Platform::HOST);
+        let variants: Vec<Variant> = match wanted.variant {
+            Some(variant) => vec![variant],
+            None if wanted.spec.variant.is_empty() => vec![Variant::Cpu],
+            None => wanted.spec.variant.keys().copied().filter(|variant| possible.contains(variant)).collect(),
+        };
+        let packages = self.packages()?;
+        let identity = |tool: &str| {
+            let wish = packages.iter().find(|wish| wish.name.as_str() == tool)?;
+            Some(Tool::Locked(wish.clone()).identity())
+        };
+        let (cmake, ninja) = (identity("cmake"), identity("ninja"));
+        let expected = |variant| {
+            Ok(fingerprint::inputs(&Ingredients {
+                engine: wanted.name.as_str(),
+                variant,
+                platform: Platform::HOST,
+                recipe: &Self::recipe(wanted, variant)?,
+                source: wanted.entry.tree,
+                toolchain: None,
+                cmake: cmake.as_deref(),
+                ninja: ninja.as_deref(),
+                env: self.env,
+                processor: &toolchain::processor(self.env),
+            }))
+        };
+        let locked: Vec<&str> = packages.iter().map(|wish| wish.name.as_str()).collect();
+        super::kept(self.host, wanted, &variants, &locked, &expected)
     }
 }
 
