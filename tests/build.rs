@@ -82,6 +82,7 @@ fn bench(files: &[(&str, &str)]) -> Bench {
         ninja: Some(tool(&tools.ninja)),
         compilers: finder.toolchain(false, false).unwrap(),
         jobs: 2,
+        offline: false,
         env,
         log: root.path().join("logs/build.log"),
         label: "hello".to_owned(),
@@ -544,4 +545,121 @@ fn a_tool_is_asked_once_until_its_file_changes() {
     assert_eq!((ask().as_str(), asked()), ("tool 2\n", 2));
     fs::write_atomic(&root.path().join("tools.json"), b"{\"broken").unwrap();
     assert_eq!((ask().as_str(), asked()), ("tool 2\n", 3));
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn h2b_no_library_is_looked_for_in_the_current_folder() {
+    // What CMake would install with is longer than what it builds with: it then fills up with empty entries.
+    let install = "set(CMAKE_INSTALL_RPATH /a/long/path/to/some/libraries/that/are/installed/elsewhere)\n\
+                   add_executable(hello main.cpp)";
+    let list = HELLO[0].1.replacen("add_executable(hello main.cpp)", install, 1) + "install(TARGETS hello words)\n";
+    let files = [&[("CMakeLists.txt", list.as_str())], &HELLO[1..]].concat();
+    let padded = bench(&files);
+    let built = padded.built();
+    for name in built.files.keys() {
+        let bytes = fs::read_bounded(&name.under(&padded.ask.prefix), 64 << 20).unwrap();
+        let holds = |text: &[u8]| bytes.windows(text.len()).any(|at| at == text);
+        assert!(holds(b"$ORIGIN/../lib\0\0") && !holds(b"$ORIGIN/../lib:"), "{name}");
+    }
+    assert!(run(&padded.ask.prefix.join("bin/hello")).contains("from"));
+    for (entry, shown) in [("lib", "lib"), ("/a::/b", "")] {
+        let property = format!("set_target_properties(hello PROPERTIES LINK_OPTIONS -Wl,-rpath,{entry})\n");
+        let list = HELLO[0].1.to_owned() + &property;
+        let bench = bench(&[&[("CMakeLists.txt", list.as_str())], &HELLO[1..]].concat());
+        let refused = bench.run().unwrap_err();
+        let expected =
+            format!("`bin/hello` looks for libraries in the current folder: its RUNPATH has the entry `{shown}`");
+        assert_eq!(refused.to_string(), expected);
+        assert!(bench.prefix_is_empty());
+    }
+}
+
+/// What a build can reach that it should not, one line each.
+const SPY: &str = "import os, socket, sys\n\
+    home, port = sys.argv[1], int(sys.argv[2])\n\
+    def attempt(name, act):\n    try:\n        act()\n        print('REACHED', name)\n    except Exception as error:\n        print('refused', name, error)\n\
+    def unix():\n    s = socket.socket(socket.AF_UNIX)\n    s.connect(home + '/agent.sock')\n\
+    attempt('key', lambda: open(home + '/.ssh/id').read())\n\
+    attempt('listing', lambda: 1 / len(os.listdir(home)) if '.ssh' in os.listdir(home) else 1 / 0)\n\
+    attempt('write', lambda: open(home + '/left', 'w').write('x'))\n\
+    attempt('outside', lambda: open(sys.argv[3] + '/left', 'w').write('x'))\n\
+    attempt('socket', unix)\n\
+    attempt('tcp', lambda: socket.create_connection(('127.0.0.1', port), timeout=2))\n\
+    attempt('environment', lambda: open('/proc/%s/environ' % sys.argv[4]).read())\n\
+    open('own', 'w').write('x')\n";
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_build_reaches_no_private_file_socket_or_network() {
+    let list = "cmake_minimum_required(VERSION 3.20)\nproject(x C)\nfind_package(Python3 REQUIRED COMPONENTS Interpreter)\n\
+                add_custom_target(hello ALL COMMAND ${Python3_EXECUTABLE} ${CMAKE_SOURCE_DIR}/spy.py ${SPY_HOME} ${SPY_PORT} \
+                ${SPY_OUTSIDE} ${SPY_PARENT})\n";
+    let mut bench = bench(&[("CMakeLists.txt", list), ("spy.py", SPY)]);
+    let private = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let outside = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let home = fs::canonical(private.path()).unwrap();
+    fs::write_atomic(&home.join(".ssh/id"), b"secret").unwrap();
+    let _agent = std::os::unix::net::UnixListener::bind(home.join("agent.sock")).unwrap();
+    let server = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    bench.ask.env.insert("HOME".into(), home.clone().into());
+    bench.ask.recipe.outputs.clear();
+    bench.ask.recipe.define = [
+        ("SPY_HOME", home.display().to_string()),
+        ("SPY_PORT", server.local_addr().unwrap().port().to_string()),
+        ("SPY_OUTSIDE", outside.path().display().to_string()),
+        ("SPY_PARENT", std::process::id().to_string()),
+    ]
+    .map(|(name, value)| (name.to_owned(), value))
+    .into();
+    let built = bench.built();
+    let log = bench.log();
+    let refused = |what: &[&str]| {
+        for name in what {
+            assert!(
+                log.contains(&format!("refused {name}")) && !log.contains(&format!("REACHED {name}")),
+                "{name}\n{log}"
+            );
+        }
+    };
+    let confined = &built.notes["confined"];
+    if confined.contains("network") {
+        refused(&["tcp"]);
+    }
+    if confined.contains("files") {
+        refused(&["key", "write", "outside"]);
+        // Whoever may watch the whole machine (CAP_PERFMON) may read that, too.
+        use std::os::unix::fs::MetadataExt as _;
+        if fs::metadata(&home).unwrap().uid() != 0 {
+            refused(&["environment"]);
+        }
+    }
+    if confined.contains("home and sockets") {
+        refused(&["key", "listing", "socket"]);
+        assert!(!home.join("left").exists());
+    }
+    assert!(log.contains("refused") || confined == "nothing", "{confined}");
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn h4_offline_no_build_runs_that_has_a_network() {
+    let mut bench = bench(HELLO);
+    // A place where nobody can make a network namespace; where this system allows none at all, it is one already.
+    let script = "#!/bin/sh\nif unshare -Ur true 2>/dev/null\n\
+                  then exec unshare -Ur sh -c 'echo 0 > /proc/sys/user/max_net_namespaces && exec \"$@\"' sh DRIVER \"$@\"\n\
+                  else exec DRIVER \"$@\"\nfi\n";
+    let driver = bench.root.path().join("driver");
+    fs::write_atomic(&driver, script.replace("DRIVER", env!("CARGO_BIN_EXE_aitools")).as_bytes()).unwrap();
+    fs::set_executable(&driver).unwrap();
+    bench.ask.driver = driver;
+    bench.ask.offline = true;
+    let refused = bench.run().unwrap_err();
+    assert!(matches!(refused, BuildError::NotIsolated { .. }), "{refused:?}\n{}", bench.log());
+    assert!(refused.to_string().contains("`--offline` forbids"), "{refused}");
+    assert!(bench.prefix_is_empty() && !bench.ask.binary().exists());
+    bench.ask.offline = false;
+    let built = bench.built();
+    assert_eq!(built.notes["network"], "discouraged");
+    assert!(built.warnings.iter().any(|it| it.contains("cannot cut builds off the network")), "{:?}", built.warnings);
 }

@@ -120,6 +120,60 @@ fn damaged_weights_and_artifacts_are_found_and_repaired() {
 }
 
 #[test]
+fn h2_an_extra_library_is_found_and_taken_away() {
+    let world = World::new();
+    world.run(&["sync"]).expect(0);
+    let extra = fs::canonical(&world.project().join("build/tiny/bin")).unwrap().join("libm.so.6");
+    fs::write_atomic(&extra, b"evil").unwrap();
+    let found = world.run(&["verify"]).expect(3).stderr;
+    assert!(found.contains("libm.so.6") && found.contains("no such file"), "{found}");
+    let plan = world.run(&["sync", "--dry-run"]).expect(0).stderr;
+    assert!(plan.contains("build tiny"), "{plan}");
+    world.run(&["verify", "--repair"]).expect(0);
+    assert!(!extra.exists());
+}
+
+#[test]
+fn u3_a_wrong_file_or_source_in_the_store_is_found_and_repaired() {
+    let world = World::new();
+    world.run(&["sync"]).expect(0);
+    let blobs = fs::read_dir(&world.cache().join("blobs")).unwrap();
+    let trees = fs::read_dir(&world.cache().join("trees")).unwrap();
+    let tree = trees.iter().find(|path| path.is_dir()).unwrap().join("extra.cmake");
+    let changed = |path: &Path| {
+        let mut bytes = fs::read_bounded(path, 64 << 20).unwrap();
+        bytes[0] ^= 1;
+        bytes
+    };
+    // Another inode than the place, of the same size.
+    let wrong = changed(&blobs[0]);
+    fs::remove_file(&blobs[0]).unwrap();
+    fs::write_atomic(&blobs[0], &wrong).unwrap();
+    fs::write_atomic(&tree, b"").unwrap();
+    let found = world.run(&["verify"]).expect(3).stderr;
+    assert!(found.contains("cached weights file") && found.contains("extra.cmake"), "{found}");
+    world.run(&["verify", "--repair"]).expect(0);
+    assert!(!tree.exists());
+    world.run(&["verify"]).expect(0);
+}
+
+#[test]
+fn m5_a_file_of_the_users_own_is_kept_and_told() {
+    let world = World::new();
+    world.write("models/tiny/m/model.gguf", "my own");
+    let told = world.run(&["sync"]).expect(0).stderr;
+    assert!(told.contains("model.gguf.bak"), "{told}");
+    assert_eq!(world.read("models/tiny/m/model.gguf.bak"), "my own");
+    world.run(&["verify"]).expect(0);
+    // A folder of the user's where the link to the engine belongs.
+    fs::remove_file(&world.project().join("build/tiny")).unwrap();
+    world.write("build/tiny/notes.txt", "mine");
+    let refused = world.run(&["sync"]).expect(8).stderr;
+    assert!(refused.contains("is in the way"), "{refused}");
+    assert_eq!(world.read("build/tiny/notes.txt"), "mine");
+}
+
+#[test]
 fn a_cache_from_another_machine_is_not_believed() {
     let world = World::new();
     world.run(&["sync"]).expect(0);

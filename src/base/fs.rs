@@ -28,14 +28,26 @@ impl FsError {
         Self { verb, path: path.to_owned(), source }
     }
 
+    /// Whether there is no such file or folder.
     pub fn is_not_found(&self) -> bool {
         self.source.kind() == io::ErrorKind::NotFound
     }
 
+    /// Whether this user may not write there: a file system mounted read-only, or somebody else's folder.
+    pub fn is_read_only(&self) -> bool {
+        matches!(self.source.kind(), io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::PermissionDenied)
+    }
+
+    /// Whether the disk, or the user's share of it, is full.
     pub fn is_no_space(&self) -> bool {
         matches!(self.source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
     }
 }
+
+/// How the names of files begin that are about to get their real names.
+const STAGED: &str = ".aitools-";
+/// Older ones belong to runs that were killed.
+const MAX_STAGED_AGE: Duration = Duration::from_secs(3600);
 
 type Result<T> = std::result::Result<T, FsError>;
 
@@ -87,6 +99,13 @@ pub fn open_or_create_shared(path: &Path) -> Result<File> {
 pub fn append(path: &Path, bytes: &[u8]) -> Result<()> {
     let mut file = fs::OpenOptions::new().append(true).create(true).open(path).map_err(naming("open", path))?;
     file.write_all(bytes).map_err(naming("append to", path))
+}
+
+/// Replaces bytes of a file from an offset on.
+pub fn overwrite(path: &Path, offset: u64, bytes: &[u8]) -> Result<()> {
+    use io::Seek as _;
+    let mut file = fs::OpenOptions::new().write(true).open(path).map_err(naming("write", path))?;
+    file.seek(io::SeekFrom::Start(offset)).and_then(|_| file.write_all(bytes)).map_err(naming("write", path))
 }
 
 /// The whole file, refused when it is larger than `limit_bytes`.
@@ -284,15 +303,16 @@ pub fn parent(path: &Path) -> &Path {
 /// A new folder in `parent` (which is made when missing), removed when dropped.
 pub fn temporary_dir(parent: &Path) -> Result<tempfile::TempDir> {
     create_dir_all(parent)?;
-    tempfile::Builder::new().prefix(".aitools-").tempdir_in(parent).map_err(naming("create a folder in", parent))
+    tempfile::Builder::new().prefix(STAGED).tempdir_in(parent).map_err(naming("create a folder in", parent))
 }
 
 /// Replaces a file as a whole: readers see the old bytes or the new ones, also after a power cut.
 pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
     let folder = parent(path);
     create_dir_all(folder)?;
-    let mut staged =
-        tempfile::Builder::new().prefix(".aitools-").tempfile_in(folder).map_err(naming("create a file in", folder))?;
+    let mut builder = tempfile::Builder::new();
+    platform::with_usual_mode(builder.prefix(STAGED));
+    let mut staged = builder.tempfile_in(folder).map_err(naming("create a file in", folder))?;
     staged.write_all(bytes).map_err(naming("write", path))?;
     platform::take_mode_of(path, staged.as_file()).map_err(naming("write", path))?;
     staged.as_file().sync_all().map_err(naming("write", path))?;
@@ -305,7 +325,7 @@ pub fn create_private(path: &Path, bytes: &[u8]) -> Result<()> {
     let folder = parent(path);
     create_dir_all(folder)?;
     let mut staged =
-        tempfile::Builder::new().prefix(".aitools-").tempfile_in(folder).map_err(naming("create a file in", folder))?;
+        tempfile::Builder::new().prefix(STAGED).tempfile_in(folder).map_err(naming("create a file in", folder))?;
     staged.write_all(bytes).map_err(naming("write", path))?;
     staged.as_file().sync_all().map_err(naming("write", path))?;
     match staged.persist_noclobber(path) {
@@ -422,7 +442,7 @@ pub fn move_file(from: &Path, to: &Path) -> Result<()> {
     match rename(from, to) {
         Err(error) if error.source.kind() == io::ErrorKind::CrossesDevices => {
             let folder = parent(to);
-            let staged = tempfile::NamedTempFile::with_prefix_in(".aitools-", folder);
+            let staged = tempfile::NamedTempFile::with_prefix_in(STAGED, folder);
             let staged = staged.map_err(naming("create a file in", folder))?;
             fs::copy(from, staged.path()).map_err(naming("copy a file to", to))?;
             persist(staged, to)?;
@@ -430,6 +450,33 @@ pub fn move_file(from: &Path, to: &Path) -> Result<()> {
         }
         result => result,
     }
+}
+
+/// Removes what killed runs left in a folder while they put files there. What is younger than an hour may be in use.
+pub fn remove_leftovers(folder: &Path) {
+    let now_ns = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos());
+    remove_older_leftovers(folder, now_ns.saturating_sub(MAX_STAGED_AGE.as_nanos()));
+}
+
+fn remove_older_leftovers(folder: &Path, than_ns: u128) {
+    for path in read_dir(folder).unwrap_or_default() {
+        let is_staged = path.file_name().and_then(|name| name.to_str()).is_some_and(|name| name.starts_with(STAGED));
+        if is_staged && platform::touched_ns(&path).is_ok_and(|ns| u128::from(ns) < than_ns) {
+            let _ = remove_file(&path);
+        }
+    }
+}
+
+/// A free name for a file that has to make way: `<name>.bak`, else `<name>.bak2` and so on.
+///
+/// # Errors
+/// When all of them are taken.
+pub fn backup_name(path: &Path) -> Result<PathBuf> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let ending = |number: u32| if number == 1 { String::new() } else { number.to_string() };
+    let mut names = (1..100).map(|number| path.with_file_name(format!("{name}.bak{}", ending(number))));
+    let taken = || FsError::new("find a name for a backup of", path, io::ErrorKind::AlreadyExists.into());
+    names.find(|path| !exists(path)).ok_or_else(taken)
 }
 
 /// How a file was put in a second place.
@@ -452,7 +499,7 @@ pub fn place(from: &Path, to: &Path) -> Result<Placed> {
         return Ok(Placed::HardLink);
     }
     let staged = tempfile::Builder::new()
-        .prefix(".aitools-")
+        .prefix(STAGED)
         .make_in(folder, |path| place_at(from, path))
         .map_err(naming("link into", folder))?;
     persist(staged, to)
@@ -484,7 +531,7 @@ pub fn write_link(target: &str, link: &Path) -> Result<()> {
 pub fn replace_by_symlink(target: &Path, link: &Path) -> Result<()> {
     let folder = parent(link);
     create_dir_all(folder)?;
-    let staged = tempfile::Builder::new().prefix(".aitools-").make_in(folder, |path| symlink(target, path));
+    let staged = tempfile::Builder::new().prefix(STAGED).make_in(folder, |path| symlink(target, path));
     let staged = staged.map_err(naming("create a link in", folder))?;
     persist(staged, link).map(drop)
 }
@@ -497,7 +544,14 @@ pub fn link_dir(target: &Path, link: &Path) -> Result<()> {
     if read_dir_link(link).is_some_and(|old| old == target) {
         return Ok(());
     }
-    let staged = folder.join(format!(".aitools-link-{}", std::process::id()));
+    if let Ok(meta) = fs::symlink_metadata(link)
+        && (meta.is_dir() || (cfg!(unix) && meta.is_file()))
+    {
+        let what = if meta.is_dir() { "a folder" } else { "a file" };
+        let why = format!("{what} with this name is in the way: move it elsewhere");
+        return Err(FsError::new("create link", link, io::Error::new(io::ErrorKind::AlreadyExists, why)));
+    }
+    let staged = folder.join(format!("{STAGED}link-{}", std::process::id()));
     remove_file(&staged)?;
     platform::replace_dir_link(target, &staged, link).map_err(naming("create link", link))
 }
@@ -529,6 +583,69 @@ mod tests {
             assert_eq!(place(&from, &to)?, Placed::Symlink);
             assert_eq!(fs::read(&to)?, b"new");
         }
+        Ok(())
+    }
+
+    #[test]
+    fn m5_a_folder_or_file_where_a_link_belongs_is_left_alone() -> std::result::Result<(), Box<dyn std::error::Error>> {
+        let root = tempfile::tempdir()?;
+        let (target, link) = (root.path().join("artifact"), root.path().join("build/e"));
+        create_dir_all(&target)?;
+        write_atomic(&link.join("mine"), b"1")?;
+        let refused = link_dir(&target, &link).unwrap_err().to_string();
+        assert!(refused.contains("a folder with this name is in the way"), "{refused}");
+        assert!(link.join("mine").exists());
+        remove_dir_all(&link)?;
+        link_dir(&target, &link)?;
+        link_dir(root.path(), &link)?;
+        assert_eq!(read_dir_link(&link).as_deref(), Some(root.path()));
+        Ok(())
+    }
+
+    #[test]
+    fn backups_never_replace_backups() -> std::result::Result<(), Box<dyn std::error::Error>> {
+        let root = tempfile::tempdir()?;
+        let path = root.path().join("é w.gguf");
+        for name in ["é w.gguf.bak", "é w.gguf.bak2", "é w.gguf.bak3"] {
+            assert_eq!(backup_name(&path)?, root.path().join(name));
+            write_atomic(&root.path().join(name), b"1")?;
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn leftovers_of_killed_runs_go_after_an_hour() -> std::result::Result<(), Box<dyn std::error::Error>> {
+        let root = tempfile::tempdir()?;
+        let (left, mine) = (root.path().join(".aitools-x"), root.path().join("old"));
+        for path in [&left, &mine] {
+            write_atomic(path, b"1")?;
+            let past = SystemTime::now() - 2 * MAX_STAGED_AGE;
+            open(path)?.set_modified(past)?;
+        }
+        remove_leftovers(root.path());
+        // Its status changed just now: a link to an old file may be in use.
+        assert_eq!(left.exists(), cfg!(unix));
+        assert!(mine.exists());
+        // An hour and more later.
+        remove_older_leftovers(root.path(), u128::MAX);
+        assert!(!left.exists() && mine.exists());
+        Ok(())
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn new_files_honour_the_umask_and_old_ones_keep_their_mode() -> std::result::Result<(), Box<dyn std::error::Error>>
+    {
+        use std::os::unix::fs::PermissionsExt as _;
+        let root = tempfile::tempdir()?;
+        let (plain, ours) = (root.path().join("plain"), root.path().join("ours"));
+        fs::write(&plain, b"1")?;
+        write_atomic(&ours, b"1")?;
+        let mode = |path: &Path| fs::metadata(path).map(|meta| meta.permissions().mode() & 0o7777);
+        assert_eq!(mode(&ours)?, mode(&plain)?, "what the umask makes of a new file");
+        fs::set_permissions(&ours, fs::Permissions::from_mode(0o600))?;
+        write_atomic(&ours, b"2")?;
+        assert_eq!(mode(&ours)?, 0o600);
         Ok(())
     }
 

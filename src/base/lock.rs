@@ -63,9 +63,7 @@ fn hold(file: File, path: &Path, cancel: &Cancel, waiting: impl FnOnce()) -> Res
                 std::thread::sleep(POLL);
             }
             // A file system without locks: go on without, as the head of this file says.
-            Err(TryLockError::Error(error)) if error.kind() == std::io::ErrorKind::Unsupported => {
-                return Ok(Lock(file, false));
-            }
+            Err(TryLockError::Error(error)) if is_unsupported(&error) => return Ok(Lock(file, false)),
             Err(TryLockError::Error(error)) => return Err(FsError::new("lock", path, error).into()),
         }
     }
@@ -81,7 +79,30 @@ pub fn try_acquire(path: &Path) -> Result<Option<Lock>, FsError> {
     match file.try_lock() {
         Ok(()) => Ok(Some(Lock(file, true))),
         Err(TryLockError::WouldBlock) => Ok(None),
-        Err(TryLockError::Error(error)) if error.kind() == std::io::ErrorKind::Unsupported => Ok(None),
+        Err(TryLockError::Error(error)) if is_unsupported(&error) => Ok(None),
         Err(TryLockError::Error(error)) => Err(FsError::new("lock", path, error)),
+    }
+}
+
+/// Whether the file system has no locks. NFS says ENOLCK when its lock service cannot be reached.
+fn is_unsupported(error: &std::io::Error) -> bool {
+    #[cfg(unix)]
+    if rustix::io::Errno::from_io_error(error) == Some(rustix::io::Errno::NOLCK) {
+        return true;
+    }
+    error.kind() == std::io::ErrorKind::Unsupported
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_system_without_locks_is_no_error() {
+        use rustix::io::Errno;
+        for without in [Errno::NOLCK, Errno::NOTSUP, Errno::NOSYS] {
+            assert!(is_unsupported(&without.into()), "{without}");
+        }
+        assert!(!is_unsupported(&Errno::IO.into()));
     }
 }

@@ -127,13 +127,17 @@ impl RelPath {
     }
 }
 
+/// Whether Windows takes a part of a path for a device, whatever its ending ("Naming Files, Paths, and Namespaces").
 fn reserved_on_windows(part: &str) -> bool {
     let stem = part.split('.').next().unwrap_or(part).trim_end();
     let upper = stem.to_ascii_uppercase();
-    matches!(upper.as_str(), "CON" | "PRN" | "AUX" | "NUL")
-        || ((upper.starts_with("COM") || upper.starts_with("LPT"))
-            && upper.len() == 4
-            && upper.ends_with(|c: char| c.is_ascii_digit()))
+    let port = upper.strip_prefix("COM").or_else(|| upper.strip_prefix("LPT"));
+    let is_number = |text: &str| {
+        let mut letters = text.chars();
+        let first = letters.next();
+        letters.next().is_none() && first.is_some_and(|c| c.is_ascii_digit() || "¹²³".contains(c))
+    };
+    matches!(upper.as_str(), "CON" | "PRN" | "AUX" | "NUL" | "CONIN$" | "CONOUT$") || port.is_some_and(is_number)
 }
 
 impl FromStr for RelPath {
@@ -216,10 +220,27 @@ mod tests {
 
     #[test]
     fn paths_that_stay_inside() {
-        for good in ["a", "a/b.gguf", "modèle un/é.gguf", "a..b", ".hidden/x"] {
+        for good in ["a", "a/b.gguf", "modèle un/é.gguf", "a..b", ".hidden/x", "COM10", "com", "comp"] {
             assert!(good.parse::<RelPath>().is_ok(), "{good}");
         }
-        for bad in ["", "/a", "a//b", "../a", "a/..", "./a", "a\\b", "C:/x", "a/nul.txt", "a\0", "a /b", "x/COM1"] {
+        for bad in [
+            "",
+            "/a",
+            "a//b",
+            "../a",
+            "a/..",
+            "./a",
+            "a\\b",
+            "C:/x",
+            "a/nul.txt",
+            "a\0",
+            "a /b",
+            "x/COM1",
+            "conin$",
+            "x/CONOUT$.txt",
+            "COM¹",
+            "lpt³.x",
+        ] {
             assert!(bad.parse::<RelPath>().is_err(), "{bad:?}");
         }
     }

@@ -5,6 +5,8 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 
+use serde::{Deserialize, Serialize};
+
 use super::log::Findings;
 use super::settings::{self, Env};
 use super::{BuildError, watch};
@@ -22,10 +24,29 @@ pub struct Command<'a> {
     pub driver: &'a Path,
     /// Its environment is added to the scrubbed one; its working directory is also its home.
     pub program: Program,
+    /// Folders that it writes to, besides its working directory.
+    pub writable: Vec<PathBuf>,
+    /// Fail where it cannot be cut off the network.
+    pub offline: bool,
     /// Where everything that it says is written.
     pub log: PathBuf,
 }
 
+/// What `internal offline-exec` is told, as JSON.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct OfflineExec {
+    /// The process that asks: when it is gone, so is the program.
+    pub parent: u32,
+    /// Folders that may be written to.
+    pub writable: Vec<PathBuf>,
+    /// Do not start the program where it would have a network.
+    pub offline: bool,
+}
+
+/// The exit code of `internal offline-exec` when it did not start the program; the reason is its last line of output.
+pub const NOT_ISOLATED: i32 = 125;
+
+/// Why the program did not do its work.
 #[derive(Debug, thiserror::Error)]
 pub enum CommandError {
     #[error(transparent)]
@@ -46,8 +67,11 @@ impl From<FsError> for CommandError {
 /// # Errors
 /// [`CommandError`]; nothing that was started still runs then.
 pub fn run(ask: &Command<'_>, task: &Task, progress: &Progress) -> Result<(), CommandError> {
-    let (program, parent) = (&ask.program, std::process::id().to_string());
-    let mut args = vec!["internal".into(), "offline-exec".into(), parent.into(), program.path.clone().into()];
+    let program = &ask.program;
+    let writable = ask.writable.iter().chain([&program.cwd]).cloned().collect();
+    let request = OfflineExec { parent: std::process::id(), writable, offline: ask.offline };
+    let request = serde_json::to_string(&request).unwrap_or_default();
+    let mut args = vec!["internal".into(), "offline-exec".into(), request.into(), program.path.clone().into()];
     args.extend(program.args.iter().cloned());
     let mut env = environment(&program.cwd);
     env.extend(program.env.clone());
@@ -67,6 +91,10 @@ pub fn run(ask: &Command<'_>, task: &Task, progress: &Progress) -> Result<(), Co
     })?;
     if status.success() {
         return Ok(());
+    }
+    if ask.offline && status.code() == Some(NOT_ISOLATED) {
+        let why = findings.tail().pop().unwrap_or_default();
+        return Err(BuildError::NotIsolated { why }.into());
     }
     if let Some(said) = findings.no_space.take() {
         let available_bytes = fs::available_bytes(&program.cwd).unwrap_or(0);

@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::confine::{self, Barriers, View};
 use super::mounts::BuildMounts;
 use super::{Phase, isolation, settings};
 use crate::base::{fs, lifeline};
@@ -35,17 +36,29 @@ pub struct Request {
     pub build_type: String,
     /// Everything when empty.
     pub targets: Vec<String>,
-    /// Where to write whether the build is off the network and where it lies, and then who tried.
+    /// Where to write a [`Report`] line, and then who tried to use the network.
     pub network: PathBuf,
+    /// What the build sees of the file system.
+    pub view: View,
+    /// Whether the build must not run where it would have a network.
+    pub offline: bool,
+}
+
+/// What the driver could do for the build, as one line of JSON.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub struct Report {
+    /// Why the build has a network; none when it has none.
+    pub network: Option<String>,
+    /// The barriers that hold, in words.
+    pub confined: String,
+    /// The source's path when [`BuildMounts`] gave it another.
+    pub place: Option<PathBuf>,
 }
 
 /// Longer requests are not ours.
 const MAX_REQUEST_BYTES: u64 = 4 << 20;
-/// The first word of the network file; a second one is the source's path when [`BuildMounts`] gave it another.
-const ISOLATED: &str = "isolated";
-const DISCOURAGED: &str = "discouraged";
 
-/// Runs one request and gives the exit code: 0 done, 1 the build failed, 2 the request makes no sense.
+/// Runs one request and gives the exit code: 0 done, 1 the build failed or must not run here, 2 the request makes no sense.
 ///
 /// Must be called while the process has one thread. On SIGTERM, and when the parent dies, everything that was started is
 /// ended, and this process with it.
@@ -66,21 +79,31 @@ fn read(path: &Path) -> Result<Request, Box<dyn std::error::Error>> {
 fn drive(mut request: Request) -> i32 {
     platform::usual_permissions();
     let left = isolation::leave_network();
-    let mut words = if left.is_ok() { ISOLATED } else { DISCOURAGED }.to_owned();
+    let mut report = Report { network: left.err().map(|why| why.to_string()), ..Report::default() };
+    if request.offline && report.network.is_some() {
+        report_to(&request.network, &report);
+        return 1;
+    }
+    let hidden = confine::hide(&request.view).is_ok();
     if let Some(mounts) = request.mounts.take()
         && mounts.enter(&request.source, &request.folder).is_ok()
     {
-        words = format!("{words} {}", mounts.source.display());
-        (request.source, request.folder) = (mounts.source, mounts.folder);
+        request.view.writable.extend([mounts.source.clone(), mounts.folder.clone()]);
+        (request.source, request.folder) = (mounts.source.clone(), mounts.folder);
+        report.place = Some(mounts.source);
     }
-    let _ = fs::write_atomic(&request.network, format!("{words}\n").as_bytes());
+    let trap = isolation::Trap::bind().ok();
+    let connect = report.network.as_ref().map(|_| trap.as_ref().map(isolation::Trap::port));
+    let files = confine::restrict(&request.view, hidden, connect);
+    report.confined = Barriers { network: report.network.is_none(), hidden, files }.words();
+    report_to(&request.network, &report);
     // Threads from here on.
     lifeline::lead();
     let _ = ctrlc::set_handler(lifeline::end_all);
     if !lifeline::end_with_parent(request.parent, lifeline::end_all) {
         return 1;
     }
-    let trap = isolation::set_trap(request.network.clone()).ok();
+    let trap = trap.map(|trap| trap.serve(request.network.clone()));
     std::panic::set_hook(Box::new(|_| {}));
     let ran = std::panic::catch_unwind(AssertUnwindSafe(|| configure(&request, trap.as_deref()).build()));
     if let Err(why) = &ran {
@@ -90,6 +113,21 @@ fn drive(mut request: Request) -> i32 {
     }
     lifeline::end_descendants();
     i32::from(ran.is_err())
+}
+
+/// What this system offers for builds, tried out by confining this very process. `env` is the user's.
+pub fn probe(env: &settings::Env, folder: &Path) -> Report {
+    let left = isolation::leave_network();
+    let view = View::new(env, &[folder], &[]);
+    let hidden = confine::hide(&view).is_ok();
+    let files = confine::restrict(&view, hidden, None);
+    let confined = Barriers { network: left.is_ok(), hidden, files }.words();
+    Report { network: left.err().map(|why| why.to_string()), confined, place: None }
+}
+
+fn report_to(path: &Path, report: &Report) {
+    let line = serde_json::to_string(report).unwrap_or_default();
+    let _ = fs::write_atomic(path, format!("{line}\n").as_bytes());
 }
 
 fn configure(request: &Request, trap: Option<&str>) -> cmake::Config {

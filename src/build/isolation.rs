@@ -28,25 +28,44 @@ pub fn leave_network() -> io::Result<()> {
     platform::leave_network()
 }
 
-/// Listens on loopback, writes the hosts that are asked for to `heard`, one a line, and gives the address to put into proxy
-/// variables.
-///
-/// # Errors
-/// When there is no loopback to listen on.
-pub fn set_trap(heard: PathBuf) -> io::Result<String> {
-    let listener = TcpListener::bind(("127.0.0.1", 0))?;
-    let address = format!("http://{}", listener.local_addr()?);
-    std::thread::spawn(move || {
-        let mut left = MAX_HEARD;
-        for stream in listener.incoming().flatten() {
-            let asked = refuse(&stream).ok().flatten();
-            if let Some(asked) = asked.filter(|_| left > 0) {
-                left -= 1;
-                let _ = fs::append(&heard, format!("{asked}\n").as_bytes());
+/// A listener on loopback that refuses every request, to be named as the proxy of everything.
+#[derive(Debug)]
+pub struct Trap {
+    listener: TcpListener,
+    port: u16,
+}
+
+impl Trap {
+    /// Listens. No thread is started yet.
+    ///
+    /// # Errors
+    /// When there is no loopback to listen on.
+    pub fn bind() -> io::Result<Self> {
+        let listener = TcpListener::bind(("127.0.0.1", 0))?;
+        let port = listener.local_addr()?.port();
+        Ok(Self { listener, port })
+    }
+
+    /// The TCP port that it listens on.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Answers from a thread of its own, writes the hosts that are asked for to `heard`, one a line, and gives the address
+    /// to put into proxy variables.
+    pub fn serve(self, heard: PathBuf) -> String {
+        std::thread::spawn(move || {
+            let mut left = MAX_HEARD;
+            for stream in self.listener.incoming().flatten() {
+                let asked = refuse(&stream).ok().flatten();
+                if let Some(asked) = asked.filter(|_| left > 0) {
+                    left -= 1;
+                    let _ = fs::append(&heard, format!("{asked}\n").as_bytes());
+                }
             }
-        }
-    });
-    Ok(address)
+        });
+        format!("http://127.0.0.1:{}", self.port)
+    }
 }
 
 /// Reads one request, says no, and gives what was asked for: `CONNECT host:443`, `GET http://host/…`.
@@ -99,8 +118,9 @@ mod platform {
 
     pub fn leave_network() -> io::Result<()> {
         let (user, group) = (geteuid().as_raw(), getegid().as_raw());
-        if unshare(UnshareFlags::NEWNET).is_err() {
-            unshare(UnshareFlags::NEWNET | UnshareFlags::NEWUSER)?;
+        let left = UnshareFlags::NEWNET | UnshareFlags::NEWIPC;
+        if unshare(left).is_err() {
+            unshare(left | UnshareFlags::NEWUSER)?;
             // Each stays who it was; without this programs would see themselves as nobody (user_namespaces(7)).
             for (file, text) in [
                 ("/proc/self/setgroups", "deny".to_owned()),
@@ -154,7 +174,7 @@ mod tests {
     fn the_trap_says_no_and_remembers() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("é heard");
-        let address = set_trap(path.clone()).unwrap();
+        let address = Trap::bind().unwrap().serve(path.clone());
         let ask = |request: &[u8]| {
             let mut stream = TcpStream::connect(address.trim_start_matches("http://")).unwrap();
             stream.write_all(request).unwrap();

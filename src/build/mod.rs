@@ -1,7 +1,8 @@
 //! Layer 2: runs one [`BuildRecipe`] and says what came out. Knows nothing of engines.
 //!
-//! Invariant: a build sees a scrubbed environment and, where the system allows, no network. It writes to its own work
-//! folder, its copy of the source, its log and a staged prefix; only the store makes that an artifact.
+//! Invariant: a build sees a scrubbed environment and, where the system allows, no network and no private files. It writes to
+//! its own work folder and its copy of the source alone; the parent process writes log and staged prefix, and only the store
+//! makes that an artifact.
 //!
 //! | file | holds |
 //! |---|---|
@@ -9,15 +10,17 @@
 //! | [`settings`] | environment and definitions that every build gets |
 //! | [`command`] | one program of an artifact, off the network, for what is made with it |
 //! | `watch` | a child's output, line by line |
-//! | [`driver`], [`isolation`], [`mounts`] | the child process that runs CMake, off the network, in one place |
+//! | [`driver`] | the child process that runs CMake |
+//! | [`isolation`], [`confine`], [`mounts`] | what it can reach: no network, no private files, fixed paths |
 //! | [`log`], [`cmake_cache`] | what the tools said and decided |
-//! | [`outputs`] | from the build folder to the prefix |
+//! | [`outputs`], `search_paths` | from the build folder to the prefix, and where programs find their libraries |
 //! | [`toolchain`], [`accelerator`] | what this machine builds with, and for |
 //! | [`fingerprint`] | what a build depends on |
 
 pub mod accelerator;
 pub mod cmake_cache;
 pub mod command;
+pub mod confine;
 pub mod driver;
 pub mod fingerprint;
 pub mod isolation;
@@ -25,6 +28,7 @@ pub mod log;
 pub mod mounts;
 pub mod outputs;
 pub mod run;
+mod search_paths;
 pub mod settings;
 pub mod toolchain;
 mod watch;
@@ -111,6 +115,8 @@ pub struct BuildRequest {
     pub compilers: Toolchain,
     /// Compilers at a time.
     pub jobs: u32,
+    /// Fail where the build cannot be cut off the network.
+    pub offline: bool,
     /// The caller's environment; [`settings::environment`] takes from it what a build may see.
     pub env: Env,
     /// Where everything that the tools say is written.
@@ -200,13 +206,19 @@ pub enum BuildError {
     },
     #[error("the build went well, but nothing that it made holds `{text}`: this is not the variant that was asked for")]
     NoEvidence { text: String, log: PathBuf },
+    /// With `--offline`, on a system that would leave the build its network.
+    #[error("this system cannot cut a build off the network ({why}), and `--offline` forbids a build that has one")]
+    NotIsolated { why: String },
     #[error("no space left on the disk ({available_bytes} bytes free): {said}")]
     NoSpace { said: String, available_bytes: u64, log: PathBuf },
     #[error("the build made nothing that matches `{glob}`")]
     NoOutput { glob: String, beside: Vec<String> },
     #[error("`{path}`: {why}")]
     Output { path: RelPath, why: &'static str },
-    #[error("the glob `{glob}` is not one: {why}")]
+    /// Whoever can write to the folder that a user is in would choose the libraries of the engine.
+    #[error("`{path}` looks for libraries in the current folder: its RUNPATH has the entry `{entry}`")]
+    SearchPath { path: RelPath, entry: String },
+    #[error("invalid glob `{glob}`: {why}")]
     Glob { glob: String, why: String },
     #[error(transparent)]
     Name(RelPathError),

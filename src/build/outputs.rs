@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use globset::{GlobBuilder, GlobMatcher};
 
-use super::{BuildError, BuildRecipe, OutputRule};
+use super::{BuildError, BuildRecipe, OutputRule, search_paths};
 use crate::base::cancel::Cancel;
 use crate::base::digest;
 use crate::base::fs::{self, FsError};
@@ -19,6 +19,9 @@ use crate::format::receipt::InstalledFile;
 
 /// More than any engine installs.
 const MAX_OUTPUTS: usize = 10_000;
+/// Larger ones are no program: libraries with code for many GPUs have a few gigabytes.
+const MAX_PROGRAM_BYTES: u64 = 8 << 30;
+const ELF_MAGIC: &[u8] = b"\x7fELF";
 
 /// What was installed.
 #[derive(Debug, Default)]
@@ -84,6 +87,7 @@ fn install(
             continue;
         }
         fs::copy(&from, &to)?;
+        check_search_paths(&to, &name)?;
         let texts: Vec<Vec<u8>> = outputs.unproven.iter().map(|text| text.clone().into_bytes()).collect();
         let mut searches = vec![Search::new(&needles)];
         searches.extend(texts.iter().map(|text| Search::new(std::slice::from_ref(text))));
@@ -100,6 +104,19 @@ fn install(
         copied.insert(from, name);
     }
     Ok(())
+}
+
+/// Refuses a program or library that would look for libraries in the current folder. What CMake filled up is taken away.
+fn check_search_paths(path: &Path, name: &RelPath) -> Result<(), BuildError> {
+    if !fs::read_head(path, ELF_MAGIC.len() as u64)?.starts_with(ELF_MAGIC) {
+        return Ok(());
+    }
+    let bytes = fs::read_bounded(path, MAX_PROGRAM_BYTES)?;
+    if let Some(entry) = search_paths::relative_entry(&bytes) {
+        return Err(BuildError::SearchPath { path: name.clone(), entry });
+    }
+    let padding = search_paths::padding(&bytes);
+    padding.into_iter().try_for_each(|(at, length)| Ok(fs::overwrite(path, at, &vec![0; length])?))
 }
 
 /// Every file below, by its path with `/`, and where it really is. Links to files of the build folder count, others and

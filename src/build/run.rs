@@ -3,9 +3,11 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Write as _};
+use std::path::Path;
 use std::process::ExitStatus;
 use std::time::Instant;
 
+use super::confine::View;
 use super::log::Findings;
 use super::mounts::{self, BuildMounts};
 use super::{
@@ -200,6 +202,8 @@ impl<'a> Job<'a> {
             build_type: ask.recipe.build_type.clone(),
             targets: ask.recipe.targets.clone(),
             network: network.clone(),
+            view: self.view(),
+            offline: ask.offline,
         });
         let text = text.map_err(|why| FsError::new("write", &request, io::Error::other(why)))?;
         fs::write_atomic(&request, &text)?;
@@ -211,7 +215,7 @@ impl<'a> Job<'a> {
         let flushed = self.log.flush();
         let status = status.map_err(|error| self.or_no_space(error))?;
         flushed.map_err(|why| self.or_no_space(FsError::new("write", &ask.log, why).into()))?;
-        self.hear(&network);
+        self.hear(&network)?;
         if !status.success() {
             return Err(self.failure(phase, status));
         }
@@ -220,7 +224,7 @@ impl<'a> Job<'a> {
         Ok(seconds)
     }
 
-    fn drive(&mut self, request: &std::path::Path, progress: &Progress) -> Result<ExitStatus, BuildError> {
+    fn drive(&mut self, request: &Path, progress: &Progress) -> Result<ExitStatus, BuildError> {
         let ask = self.ask;
         let program = Program {
             path: ask.driver.clone(),
@@ -243,13 +247,26 @@ impl<'a> Job<'a> {
         Ok(())
     }
 
-    /// Reads what the driver wrote down about the network.
-    fn hear(&mut self, path: &std::path::Path) {
+    /// Its own folders, and the tools wherever they are installed.
+    fn view(&self) -> View {
+        let (ask, compilers) = (self.ask, &self.ask.compilers);
+        let tools = [Some(&ask.cmake), ask.ninja.as_ref(), Some(&compilers.cc), Some(&compilers.cxx)];
+        let tools = tools.into_iter().chain([compilers.cuda.as_ref(), compilers.hip.as_ref()]).flatten();
+        let tools: Vec<&Path> = tools.map(|tool| tool.path.as_path()).collect();
+        View::new(&ask.env, &[&ask.source, &ask.folder], &tools)
+    }
+
+    /// Reads what the driver wrote down: what confines the build, and who tried to use the network.
+    fn hear(&mut self, path: &Path) -> Result<(), BuildError> {
         let mut lines = isolation::heard(path).into_iter();
-        if let Some(mode) = lines.next() {
-            let (network, place) = mode.split_once(' ').unwrap_or((&mode, "its own folders"));
-            self.notes.insert("network".to_owned(), network.to_owned());
-            self.notes.insert("place".to_owned(), place.to_owned());
+        if let Some(report) = lines.next().and_then(|line| serde_json::from_str::<driver::Report>(&line).ok()) {
+            let network = if report.network.is_none() { "isolated" } else { "discouraged" };
+            let place = report.place.map_or_else(|| "its own folders".to_owned(), |place| place.display().to_string());
+            let notes = [("network", network.to_owned()), ("confined", report.confined), ("place", place)];
+            self.notes.extend(notes.map(|(name, value)| (name.to_owned(), value)));
+            if let Some(why) = report.network.filter(|_| self.ask.offline) {
+                return Err(BuildError::NotIsolated { why });
+            }
         }
         let told = self.findings.network.drain(..);
         for line in lines.chain(told) {
@@ -257,6 +274,7 @@ impl<'a> Job<'a> {
                 self.network.push(line);
             }
         }
+        Ok(())
     }
 
     fn failure(&mut self, phase: Phase, status: ExitStatus) -> BuildError {
@@ -330,6 +348,9 @@ impl<'a> Job<'a> {
     }
 
     fn finish(mut self) -> (BTreeMap<String, String>, Vec<String>) {
+        if self.notes.get("network").is_some_and(|network| network != "isolated") {
+            self.warnings.push("this system cannot cut builds off the network: see `aitools doctor`".to_owned());
+        }
         self.warnings.extend(self.network.iter().map(|line| format!("the build tried to use the network: {line}")));
         (self.notes, self.warnings)
     }

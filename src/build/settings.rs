@@ -24,7 +24,7 @@ pub const BUILD_NAME: &str = "/aitools/build";
 pub const NO_NETWORK_HOST: &str = "no-network.aitools.invalid";
 
 /// Counted up when a change in this file changes what builds produce. An input of the fingerprint.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// Variables of the caller that reach a build. Everything else is dropped.
 #[cfg(not(windows))]

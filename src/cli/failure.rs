@@ -239,6 +239,9 @@ fn store(error: &StoreError, message: String, lock_line: Option<&str>) -> Told {
     match error {
         StoreError::Fs(error) => machine(error, message),
         StoreError::Cancelled(_) => Told::new("interrupted", exit::INTERRUPTED, message),
+        StoreError::Occupied { .. } => {
+            Told::new("machine.files", exit::MACHINE, message).hint("move the folder elsewhere".to_owned())
+        }
         StoreError::Tree(_) => Told::new("machine.files", exit::MACHINE, message),
         StoreError::Mismatch { expected, computed, computed_bytes, expected_bytes, .. } => {
             let at = lock_line.map_or(String::new(), |line| format!(" ({line})"));
@@ -292,14 +295,19 @@ fn build(error: &BuildError, message: String) -> Told {
         }
         BuildError::NotBuilt { said, log: path, .. } => failed("build.variant").details(said.clone()).hint(log(path)),
         BuildError::NoEvidence { log: path, .. } => failed("build.variant").hint(log(path)),
+        BuildError::NotIsolated { .. } => failed("build.offline").hint(
+            "allow user namespaces (`aitools doctor` says what is missing), or build without `--offline`".to_owned(),
+        ),
         BuildError::NoSpace { .. } => Told::new("machine.no-space", exit::MACHINE, &message)
             .hint("free some space, or name another folder with `--cache-dir`".to_owned()),
         BuildError::NoOutput { beside, .. } => {
             failed("build.output").details(beside.iter().map(|path| format!("there is {path}")).collect())
         }
-        BuildError::Output { .. } | BuildError::Glob { .. } | BuildError::Name(_) | BuildError::TooManyFiles => {
-            failed("build.output")
-        }
+        BuildError::Output { .. }
+        | BuildError::SearchPath { .. }
+        | BuildError::Glob { .. }
+        | BuildError::Name(_)
+        | BuildError::TooManyFiles => failed("build.output"),
     }
 }
 

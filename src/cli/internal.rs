@@ -1,14 +1,18 @@
 //! Commands that aitools gives itself: `aitools internal build REQUEST`, `aitools internal exec PARENT PROGRAM ARG…` and
-//! `aitools internal offline-exec PARENT PROGRAM ARG…`.
+//! `aitools internal offline-exec REQUEST PROGRAM ARG…`; `aitools internal confinement FOLDER` is for `doctor`.
 //!
 //! All must be dispatched before anything else is set up: [`build`] and `offline-exec` may only leave the network while there is one
 //! thread, and [`exec`] becomes another program.
+#![expect(clippy::disallowed_methods, reason = "these commands read their own environment, as all of cli/ may")]
 
 use std::ffi::OsString;
-use std::path::Path;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use crate::base::lifeline;
+use crate::build::command::{NOT_ISOLATED, OfflineExec};
+use crate::build::{confine, driver, isolation};
 
 /// Bad usage.
 const USAGE: i32 = 2;
@@ -19,21 +23,43 @@ const NOT_STARTED: i32 = 127;
 pub fn run(args: &[OsString]) -> i32 {
     match args {
         [verb, request] if verb == "build" => build(Path::new(request)),
-        [verb, parent, program, args @ ..] if verb == "exec" || verb == "offline-exec" => {
+        [verb, parent, program, args @ ..] if verb == "exec" => {
             let Some(parent) = parent.to_str().and_then(|id| id.parse().ok()) else { return USAGE };
-            if verb == "offline-exec" {
-                // Where the system refuses, the environment leads nowhere all the same.
-                let _ = crate::build::isolation::leave_network();
-            }
+            confine::restrict_engine(&engine_folders());
             exec(parent, program, args)
+        }
+        [verb, request, program, args @ ..] if verb == "offline-exec" => {
+            let request = request.to_str().and_then(|text| serde_json::from_str::<OfflineExec>(text).ok());
+            let Some(request) = request else { return USAGE };
+            if let Err(why) = isolation::leave_network()
+                && request.offline
+            {
+                let _ = writeln!(std::io::stderr(), "{why}");
+                return NOT_ISOLATED;
+            }
+            confine::restrict_engine(&request.writable);
+            exec(request.parent, program, args)
+        }
+        [verb, folder] if verb == "confinement" => {
+            let report = driver::probe(&std::env::vars_os().collect(), Path::new(folder));
+            let text = serde_json::to_string(&report).unwrap_or_default();
+            i32::from(writeln!(std::io::stdout(), "{text}").is_err())
         }
         _ => USAGE,
     }
 }
 
+/// Where an engine may write: its working directory, temporary files, and the caches of GPU drivers.
+fn engine_folders() -> Vec<PathBuf> {
+    let of = |name: &str, below: &str| std::env::var_os(name).map(|folder| Path::new(&folder).join(below));
+    let temporary = of("TMPDIR", "").unwrap_or_else(|| "/tmp".into());
+    let caches = [of("HOME", ".nv"), of("HOME", ".cache/mesa_shader_cache"), of("CUDA_CACHE_PATH", "")];
+    std::env::current_dir().into_iter().chain([temporary]).chain(caches.into_iter().flatten()).collect()
+}
+
 /// The child that runs CMake: see [`crate::build::driver`].
 pub fn build(request: &Path) -> i32 {
-    crate::build::driver::run_driver(request)
+    driver::run_driver(request)
 }
 
 /// Becomes `program`, which then ends with the process that started it, even when that one is killed outright. `parent` is

@@ -229,7 +229,8 @@ fn run(
     let program = Program { path: launch.program, args: launch.args, env: launch.env, cwd: launch.cwd };
     let progress = host.task.start("deriving", job.model.wish.name.as_str(), None, Unit::Steps);
     let began = Instant::now();
-    let command = Command { driver: &host.driver, program, log: log.to_owned() };
+    let writable = vec![fs::parent(ask.output).to_owned(), ask.scratch.to_owned()];
+    let command = Command { driver: &host.driver, program, writable, offline: host.offline, log: log.to_owned() };
     command::run(&command, &host.task, &progress).map_err(|error| job.failed(error))?;
     progress.finish(format!("{} in {:.1} s", job.derive.step, began.elapsed().as_secs_f64()));
     Ok(())

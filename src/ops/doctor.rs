@@ -5,10 +5,10 @@ use std::time::Duration;
 use crate::base::fs;
 use crate::base::platform::{self, Platform};
 use crate::base::process::Program;
-use crate::build::ToolPath;
 use crate::build::accelerator::{self, Accelerators};
 use crate::build::settings::Env;
 use crate::build::toolchain::ToolError;
+use crate::build::{ToolPath, driver};
 
 use super::{Failure, Host, check};
 
@@ -54,6 +54,7 @@ pub fn run(host: &Host) -> Result<Report, Failure> {
     findings.push(optional("ninja", finder.ninja(), unlocked));
     findings.push(program(host, &env, "git", &["--version"], "submodules over ssh and credential helpers need it"));
     findings.push(python(host, &env));
+    findings.push(confinement(host, &env));
     host.task.check()?;
     Ok(Report {
         version: env!("CARGO_PKG_VERSION"),
@@ -100,4 +101,21 @@ fn python(host: &Host, env: &Env) -> Found {
     // pip's version line goes on with where it is installed.
     let identity = found.identity.map(|line| line.split(" from ").next().unwrap_or_default().to_owned());
     Found { what: "Python 3 with pip", identity, ..found }
+}
+
+/// What keeps builds from the network and from private files here, tried out by a child process.
+fn confinement(host: &Host, env: &Env) -> Found {
+    let what = "confined builds";
+    let args = vec!["internal".into(), "confinement".into(), host.store.root().into()];
+    let program = Program { path: host.driver.clone(), args, env: env.clone(), cwd: host.store.root().to_owned() };
+    let ran = program.output(Duration::from_secs(20), 4096, host.task.cancel());
+    let report = ran.ok().and_then(|ran| serde_json::from_str::<driver::Report>(&ran.stdout).ok());
+    let Some(report) = report else { return missing(what, "the driver does not start".to_owned(), false) };
+    let kept = format!("kept from builds: {}", report.confined);
+    match report.network {
+        None => there(what, kept, false),
+        Some(why) => {
+            missing(what, format!("{kept}; they have a network ({why}), so `--offline` refuses to build"), false)
+        }
+    }
 }

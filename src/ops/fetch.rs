@@ -11,7 +11,6 @@ use crate::plan::PackageWish;
 use crate::report::{Task, Unit};
 use crate::source::{self, Fetched, SourceError, World};
 use crate::store::StoreError;
-use crate::store::blobs::Presence;
 
 use super::demand::{EngineDemand, ModelDemand};
 use super::{Failure, Host, Project};
@@ -71,14 +70,14 @@ pub fn weights(
     let name = &model.wish.name;
     let (origin, first) = fetched_from(model)?;
     let _held = hold(host, "weights", first, &format!("weights of `{name}`"))?;
-    let absent = |index: &usize| {
-        let pin = &model.wish.files[*index];
-        host.store.presence(&host.store.blob_path(&pin.sha256), pin) != Presence::Verified
-    };
-    // Somebody else may have fetched them while this process waited.
+    // Somebody else may have fetched them while this process waited. What is there is hashed before it is fetched again.
     host.store.reload_records();
-    let missing: Vec<&FilePin> =
-        files.iter().filter(|index| absent(index)).map(|index| &model.wish.files[*index]).collect();
+    let mut missing: Vec<&FilePin> = Vec::new();
+    for pin in files.iter().map(|index| &model.wish.files[*index]) {
+        if !host.store.confirm(&host.store.blob_path(&pin.sha256), pin, &mut host.stopping())? {
+            missing.push(pin);
+        }
+    }
     if !missing.is_empty() {
         let staging = host.store.stage()?;
         fetch(host, project, task, (Kind::Model, name), |world| {

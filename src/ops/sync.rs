@@ -63,7 +63,11 @@ pub fn run(host: &Host, project: &Project, ask: &Ask<'_>) -> Result<Synced, Fail
         if round == MAX_ROUNDS {
             return Err(Failure::NotSynced { steps: plan.steps });
         }
-        let ends = ask.dry_run || plan.is_empty() || carry_out(host, project, &demand, &plan)? == Outcome::Done;
+        let ends = ask.dry_run || plan.is_empty() || {
+            let outcome = carry_out(host, project, &demand, &plan);
+            tell_what_was_kept(host, project);
+            outcome? == Outcome::Done
+        };
         done.steps.extend(plan.steps);
         if ends {
             break;
@@ -71,6 +75,14 @@ pub fn run(host: &Host, project: &Project, ask: &Ask<'_>) -> Result<Synced, Fail
     }
     host.store.save_records()?;
     Ok(Synced { plan: done, lockfile, locked, dry_run: ask.dry_run })
+}
+
+/// Files of the user's that were in the way have other names now, also when something failed later.
+fn tell_what_was_kept(host: &Host, project: &Project) {
+    for (place, backup) in host.store.take_kept() {
+        let (place, backup) = (super::project::shown(&place, &project.root), backup.display());
+        host.task.warn(format!("`{place}` was not placed by aitools: the file is kept as `{backup}`"));
+    }
 }
 
 fn lockfile(host: &Host, project: &Project, ask: &Ask<'_>) -> Result<(Lockfile, Option<Locked>), Failure> {

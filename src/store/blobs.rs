@@ -4,6 +4,7 @@
 //! under its final name.
 
 use std::path::{Path, PathBuf};
+use std::sync::PoisonError;
 
 use crate::base::digest::Digest;
 use crate::base::fs;
@@ -42,15 +43,23 @@ impl Store {
         }
     }
 
-    /// Whether the file is what the pin says, hashing it when that is not known. Remembers the outcome.
+    /// Whether the file is what the pin says, hashing it when that is not known. Remembers the outcome. A file that cannot
+    /// be read is not.
     ///
     /// # Errors
-    /// When it cannot be read, or `seen` stops the work.
+    /// When `seen` stops the work.
     pub fn confirm(&self, path: &Path, pin: &FilePin, seen: Seen<'_>) -> Result<bool, StoreError> {
         match self.presence(path, pin) {
             Presence::Verified => Ok(true),
             Presence::Missing => Ok(false),
-            Presence::Unverified => Ok(self.records.prove(path, seen)?.sha256() == pin.sha256),
+            Presence::Unverified => match self.records.prove(path, seen).map_err(StoreError::from) {
+                Ok(hashed) => Ok(hashed.sha256() == pin.sha256),
+                Err(StoreError::Cancelled(cancelled)) => Err(cancelled.into()),
+                Err(_) => {
+                    self.records.learn_unreadable(path);
+                    Ok(false)
+                }
+            },
         }
     }
 
@@ -97,13 +106,27 @@ impl Store {
         Ok(path)
     }
 
-    /// Puts a verified file where people and engines look for it. What is not known to be verified is hashed first.
+    /// Puts a verified file where people and engines look for it. What is not known to be verified is hashed first. A file
+    /// of somebody else's that has the place is kept under another name: see [`Store::take_kept`].
     ///
     /// # Errors
-    /// [`StoreError::Mismatch`] when the file is not what `digest` says, or when the place cannot be written.
+    /// [`StoreError::Mismatch`] when the file is not what `digest` says, [`StoreError::Occupied`] when a folder has the
+    /// place, or when the place cannot be written.
     pub fn place(&self, from: &Path, to: &Path, digest: Digest) -> Result<(), StoreError> {
         let what = format!("`{}`", from.display());
         let hashed = self.prove(from, digest, &what, &mut |_| Ok(()))?;
+        self.sweep_project_folder(fs::parent(to));
+        // What is wrong in the store itself is nobody's own.
+        let occupant = if to.starts_with(&self.root) { Occupant::Ours } else { self.occupant(to, digest)? };
+        match occupant {
+            Occupant::None | Occupant::Ours => {}
+            Occupant::Wanted => return Ok(()),
+            Occupant::Foreign => {
+                let backup = fs::backup_name(to)?;
+                fs::rename(to, &backup)?;
+                self.kept.lock().unwrap_or_else(PoisonError::into_inner).push((to.to_owned(), backup));
+            }
+        }
         let placed = match hashed.placed(to)? {
             Some(placed) => placed,
             // A copy, or a file that another process linked meanwhile.
@@ -112,6 +135,39 @@ impl Store {
         self.records.learn(&placed);
         Ok(())
     }
+
+    /// Files that had a place and were not placed by this program, with the names that they have now; each is told once.
+    pub fn take_kept(&self) -> Vec<(PathBuf, PathBuf)> {
+        std::mem::take(&mut self.kept.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// What has a place already. A file is ours when the store has its bytes, too, and a link when it leads there.
+    fn occupant(&self, place: &Path, wanted: Digest) -> Result<Occupant, StoreError> {
+        let Ok(meta) = fs::symlink_metadata(place) else { return Ok(Occupant::None) };
+        if meta.is_symlink() {
+            let ours = fs::read_link(place).is_ok_and(|target| target.starts_with(self.root.join("blobs")));
+            return Ok(if ours { Occupant::Ours } else { Occupant::Foreign });
+        }
+        if meta.is_dir() {
+            return Err(StoreError::Occupied { path: place.to_owned() });
+        }
+        let Ok(hashed) = self.records.prove(place, &mut |_| Ok(())) else { return Ok(Occupant::Foreign) };
+        Ok(match hashed.sha256() {
+            digest if digest == wanted => Occupant::Wanted,
+            digest if fs::exists(&self.blob_path(&digest)) => Occupant::Ours,
+            _ => Occupant::Foreign,
+        })
+    }
+}
+
+/// What has a place in a project.
+enum Occupant {
+    None,
+    /// The very bytes that are to be placed.
+    Wanted,
+    /// Placed by this program earlier.
+    Ours,
+    Foreign,
 }
 
 fn mismatch(what: &str, expected: Digest, expected_bytes: Option<u64>, computed: &Hashed) -> StoreError {
@@ -270,5 +326,53 @@ mod tests {
         }
         assert!(store.confirm(&blob, &pin(b"right"), &mut |_| Ok(())).unwrap());
         assert_eq!(store.presence(&blob, &pin(b"right")), Presence::Verified);
+    }
+
+    #[test]
+    fn m5_a_file_of_the_users_own_is_kept_under_another_name() {
+        let root = tempfile::tempdir().unwrap();
+        let store = Store::open(&root.path().join("cache"), Key::from_secret("k")).unwrap();
+        let staging = store.stage().unwrap();
+        let admit = |bytes: &[u8]| {
+            let staged = staging.path().join("f");
+            fs::write_atomic(&staged, bytes).unwrap();
+            store.admit_blob(&staged, &pin(bytes), "w", &mut |_| Ok(())).unwrap()
+        };
+        let place = root.path().join("models/w.gguf");
+        let put = |bytes: &[u8]| store.place(&store.blob_path(&pin(bytes).sha256), &place, pin(bytes).sha256).unwrap();
+        let read = |path: &Path| fs::read_bounded(path, 99).unwrap();
+        admit(b"first");
+        admit(b"later");
+
+        fs::write_atomic(&place, b"mine!").unwrap();
+        put(b"first");
+        let [(kept, backup)] = &store.take_kept()[..] else { panic!("one file is kept") };
+        assert_eq!((kept, read(&place), read(backup)), (&place, b"first".to_vec(), b"mine!".to_vec()));
+        // What this program placed makes way for the next version, and the same bytes stay.
+        put(b"later");
+        put(b"later");
+        assert_eq!(read(&place), b"later");
+        fs::remove_file(&place).unwrap();
+        fs::write_atomic(&place, b"later").unwrap();
+        put(b"later");
+        assert_eq!(store.take_kept(), [], "the user's own copy of the same bytes");
+
+        fs::remove_file(&place).unwrap();
+        fs::write_atomic(&place.join("x"), b"a folder").unwrap();
+        let refused = store.place(&store.blob_path(&pin(b"first").sha256), &place, pin(b"first").sha256);
+        assert!(matches!(refused, Err(StoreError::Occupied { .. })), "{refused:?}");
+        assert!(place.join("x").exists());
+    }
+
+    #[test]
+    fn m6_with_nothing_to_write_nothing_is_locked() {
+        let root = tempfile::tempdir().unwrap();
+        drop(Store::open(root.path(), Key::from_secret("k")).unwrap());
+        // Neither locks nor staging can be made here, whoever runs this.
+        fs::write_atomic(&root.path().join("locks"), b"").unwrap();
+        fs::write_atomic(&root.path().join("staging"), b"").unwrap();
+        let store = Store::open(root.path(), Key::from_secret("k")).unwrap();
+        store.save_records().unwrap();
+        assert!(store.stage().is_err());
     }
 }

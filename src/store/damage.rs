@@ -52,7 +52,10 @@ pub(super) fn damages(
         }
         seen(entry.size_bytes);
     }
-    damages.extend(actual.into_keys().map(|path| Damage { path, expected: None, computed: None }));
+    damages.extend(actual.into_keys().map(|path| {
+        let computed = digest_of(&path, Mode::File);
+        Damage { path, expected: None, computed }
+    }));
     Ok(damages)
 }
 

@@ -26,7 +26,9 @@ pub mod records;
 pub mod seal;
 pub mod trees;
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use crate::base::cancel::{Cancel, Cancelled};
 use crate::base::digest::Digest;
@@ -42,8 +44,13 @@ pub struct Store {
     root: PathBuf,
     key: Key,
     records: Records,
+    /// Folders of projects where leftovers were looked for.
+    swept: Mutex<BTreeSet<PathBuf>>,
+    /// What [`Store::place`] moved out of the way, and where to.
+    kept: Mutex<Vec<(PathBuf, PathBuf)>>,
 }
 
+/// Why the store could not do what it was told to.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     #[error(transparent)]
@@ -52,6 +59,9 @@ pub enum StoreError {
     Cancelled(#[from] Cancelled),
     #[error(transparent)]
     Tree(#[from] TreeError),
+    /// A folder has the place of a file.
+    #[error("`{}` is a folder, where a file belongs", path.display())]
+    Occupied { path: PathBuf },
     /// What was staged is not what the lockfile says.
     #[error("{what} does not match the lockfile")]
     Mismatch { what: String, expected: Digest, computed: Digest, expected_bytes: Option<u64>, computed_bytes: u64 },
@@ -113,11 +123,12 @@ impl Store {
     pub fn open(root: &Path, key: Key) -> Result<Self, StoreError> {
         let tag = root.join("CACHEDIR.TAG");
         if !fs::exists(&tag) {
-            fs::create_dir_all(root)?;
-            fs::write_atomic(&tag, CACHE_TAG.as_bytes())?;
+            let was_there = fs::exists(root);
+            let tagged = fs::create_dir_all(root).and_then(|()| fs::write_atomic(&tag, CACHE_TAG.as_bytes()));
+            tagged.or_else(|error| if was_there && error.is_read_only() { Ok(()) } else { Err(error) })?;
         }
         let records = Records::load(&root.join("records.json"), &key);
-        Ok(Self { root: root.to_owned(), key, records })
+        Ok(Self { root: root.to_owned(), key, records, swept: Mutex::default(), kept: Mutex::default() })
     }
 
     pub fn root(&self) -> &Path {
@@ -143,7 +154,8 @@ impl Store {
         self.records.merge(&self.root.join("records.json"), &self.key);
     }
 
-    /// Writes what was learnt about files. Call once at the end of a command; losing it costs only hashing.
+    /// Writes what was learnt about files. Call once at the end of a command; losing it costs only hashing, so a cache that
+    /// is read-only is no error. With nothing to write, nothing is locked.
     ///
     /// # Errors
     /// When the file cannot be written.
@@ -151,10 +163,13 @@ impl Store {
         if !self.records.is_changed() {
             return Ok(());
         }
-        let guard = self.lock("records", &Cancel::default(), || {})?;
-        let saved = self.records.save(&self.root.join("records.json"), &self.key);
-        drop(guard);
-        Ok(saved?)
+        let saved = self
+            .lock("records", &Cancel::default(), || {})
+            .and_then(|_guard| Ok(self.records.save(&self.root.join("records.json"), &self.key)?));
+        match saved {
+            Err(StoreError::Fs(error)) if error.is_read_only() => Ok(()),
+            saved => saved,
+        }
     }
 
     /// Holds the named lock until the guard is dropped. `waiting` is called when somebody else has it.
@@ -188,6 +203,13 @@ impl Store {
         Err(FsError::new("create a folder in", &folder, why).into())
     }
 
+    /// Removes what killed runs left in a folder of a project, once for each folder.
+    fn sweep_project_folder(&self, folder: &Path) {
+        if self.swept.lock().unwrap_or_else(PoisonError::into_inner).insert(folder.to_owned()) {
+            fs::remove_leftovers(folder);
+        }
+    }
+
     /// Removes what killed runs left in `staging/`: every folder, and lock, that nobody holds.
     ///
     /// # Errors
@@ -197,7 +219,10 @@ impl Store {
         if !fs::exists(&folder) || fs::read_dir(&folder)?.is_empty() {
             return Ok(());
         }
-        let _sweeping = self.lock(STAGING_LOCK, &Cancel::default(), || {})?;
+        let _sweeping = match self.lock(STAGING_LOCK, &Cancel::default(), || {}) {
+            Err(StoreError::Fs(error)) if error.is_read_only() => return Ok(()),
+            lock => lock?,
+        };
         for path in fs::read_dir(&folder)? {
             // A lock may be all that is left.
             let (path, lock_path) = (path.with_extension(""), path.with_extension("lock"));

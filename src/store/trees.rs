@@ -16,6 +16,7 @@ const LIST: &str = "list";
 const MAX_LISTING_BYTES: u64 = 64 << 20;
 
 impl Store {
+    /// Where the tree with this digest is, or would be.
     pub fn tree_path(&self, digest: &Digest) -> PathBuf {
         self.root.join("trees").join(digest.hex())
     }
@@ -93,7 +94,8 @@ impl Store {
         Ok(path)
     }
 
-    fn tool_path(&self, package: &Digest) -> PathBuf {
+    /// Where the unpacked package with this digest is, or would be.
+    pub fn tool_path(&self, package: &Digest) -> PathBuf {
         self.root.join("tools").join(package.hex())
     }
 

@@ -36,10 +36,22 @@ pub fn is_executable(meta: &Metadata) -> bool {
     meta.permissions().mode() & 0o111 != 0
 }
 
-/// A new file that replaces `old` may be read by whom `old` could be.
+/// A new file gets the mode that the user's umask leaves of 0666, as with every other program.
+pub fn with_usual_mode(builder: &mut tempfile::Builder<'_, '_>) {
+    builder.permissions(fs::Permissions::from_mode(0o666));
+}
+
+/// A new file that replaces `old` gets its mode.
 pub fn take_mode_of(old: &Path, new: &File) -> io::Result<()> {
-    let mode = fs::metadata(old).map_or(0o644, |meta| meta.permissions().mode() & 0o7777);
-    new.set_permissions(fs::Permissions::from_mode(mode))
+    match fs::metadata(old) {
+        Ok(meta) => new.set_permissions(fs::Permissions::from_mode(meta.permissions().mode() & 0o7777)),
+        Err(_) => Ok(()),
+    }
+}
+
+/// When a file's status last changed, in nanoseconds since 1970; links are not followed.
+pub fn touched_ns(path: &Path) -> io::Result<u64> {
+    fs::symlink_metadata(path).map(|meta| of(&meta).changed_ns)
 }
 
 /// The owner's group may write it, as the Hub's own client has it for its lock files.

@@ -37,6 +37,14 @@ pub fn is_executable(_: &Metadata) -> bool {
 }
 
 /// Access is inherited from the folder.
+pub fn with_usual_mode(_: &mut tempfile::Builder<'_, '_>) {}
+
+/// When a file was last written to, in nanoseconds since 1970; links are not followed.
+pub fn touched_ns(path: &Path) -> io::Result<u64> {
+    fs::symlink_metadata(path).map(|meta| modified_ns(&meta))
+}
+
+/// Access is inherited from the folder.
 #[expect(clippy::unnecessary_wraps, reason = "its twin can fail")]
 pub fn take_mode_of(_: &Path, _: &File) -> io::Result<()> {
     Ok(())

@@ -18,7 +18,8 @@ pub fn run(ask: &args::Verify, session: &Session<'_>, output: &Output) -> Result
         for damage in &verified.damages {
             output.say(&format!("repairing `{}`", damage.path.display()));
         }
-        // What was found wrong is remembered as such, so `sync` fetches or builds exactly that.
+        // What was found damaged is remembered as such, so `sync` fetches or builds exactly that.
+        verify::discard(&host, &project, &ask.policies, &verified.damages)?;
         sync::run(&host, &project, &Ask { policies: &ask.policies, mode: LockMode::Frozen, dry_run: false })?;
         verified.damages = verify::run(&host, &project, &ask.policies, &verified.damages)?.damages;
     }

@@ -277,6 +277,7 @@ impl Installation for CmakeBuild {
             ninja,
             compilers: self.compilers.clone(),
             jobs: host.jobs,
+            offline: host.offline,
             env: host.os_env(),
             log: folders.log.to_owned(),
             label: label.to_owned(),
