@@ -7,6 +7,7 @@
 
 pub mod answer;
 pub mod backend;
+pub mod cmake;
 pub mod derive;
 pub mod http;
 pub mod llama_cpp;

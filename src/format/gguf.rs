@@ -161,6 +161,39 @@ pub struct Split {
     pub tensors: Option<u64>,
 }
 
+/// The name of a part of a model in several files, as `gguf-split` of llama.cpp writes it: `<stem>-00001-of-00003.gguf`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct PartName<'a> {
+    /// What all parts have in common: a path without the numbers.
+    pub stem: &'a str,
+    /// Which part this is, from 1.
+    pub number: u32,
+    /// How many parts there are.
+    pub count: u32,
+}
+
+impl<'a> PartName<'a> {
+    /// Reads a path; none when it is not the name of a part.
+    pub fn of(path: &'a str) -> Option<Self> {
+        let (rest, count) = path.strip_suffix(".gguf")?.rsplit_once("-of-")?;
+        let (stem, number) = rest.rsplit_once('-')?;
+        let five_digits = |text: &str| text.len() == 5 && text.bytes().all(|byte| byte.is_ascii_digit());
+        let parse = |text: &str| five_digits(text).then(|| text.parse().ok())?;
+        Some(Self { stem, number: parse(number)?, count: parse(count)? })
+    }
+
+    /// Whether both are parts of one model.
+    pub fn is_beside(&self, other: &Self) -> bool {
+        (self.stem, self.count) == (other.stem, other.count)
+    }
+}
+
+impl std::fmt::Display for PartName<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}-{:05}-of-{:05}.gguf", self.stem, self.number, self.count)
+    }
+}
+
 /// How much of a model has one type.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TypeShare {
