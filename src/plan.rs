@@ -39,13 +39,30 @@ pub enum LayoutError {
     Collision(RelPath),
 }
 
+/// The files that are weights: GGUF files, else one safetensors file or the parts of one. Other folders of safetensors are
+/// inputs of a conversion.
+fn weights_of(files: &[FilePin]) -> Vec<usize> {
+    let path = |index: &usize| files[*index].path.as_str();
+    let ending = |ending: &str| Vec::from_iter((0..files.len()).filter(|index| path(index).ends_with(ending)));
+    let gguf = ending(".gguf");
+    if !gguf.is_empty() {
+        return gguf;
+    }
+    let tensors = ending(".safetensors");
+    let part = |index: &usize| PartName::of(path(index));
+    let first = tensors.first().and_then(part);
+    let beside = |index: &usize| first.zip(part(index)).is_some_and(|(first, part)| part.is_beside(&first));
+    let is_one = tensors.len() < 2 || tensors.iter().all(beside);
+    if is_one { tensors } else { Vec::new() }
+}
+
 /// Where each locked file of a model goes.
 ///
 /// # Errors
 /// When it cannot be told which file is the main one, or two files would get one name.
 pub fn layout(name: &Name, spec: &ModelSpec, files: &[FilePin]) -> Result<Layout, LayoutError> {
     let folder = spec.place(name);
-    let weights: Vec<usize> = (0..files.len()).filter(|index| files[*index].path.as_str().ends_with(".gguf")).collect();
+    let weights = weights_of(files);
     let path = |index: usize| files[index].path.as_str();
     let first = match weights.as_slice() {
         [] => None,

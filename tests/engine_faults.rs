@@ -13,22 +13,22 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use futures_util::StreamExt as _;
+
 use aitools::base::cancel::Cancel;
 use aitools::base::digest::Digest;
-use aitools::base::platform::{Platform, Variant};
+use aitools::base::platform::Variant;
 use aitools::base::{fs, process};
-use aitools::build::BuildRecipe;
-use aitools::engine::answer::Sink;
+use aitools::engine::answer::Answer;
 use aitools::engine::backend::{Backend, BackendError, Supervision};
-use aitools::engine::http::Patience;
-use aitools::engine::llama_cpp::LlamaCpp;
-use aitools::engine::{
-    CheckRequest, Endpoint, Engine, EngineError, Finding, Finish, GenerateRequest, Generated, Launch, LaunchRequest,
-    Piece, Ready, RecipeRequest,
-};
+use aitools::engine::conversation::{Conversation, Finish, Piece, Request};
+use aitools::engine::finding::Finding;
+use aitools::engine::gguf::Gguf;
+use aitools::engine::llama_cpp::{LlamaCpp, LlamaModel};
+use aitools::engine::{CheckRequest, Endpoint, EngineError, Launch, LaunchRequest, Model, Ready};
 use aitools::format::gguf::{Header, Magic};
 use aitools::format::policy::{Policy, parse};
-use aitools::ops::run::{Ask, Ran, RunError, run};
+use aitools::ops::run::{Ask, Ran, RunError, Sink, run};
 use aitools::report::{Silent, Task};
 
 const SERVER: &str = r#"#!/usr/bin/env python3
@@ -86,6 +86,16 @@ def stream(connection, body):
     event(connection, {"choices": [{"delta": {}, "finish_reason": "stop"}]})
     event(connection, {"choices": [], "usage": {"prompt_tokens": 5, "completion_tokens": 4}, "timings": {"prompt_n": 5, "prompt_ms": 2.0, "predicted_n": 4, "predicted_ms": 3.0}})
     chunk(connection, b"data: [DONE]\n\n"); chunk(connection, b"")
+# Streams what the request says, once every request of its test has arrived.
+together = threading.Barrier(8) if mode == "echo" else None
+def echo(connection, body):
+    connection.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+    together.wait(20)
+    text = body["messages"][-1]["content"]
+    for word in text.split(" "): event(connection, piece(word, 1))
+    event(connection, {"choices": [{"delta": {}, "finish_reason": "stop"}]})
+    event(connection, {"choices": [], "usage": {"prompt_tokens": 5, "completion_tokens": 4}})
+    chunk(connection, b"data: [DONE]\n\n"); chunk(connection, b"")
 def serve(connection):
     asked = b""
     while b"\r\n\r\n" not in asked:
@@ -102,7 +112,8 @@ def serve(connection):
     if mode == "open": return answer(connection, "200 OK", "{}")
     if headers.get("authorization") != "bearer " + key: return answer(connection, "401 Unauthorized", "{}")
     if mode == "long": return answer(connection, "400 Bad Request" if "chat" in lines[0] else "200 OK", json.dumps({"error": {"n_prompt_tokens": 900, "n_ctx": 256, "message": "m"}}))
-    if "chat" in lines[0]: stream(connection, json.loads(body))
+    if mode == "echo" and "chat" in lines[0]: echo(connection, json.loads(body))
+    elif "chat" in lines[0]: stream(connection, json.loads(body))
     else: answer(connection, "200 OK", "{}")
     connection.close()
 while True:
@@ -129,15 +140,14 @@ impl Scene {
         let env = BTreeMap::from([("PATH".into(), path), ("MODE".into(), mode.into())]);
         let ready = Ready {
             engine: &LlamaCpp,
+            model: Arc::new(model(&folder.path().join("model.gguf"))),
             name: "a-policy".parse().unwrap(),
             policy: parse("policy.yaml", policy.as_bytes()).unwrap().0.value,
             policy_sha256: Digest::of(b"policy"),
             variant: Variant::Cpu,
             artifact: folder.path().join("artifact"),
             fingerprint: Digest::of(b"artifact"),
-            weights: folder.path().join("model.gguf"),
             weights_sha256: Digest::of(b"weights"),
-            header: header(),
             cores: 2,
         };
         Self { folder, ready, env, cancel: Cancel::default() }
@@ -147,20 +157,16 @@ impl Scene {
         self.folder.path().join(name)
     }
 
-    fn start(&self, limit: Duration) -> Result<Backend, BackendError> {
+    async fn start(&self, limit: Duration) -> Result<Backend, BackendError> {
         let (scratch, log) = (self.path("scratch"), self.path("logs/engine.log"));
         fs::create_dir_all(&scratch).unwrap();
-        Backend::start(
-            &self.ready,
-            &Supervision {
-                driver: None,
-                env: &self.env,
-                scratch: &scratch,
-                log: &log,
-                cancel: &self.cancel,
-                deadline: Instant::now() + limit,
-            },
-        )
+        let deadline = Instant::now() + limit;
+        let supervision = Supervision { driver: None, env: &self.env, scratch: &scratch, log: &log, deadline };
+        Backend::start(&self.ready, &supervision).await
+    }
+
+    fn request(&self, prompt: &str) -> Request {
+        Request::new(&self.ready.policy, prompt, 7, Instant::now() + SOON)
     }
 
     fn run(&self, sink: &mut Sink<'_>) -> Result<Ran, RunError> {
@@ -183,16 +189,18 @@ impl Scene {
     }
 }
 
-fn header() -> Header {
+/// A model with a chat template. The imitation never looks at the file.
+fn model(weights: &Path) -> LlamaModel {
     let template = ("tokenizer.chat_template".to_owned(), aitools::format::gguf::Value::Text("{{ x }}".to_owned()));
-    Header {
+    let header = Header {
         magic: Magic::Gguf,
         version: 3,
         metadata: [template].into(),
         tensors: vec![],
-        special_tokens: std::collections::BTreeMap::new(),
+        special_tokens: BTreeMap::new(),
         data_offset: 0,
-    }
+    };
+    LlamaModel(Gguf { weights: weights.to_owned(), headers: vec![header], sizes: vec![0], beside: vec![] })
 }
 
 const SOON: Duration = Duration::from_secs(20);
@@ -242,33 +250,97 @@ fn an_engine_that_exits_at_once_is_quoted() {
     assert_eq!(scene.records()[0]["error"], error.to_string());
 }
 
-#[test]
-fn an_engine_that_crashes_while_it_loads_is_not_taken_for_a_stranger() {
-    let error = Scene::new("crashes", "").start(SOON).unwrap_err();
+#[tokio::test]
+async fn an_engine_that_crashes_while_it_loads_is_not_taken_for_a_stranger() {
+    let error = Scene::new("crashes", "").start(SOON).await.unwrap_err();
     assert_eq!(error.to_string(), "`llama-server` ended before it was ready (signal: 9 (SIGKILL))");
     assert_eq!(error.tail().last().unwrap(), "no room for the context");
 }
 
-#[test]
-fn an_engine_that_is_never_ready_is_ended() {
+#[tokio::test]
+async fn an_engine_that_is_never_ready_is_ended() {
     for mode in ["never", "silent"] {
-        let error = Scene::new(mode, "").start(Duration::from_secs(4)).unwrap_err();
+        let error = Scene::new(mode, "").start(Duration::from_secs(4)).await.unwrap_err();
         let BackendError::NotReady { tail, .. } = error else { panic!("{mode}: {error}") };
         assert_eq!(tail.len(), 1, "{mode}: {tail:?}");
     }
+}
+
+#[test]
+fn a_run_that_is_never_ready_is_a_timeout() {
     let error = Scene::new("never", "runtime: {timeout: 1}").run(&mut |_| true).unwrap_err();
     assert!(matches!(error, RunError::Timeout { limit_s: 1, .. }), "{error}");
 }
 
+/// What the engine has written is the sign that it was started.
 #[test]
 fn a_start_is_interrupted() {
     let scene = Scene::new("silent", "");
-    let cancel = scene.cancel.clone();
-    std::thread::spawn(move || {
-        std::thread::sleep(Duration::from_millis(100));
+    let (cancel, log) = (scene.cancel.clone(), scene.path("logs/engine.log"));
+    let user = std::thread::spawn(move || {
+        let deadline = Instant::now() + SOON;
+        while fs::read_bounded(&log, 100).unwrap_or_default().is_empty() {
+            assert!(Instant::now() < deadline, "the engine was not started");
+            std::thread::yield_now();
+        }
         cancel.cancel();
     });
-    assert!(matches!(scene.start(SOON), Err(BackendError::Cancelled(_))));
+    assert!(matches!(scene.run(&mut |_| true), Err(RunError::Cancelled(_))));
+    user.join().unwrap();
+    assert!(fs::read_dir(&scene.path("scratch")).unwrap().is_empty(), "scratch is left behind");
+}
+
+/// One engine, one backend, eight requests at a time: the imitation answers none before all have arrived. Another one is
+/// dropped meanwhile, and the others go on.
+#[tokio::test]
+async fn several_requests_run_at_a_time_and_are_cancelled_one_by_one() {
+    let scene = Scene::new("echo", "");
+    let backend = Arc::new(scene.start(SOON).await.unwrap());
+    let ask = |number: usize| {
+        let (backend, request) = (Arc::clone(&backend), scene.request(&format!("answer number {number}")));
+        async move {
+            let (mut answer, mut events) = (Answer::new(), backend.generate(request));
+            while let Some(event) = events.next().await {
+                answer.push(&event.unwrap()).unwrap();
+                if number == 3 {
+                    answer.cancel();
+                    break;
+                }
+            }
+            answer.into_generated().unwrap()
+        }
+    };
+    let answers = futures_util::future::join_all((0..8).map(ask)).await;
+    for (number, answer) in answers.iter().enumerate() {
+        let expected = if number == 3 {
+            ("answer".to_owned(), Finish::Cancelled)
+        } else {
+            (format!("answernumber{number}"), Finish::Stop)
+        };
+        assert_eq!((&answer.text, answer.finish), (&expected.0, expected.1));
+    }
+    assert!(backend.ended().unwrap().is_none());
+}
+
+/// The way of a gateway: a body of the API goes to the engine as it is, and its bytes come back as they are.
+#[tokio::test]
+async fn bodies_of_the_openai_api_pass_through() {
+    use aitools::engine::client::Client;
+    use http_body_util::Full;
+    let scene = Scene::new("good", "");
+    let backend = scene.start(SOON).await.unwrap();
+    let client = Client::new(backend.conversation().openai().unwrap());
+    let body = r#"{"messages": [], "seed": 5, "an unknown field": [1]}"#;
+    let mut request = hyper::Request::post("/v1/chat/completions").body(Full::new(body.into())).unwrap();
+    client.authorize(&mut request).unwrap();
+    let mut response = client.send(request, Instant::now() + SOON).await.unwrap();
+    assert_eq!(response.status(), 200);
+    let mut all = Vec::new();
+    while let Some(bytes) = response.chunk().await.unwrap() {
+        all.extend_from_slice(&bytes);
+    }
+    let text = String::from_utf8(all).unwrap();
+    assert!(text.starts_with("data: {\"choices\": ") && text.contains("seed=5") && text.ends_with("data: [DONE]\n\n"));
 }
 
 #[test]
@@ -330,21 +402,21 @@ fn a_sink_that_has_had_enough_ends_it() {
     assert_eq!((ran.answer.finish, &*ran.answer.text, ran.answer.completion_tokens), (Finish::Cancelled, "Pa", 1));
 }
 
-#[test]
-fn an_engine_that_will_not_end_is_made_to() {
+#[tokio::test]
+async fn an_engine_that_will_not_end_is_made_to() {
     let scene = Scene::new("stubborn", "");
-    let backend = scene.start(SOON).unwrap();
+    let backend = scene.start(SOON).await.unwrap();
     let pid = backend.pid();
     let began = Instant::now();
-    backend.stop(Duration::from_millis(200));
+    backend.stop(Duration::from_millis(200)).await;
     assert!(began.elapsed() < process::GRACE);
     assert!(!Path::new(&format!("/proc/{pid}")).exists());
 }
 
-#[test]
-fn much_output_neither_blocks_nor_fills_the_disk() {
+#[tokio::test]
+async fn much_output_neither_blocks_nor_fills_the_disk() {
     let scene = Scene::new("chatty", "");
-    let backend = scene.start(Duration::from_secs(60)).unwrap();
+    let backend = scene.start(Duration::from_secs(60)).await.unwrap();
     let tail = backend.tail();
     assert_eq!(tail.len(), 200);
     assert!(tail.iter().any(|line| line.starts_with("line 1999")), "{:?}", tail.last());
@@ -354,33 +426,22 @@ fn much_output_neither_blocks_nor_fills_the_disk() {
     }
 }
 
-/// The real adapter, with another program on the ports that it is given: as many of them as it is told.
+/// The real adapter, with another program on the first `left` ports that it gets.
 #[derive(Debug)]
 struct Beaten {
+    model: LlamaModel,
     left: AtomicU32,
     answer: &'static str,
 }
 
-impl Engine for Beaten {
-    fn id(&self) -> &'static str {
-        LlamaCpp.id()
-    }
-    fn recipe(&self, ask: &RecipeRequest<'_>) -> Result<BuildRecipe, EngineError> {
-        LlamaCpp.recipe(ask)
-    }
-    fn variants(&self, platform: Platform) -> &'static [Variant] {
-        LlamaCpp.variants(platform)
-    }
+impl Model for Beaten {
     fn check(&self, ask: &CheckRequest<'_>) -> Vec<Finding> {
-        LlamaCpp.check(ask)
-    }
-    fn memory_bytes(&self, policy: &Policy, header: &Header, sizes: &[u64]) -> u64 {
-        LlamaCpp.memory_bytes(policy, header, sizes)
+        self.model.check(ask)
     }
     fn launch(&self, ask: &LaunchRequest<'_>) -> Result<Launch, EngineError> {
         let less = |left: u32| left.checked_sub(1);
         if self.left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, less).is_ok() {
-            let listener = TcpListener::bind(("127.0.0.1", ask.port)).unwrap();
+            let listener = TcpListener::bind(("127.0.0.1", ask.endpoint.port)).unwrap();
             let answer = self.answer;
             std::thread::spawn(move || {
                 for mut stream in listener.incoming().flatten() {
@@ -389,21 +450,10 @@ impl Engine for Beaten {
                 }
             });
         }
-        LlamaCpp.launch(ask)
+        self.model.launch(ask)
     }
-    fn ready(&self, endpoint: &Endpoint, patience: Patience<'_>) -> Result<bool, EngineError> {
-        LlamaCpp.ready(endpoint, patience)
-    }
-    fn generate(
-        &self,
-        endpoint: &Endpoint,
-        ask: &GenerateRequest<'_>,
-        sink: &mut Sink<'_>,
-    ) -> Result<Generated, EngineError> {
-        LlamaCpp.generate(endpoint, ask, sink)
-    }
-    fn version_args(&self) -> &'static [&'static str] {
-        LlamaCpp.version_args()
+    fn connect(&self, policy: &Policy, endpoint: &Endpoint) -> Result<Arc<dyn Conversation>, EngineError> {
+        self.model.connect(policy, endpoint)
     }
 }
 
@@ -411,12 +461,17 @@ impl Engine for Beaten {
 fn a_stranger_on_the_port_is_not_taken_for_the_engine() {
     for answer in ["200 OK", "401 Unauthorized", "503 Busy", "404 Not Found", "nonsense"] {
         let mut scene = Scene::new("good", "");
-        scene.ready.engine = Box::leak(Box::new(Beaten { left: 1.into(), answer }));
+        let beaten = |scene: &Scene, left: u32| {
+            Arc::new(Beaten { model: model(&scene.path("model.gguf")), left: left.into(), answer })
+        };
+        scene.ready.model = beaten(&scene, 1);
         let ran = scene.run(&mut |_| true).unwrap_or_else(|error| panic!("{answer}: {error} {:?}", error.tail()));
         assert!(ran.answer.text.starts_with("Parïs"), "{answer}");
-        scene.ready.engine = Box::leak(Box::new(Beaten { left: 99.into(), answer }));
-        assert!(matches!(scene.start(SOON), Err(BackendError::PortsTaken(3))), "{answer}");
+        scene.ready.model = beaten(&scene, 99);
+        let error = scene.run(&mut |_| true).unwrap_err();
+        assert!(matches!(error, RunError::Backend(BackendError::PortsTaken(3))), "{answer}: {error}");
     }
     // An engine that answers without asking for the key is none of ours either.
-    assert!(matches!(Scene::new("open", "").start(SOON), Err(BackendError::PortsTaken(3))));
+    let error = Scene::new("open", "").run(&mut |_| true).unwrap_err();
+    assert!(matches!(error, RunError::Backend(BackendError::PortsTaken(3))), "{error}");
 }

@@ -9,6 +9,7 @@ use serde::Serialize;
 use crate::base::cancel::Cancel;
 use crate::base::fs;
 use crate::base::platform::Variant;
+use crate::engine::ENGINES;
 use crate::format::settings::{self, Settings};
 use crate::ops::sync::LockMode;
 use crate::ops::{Failure, Host, Project, project};
@@ -184,7 +185,8 @@ impl<'a> Session<'a> {
         let jobs =
             build.and_then(|build| build.jobs).or(settings.jobs.filter(|jobs| *jobs > 0)).unwrap_or_else(processors);
         let offline = self.offline(&settings).value;
-        Ok(Host { store, env, driver: driver()?, offline, jobs, variant, task: self.task.clone() })
+        let (engines, driver, task) = (ENGINES, driver()?, self.task.clone());
+        Ok(Host { store, engines, env, driver, offline, jobs, variant, task })
     }
 
     /// How the lockfile is treated. `CI=true` implies `--locked`.

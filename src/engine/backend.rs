@@ -1,41 +1,40 @@
-//! The supervised process that answers for one policy: started, watched until it is ready, and ended.
+//! The supervised process that serves one policy: started, watched until it is ready, and ended.
 //!
 //! Invariant: an engine never outlives its [`Backend`]; with a [`Driver`] it does not outlive this process either, however
-//! that one ends. Nothing the engine prints is lost to the user when it fails, and nothing it prints can fill the disk.
+//! that one ends. Whatever an engine prints before it fails reaches the user, and nothing it prints can fill the disk.
+//!
+//! Everything that waits is asynchronous and needs a tokio runtime. Dropping the future of [`Backend::start`] ends the engine.
 
-use std::collections::{BTreeMap, VecDeque};
+mod keeper;
+mod memory;
+mod output;
+mod port;
+
+use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
-use std::fs::File;
-use std::io::{self, Read, Write as _};
-use std::net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket};
+use std::io;
+use std::net::UdpSocket;
 use std::path::{Path, PathBuf};
-use std::process::{ExitStatus, Stdio};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, mpsc};
-use std::thread::JoinHandle;
+use std::process::ExitStatus;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::http::Patience;
-use super::{Endpoint, EngineError, Judge, Launch, Ready};
-use crate::base::cancel::{Cancel, Cancelled};
+use self::output::{Log, Output};
+use self::port::{free_port, is_listened_on};
+use super::conversation::{Conversation, Events, Request};
+use super::{Endpoint, EngineError, Launch, Ready, StartupCheck};
 use crate::base::digest;
 use crate::base::fs::{self, FsError};
 use crate::base::process::{ProcessError, Program, Running};
 
-/// How often an engine that loads is asked whether it is ready.
+/// How often an engine that is loading is asked whether it is ready.
 const POLL: Duration = Duration::from_millis(10);
-/// How often another port is tried when somebody else was quicker.
+/// How many ports are tried when other programs were quicker.
 const PORT_ATTEMPTS: u32 = 3;
-/// How many ports in a row may turn out to be claimed by others.
-const CLAIM_ATTEMPTS: u32 = 20;
-/// After this many bytes the log begins anew; one former part is kept beside it as `<log>.old`.
-const LOG_LIMIT_BYTES: u64 = 16 << 20;
-/// Lines kept in memory for messages.
-const TAIL_LINES: usize = 200;
-const LINE_LIMIT_BYTES: usize = 4096;
-/// How long the pipes of an engine that has ended are read on.
+/// How long to wait for the last output, and for the exit status, of an engine that is ending.
 const DRAIN: Duration = Duration::from_millis(500);
 
-/// Our own program as `aitools internal exec`: it stands between and ties the engine's life to ours.
+/// Our own program as `aitools internal exec`: it ties the engine's life to ours.
 #[derive(Debug, Clone)]
 pub struct Driver {
     pub program: PathBuf,
@@ -46,19 +45,19 @@ pub struct Driver {
 /// What a start needs beside the engine's own command.
 #[derive(Debug)]
 pub struct Supervision<'a> {
-    /// Without one the engine is started directly and outlives us when we are killed.
+    /// Without one the engine is started directly, and outlives us when we are killed.
     pub driver: Option<&'a Driver>,
     /// The whole environment but for the launch's own additions: see [`passed_on`].
     pub env: &'a BTreeMap<OsString, OsString>,
-    /// A folder of this run alone.
+    /// A folder of this start alone.
     pub scratch: &'a Path,
     /// Where the engine's output goes.
     pub log: &'a Path,
-    pub cancel: &'a Cancel,
     /// Until when it must be ready.
     pub deadline: Instant,
 }
 
+/// Why an engine could not be started.
 #[derive(Debug, thiserror::Error)]
 pub enum BackendError {
     #[error(transparent)]
@@ -66,29 +65,18 @@ pub enum BackendError {
     #[error(transparent)]
     Fs(#[from] FsError),
     #[error(transparent)]
-    Engine(EngineError),
-    #[error(transparent)]
-    Cancelled(#[from] Cancelled),
+    Engine(#[from] EngineError),
     /// `tail`: the last lines it wrote.
     #[error("`{program}` ended before it was ready ({status})")]
     Ended { program: String, status: ExitStatus, tail: Vec<String> },
     #[error("`{program}` was not ready within {waited_s} s")]
     NotReady { program: String, waited_s: u64, tail: Vec<String> },
-    #[error("no port could be had: {0}")]
+    #[error("no free port: {0}")]
     Port(io::Error),
     #[error("{0} ports in a row were taken by another program before the engine could listen")]
     PortsTaken(u32),
     #[error("the system gives no random numbers: {0}")]
     Random(getrandom::Error),
-}
-
-impl From<EngineError> for BackendError {
-    fn from(error: EngineError) -> Self {
-        match error {
-            EngineError::Cancelled(cancelled) => cancelled.into(),
-            other => Self::Engine(other),
-        }
-    }
 }
 
 impl BackendError {
@@ -101,8 +89,8 @@ impl BackendError {
     }
 }
 
-/// The variables of the user's environment that engines are given: where things are, which devices to use, and nothing
-/// that changes what an engine does with a policy.
+/// The variables of the user's environment that engines get: folders and devices, and nothing that changes what
+/// an engine does with a policy.
 pub fn passed_on<'a>(env: impl Iterator<Item = (&'a OsStr, &'a OsStr)>) -> BTreeMap<OsString, OsString> {
     const NAMES: &[&str] = &[
         "PATH",
@@ -126,13 +114,23 @@ pub fn passed_on<'a>(env: impl Iterator<Item = (&'a OsStr, &'a OsStr)>) -> BTree
     env.filter(|(name, _)| wanted(name)).map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
 }
 
-/// A started engine that has said it is ready. Dropping it ends it.
+/// A started engine that is ready. Any number of requests may use it at a time. Dropping it ends the engine, and waits for that;
+/// [`Backend::stop`] does the same without blocking the thread.
 #[derive(Debug)]
 pub struct Backend {
-    running: Running,
-    endpoint: Endpoint,
-    output: Output,
+    process: Process,
+    conversation: Arc<dyn Conversation>,
     load: Duration,
+}
+
+/// A started program, before and after it is ready.
+#[derive(Debug)]
+struct Process {
+    name: String,
+    pid: u32,
+    running: Mutex<Running>,
+    output: Output,
+    endpoint: Endpoint,
     _claim: UdpSocket,
 }
 
@@ -140,108 +138,65 @@ impl Backend {
     /// Starts the engine of a policy and waits until it is ready, with a new port and key for each attempt.
     ///
     /// # Errors
-    /// [`BackendError`]; nothing runs then.
-    pub fn start(ready: &Ready, supervision: &Supervision<'_>) -> Result<Self, BackendError> {
+    /// [`BackendError`]; the engine has ended then.
+    pub async fn start(ready: &Ready, supervision: &Supervision<'_>) -> Result<Self, BackendError> {
         let began = Instant::now();
         for _ in 0..PORT_ATTEMPTS {
             let (port, claim) = free_port().map_err(BackendError::Port)?;
             let endpoint = Endpoint { port, key: random_key()? };
-            let command = ready.launch(&endpoint, supervision.scratch)?;
-            for (path, text) in &command.files {
-                fs::write_atomic(path, text.as_bytes())?;
-            }
-            let (running, output) = spawn(command, supervision)?;
-            let mut backend = Self { running, endpoint, output, load: Duration::ZERO, _claim: claim };
-            if backend.wait_until_ready(ready, supervision, began)? {
-                backend.load = began.elapsed();
-                backend.listen_to(ready.judge(&backend.endpoint, supervision.scratch), supervision.cancel)?;
-                return Ok(backend);
+            let conversation = ready.model.connect(&ready.policy, &endpoint)?;
+            let request = ready.launch_request(&endpoint, supervision.scratch);
+            ready.model.prepare(&request)?;
+            let (launch, check) = (ready.model.launch(&request)?, ready.model.startup_check(&request));
+            let process = Process::spawn(launch, supervision, endpoint, claim)?;
+            if process.is_ready(conversation.as_ref(), supervision.deadline, began).await? {
+                let load = began.elapsed();
+                process.check_output(check).await?;
+                return Ok(Self { process, conversation, load });
             }
         }
         Err(BackendError::PortsTaken(PORT_ATTEMPTS))
     }
 
-    /// False when the port is somebody else's.
-    fn wait_until_ready(
-        &mut self,
-        asked: &Ready,
-        supervision: &Supervision<'_>,
-        began: Instant,
-    ) -> Result<bool, BackendError> {
-        let patience = Patience { cancel: supervision.cancel, deadline: supervision.deadline };
-        loop {
-            let ready = match asked.engine.ready(&self.endpoint, patience) {
-                Err(EngineError::Foreign(port)) if is_listened_on(port) => return Ok(false),
-                // Nobody listens any more: that was our own on its way out.
-                Err(EngineError::Foreign(_)) => false,
-                other => other?,
-            };
-            // Looked at after the answer: what ended cannot have given it.
-            if let Some(status) = self.running.try_wait()? {
-                if is_listened_on(self.endpoint.port) {
-                    return Ok(false);
-                }
-                return Err(BackendError::Ended { program: self.name(), status, tail: self.final_lines() });
-            }
-            if ready {
-                return Ok(true);
-            }
-            supervision.cancel.check()?;
-            if Instant::now() >= supervision.deadline {
-                let tail = self.output.tail();
-                return Err(BackendError::NotReady { program: self.name(), waited_s: began.elapsed().as_secs(), tail });
-            }
-            std::thread::sleep(POLL);
-        }
+    /// How the engine is talked to under the policy that it was started for.
+    pub fn conversation(&self) -> &Arc<dyn Conversation> {
+        &self.conversation
     }
 
-    /// Whether the engine itself says that it started as it was asked to. What is not said within a moment is not said.
-    fn listen_to(&self, judge: Option<Judge>, cancel: &Cancel) -> Result<(), BackendError> {
-        let Some(judge) = judge else { return Ok(()) };
-        let deadline = Instant::now() + DRAIN;
-        loop {
-            if let Some(judged) = self.output.tail().iter().find_map(|line| judge(line)) {
-                return judged.map_err(BackendError::from);
-            }
-            cancel.check()?;
-            if Instant::now() >= deadline {
-                return Ok(());
-            }
-            std::thread::sleep(POLL);
-        }
+    /// Sends a request: [`Conversation::generate`].
+    pub fn generate(&self, request: Request) -> Events {
+        self.conversation.generate(request)
     }
 
-    fn name(&self) -> String {
-        self.output.program.clone()
-    }
-
+    /// Where it listens.
     pub fn endpoint(&self) -> &Endpoint {
-        &self.endpoint
+        &self.process.endpoint
     }
 
+    /// The engine's process id.
     pub fn pid(&self) -> u32 {
-        self.running.pid()
+        self.process.pid
     }
 
-    /// From starting the program to its first "ready", earlier attempts at a port included.
+    /// From starting the program until it was ready, earlier attempts at a port included.
     pub fn load(&self) -> Duration {
         self.load
     }
 
-    /// How it ended, when it did.
+    /// The exit status, once it has ended.
     ///
     /// # Errors
     /// When the system has lost it.
-    pub fn ended(&mut self) -> Result<Option<ExitStatus>, ProcessError> {
-        self.running.try_wait()
+    pub fn ended(&self) -> Result<Option<ExitStatus>, ProcessError> {
+        self.process.ended()
     }
 
-    /// How it ended, waiting a moment for it: after its connection broke, the program may still be on its way out.
-    pub fn ending(&mut self) -> Option<ExitStatus> {
+    /// The exit status of an engine whose connection broke: it may take a moment to end. None when it goes on.
+    pub async fn ending(&self) -> Option<ExitStatus> {
         let deadline = Instant::now() + DRAIN;
         loop {
-            match self.running.try_wait() {
-                Ok(None) if Instant::now() < deadline => std::thread::sleep(POLL),
+            match self.ended() {
+                Ok(None) if Instant::now() < deadline => tokio::time::sleep(POLL).await,
                 Ok(status) => return status,
                 Err(_) => return None,
             }
@@ -250,247 +205,122 @@ impl Backend {
 
     /// The last lines the engine wrote.
     pub fn tail(&self) -> Vec<String> {
-        self.output.tail()
+        self.process.output.tail()
     }
 
     /// [`Backend::tail`] of an engine that has ended: what is still in its pipes is read first.
-    pub fn final_lines(&mut self) -> Vec<String> {
-        self.output.drain();
-        self.output.tail()
+    pub async fn final_lines(&self) -> Vec<String> {
+        self.process.final_lines().await
     }
 
     /// The most memory the engine held at once, in bytes. None where the system does not tell.
     pub fn peak_memory_bytes(&self) -> Option<u64> {
-        platform::peak_memory_bytes(self.pid())
+        memory::peak_memory_bytes(self.pid())
     }
 
-    /// GPU memory that the engine holds now, in bytes, over all devices. None where the driver does not tell (no NVIDIA
-    /// device; a container with process ids of its own).
+    /// GPU memory that the engine holds now, in bytes, over all devices. None where the driver does not tell.
     pub fn gpu_memory_bytes(&self) -> Option<u64> {
-        gpu_memory_bytes(self.pid())
+        memory::gpu_memory_bytes(self.pid())
     }
 
     /// Asks the engine to end, and after `grace` ends it by force.
-    pub fn stop(mut self, grace: Duration) {
-        self.running.end(grace);
-        self.output.drain();
+    pub async fn stop(self, grace: Duration) {
+        let Process { running, output, .. } = self.process;
+        let end = move || running.into_inner().unwrap_or_else(PoisonError::into_inner).end(grace);
+        let _ = tokio::task::spawn_blocking(end).await;
+        output.drain().await;
     }
 }
 
-/// A port on which nobody listens, and our claim to it. Engines listen only once they have loaded, and some of them beside
-/// whoever listens there already (`SO_REUSEPORT`): until then another run could draw the same one. It cannot have the UDP
-/// port of that number, too, which nobody needs.
-fn free_port() -> io::Result<(u16, UdpSocket)> {
-    for _ in 0..CLAIM_ATTEMPTS {
-        let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port();
-        if let Ok(claim) = UdpSocket::bind((Ipv4Addr::LOCALHOST, port)) {
-            return Ok((port, claim));
+impl Process {
+    fn spawn(
+        launch: Launch,
+        supervision: &Supervision<'_>,
+        endpoint: Endpoint,
+        claim: UdpSocket,
+    ) -> Result<Self, BackendError> {
+        for (path, text) in &launch.files {
+            fs::write_atomic(path, text.as_bytes())?;
+        }
+        let name = launch.program.file_name().unwrap_or(launch.program.as_os_str()).to_string_lossy().into_owned();
+        let mut env = supervision.env.clone();
+        env.extend(launch.env);
+        let (path, args) = match supervision.driver {
+            None => (launch.program, launch.args),
+            Some(driver) => {
+                let own = std::process::id().to_string();
+                let before = driver.args.iter().cloned().chain([own.into(), launch.program.into()]);
+                (driver.program.clone(), before.chain(launch.args).collect())
+            }
+        };
+        let log = Log::open(supervision.log)?;
+        let mut running = keeper::spawn(Program { path, args, env, cwd: launch.cwd })?;
+        let output = Output::keep(&mut running, log);
+        let pid = running.pid();
+        Ok(Self { name, pid, running: Mutex::new(running), output, endpoint, _claim: claim })
+    }
+
+    fn ended(&self) -> Result<Option<ExitStatus>, ProcessError> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner).try_wait()
+    }
+
+    async fn final_lines(&self) -> Vec<String> {
+        self.output.drain().await;
+        self.output.tail()
+    }
+
+    /// Waits until it is ready. False when the port is another program's.
+    async fn is_ready(
+        &self,
+        conversation: &dyn Conversation,
+        deadline: Instant,
+        began: Instant,
+    ) -> Result<bool, BackendError> {
+        loop {
+            let ready = match conversation.ready(deadline).await {
+                Err(EngineError::Foreign(port)) if is_listened_on(port).await => return Ok(false),
+                // Nobody listens any more: that was our own engine, ending. A slow one is told by the deadline below.
+                Err(EngineError::Foreign(_) | EngineError::Timeout) => false,
+                other => other?,
+            };
+            // Looked at after the answer: a program that has ended cannot have given it.
+            if let Some(status) = self.ended()? {
+                if is_listened_on(self.endpoint.port).await {
+                    return Ok(false);
+                }
+                let tail = self.final_lines().await;
+                return Err(BackendError::Ended { program: self.name.clone(), status, tail });
+            }
+            if ready {
+                return Ok(true);
+            }
+            if Instant::now() >= deadline {
+                let (program, tail) = (self.name.clone(), self.output.tail());
+                return Err(BackendError::NotReady { program, waited_s: began.elapsed().as_secs(), tail });
+            }
+            tokio::time::sleep(POLL).await;
         }
     }
-    Err(io::ErrorKind::AddrInUse.into())
-}
 
-/// Whether anybody listens there. (Binding would not tell: the connections of a program that is gone may linger.)
-fn is_listened_on(port: u16) -> bool {
-    TcpStream::connect_timeout(&(Ipv4Addr::LOCALHOST, port).into(), Duration::from_secs(1)).is_ok()
+    /// Looks in the output for the line that says whether the engine started as requested. One that is not there after a
+    /// moment is not an error.
+    async fn check_output(&self, check: Option<StartupCheck>) -> Result<(), BackendError> {
+        let Some(check) = check else { return Ok(()) };
+        let deadline = Instant::now() + DRAIN;
+        loop {
+            if let Some(checked) = self.output.tail().iter().find_map(|line| check(line)) {
+                return checked.map_err(BackendError::from);
+            }
+            if Instant::now() >= deadline {
+                return Ok(());
+            }
+            tokio::time::sleep(POLL).await;
+        }
+    }
 }
 
 fn random_key() -> Result<String, BackendError> {
     let mut bytes = [0; 24];
     getrandom::fill(&mut bytes).map_err(BackendError::Random)?;
     Ok(digest::hex(&bytes))
-}
-
-fn spawn(launch: Launch, supervision: &Supervision<'_>) -> Result<(Running, Output), BackendError> {
-    let name = launch.program.file_name().unwrap_or(launch.program.as_os_str()).to_string_lossy().into_owned();
-    let mut env = supervision.env.clone();
-    env.extend(launch.env);
-    let (path, args) = match supervision.driver {
-        None => (launch.program, launch.args),
-        Some(driver) => {
-            let own = std::process::id().to_string();
-            let before = driver.args.iter().cloned().chain([own.into(), launch.program.into()]);
-            (driver.program.clone(), before.chain(launch.args).collect())
-        }
-    };
-    let log = Log::open(supervision.log)?;
-    let mut running = keeper::spawn(Program { path, args, env, cwd: launch.cwd })?;
-    let log = Arc::new(Mutex::new(log));
-    let mut readers = Vec::new();
-    readers.extend(running.stdout().map(|pipe| keep(pipe, &log)));
-    readers.extend(running.stderr().map(|pipe| keep(pipe, &log)));
-    Ok((running, Output { program: name, log, readers }))
-}
-
-/// Starts programs from a thread that lives as long as we do: Linux tells a child of its parent *thread's* death
-/// (prctl(2), PR_SET_PDEATHSIG), and threads of pools come and go.
-mod keeper {
-    use super::{OnceLock, PoisonError, ProcessError, Program, Running, Stdio, mpsc};
-    use std::sync::Mutex;
-
-    type Job = (Program, mpsc::Sender<Result<Running, ProcessError>>);
-
-    fn start(program: &Program) -> Result<Running, ProcessError> {
-        // A driver that cannot ask the system takes the end of its stdin for ours.
-        program.spawn(Stdio::piped(), Stdio::piped(), Stdio::piped())
-    }
-
-    pub(super) fn spawn(program: Program) -> Result<Running, ProcessError> {
-        static KEEPER: OnceLock<Option<Mutex<mpsc::Sender<Job>>>> = OnceLock::new();
-        let keeper = KEEPER.get_or_init(|| {
-            let (sender, jobs) = mpsc::channel::<Job>();
-            let thread = std::thread::Builder::new().name("engines".to_owned()).spawn(move || {
-                for (program, answer) in jobs {
-                    let _ = answer.send(start(&program));
-                }
-            });
-            thread.ok().map(|_| Mutex::new(sender))
-        });
-        let (answer, started) = mpsc::channel();
-        let lost = |path| {
-            let source = std::io::Error::other("the thread that starts programs is gone");
-            Err(ProcessError::Start { path, source })
-        };
-        let path = program.path.clone();
-        let Some(keeper) = keeper else { return lost(path) };
-        let _ = keeper.lock().unwrap_or_else(PoisonError::into_inner).send((program, answer));
-        started.recv().unwrap_or_else(|_| lost(path))
-    }
-}
-
-/// What an engine wrote: the log, and the threads that read its pipes.
-#[derive(Debug)]
-struct Output {
-    program: String,
-    log: Arc<Mutex<Log>>,
-    readers: Vec<JoinHandle<()>>,
-}
-
-impl Output {
-    fn tail(&self) -> Vec<String> {
-        let log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
-        let last = String::from_utf8_lossy(&log.line).trim_end().to_owned();
-        log.tail.iter().cloned().chain(Some(last).filter(|line| !line.is_empty())).collect()
-    }
-
-    /// Waits until the pipes are empty, but no longer than a stray grandchild may keep them open.
-    fn drain(&self) {
-        let deadline = Instant::now() + DRAIN;
-        while self.readers.iter().any(|reader| !reader.is_finished()) && Instant::now() < deadline {
-            std::thread::sleep(POLL);
-        }
-    }
-}
-
-fn keep(mut pipe: impl Read + Send + 'static, log: &Arc<Mutex<Log>>) -> JoinHandle<()> {
-    let log = Arc::clone(log);
-    std::thread::spawn(move || {
-        let mut part = [0; 8192];
-        loop {
-            match pipe.read(&mut part) {
-                Ok(0) => return,
-                Ok(count) => log.lock().unwrap_or_else(PoisonError::into_inner).write(&part[..count]),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(_) => return,
-            }
-        }
-    })
-}
-
-/// A file of bounded size and the last lines of it.
-#[derive(Debug)]
-struct Log {
-    path: PathBuf,
-    /// None once writing failed: an engine is not ended because the disk is full.
-    file: Option<File>,
-    size_bytes: u64,
-    tail: VecDeque<String>,
-    /// The line that is not yet whole.
-    line: Vec<u8>,
-}
-
-impl Log {
-    fn open(path: &Path) -> Result<Self, FsError> {
-        fs::create_dir_all(fs::parent(path))?;
-        let file = Some(fs::create(path)?);
-        Ok(Self { path: path.to_owned(), file, size_bytes: 0, tail: VecDeque::new(), line: Vec::new() })
-    }
-
-    fn write(&mut self, bytes: &[u8]) {
-        if self.size_bytes + bytes.len() as u64 > LOG_LIMIT_BYTES {
-            self.file = None;
-            let mut old = self.path.clone().into_os_string();
-            old.push(".old");
-            let _ = fs::rename(&self.path, Path::new(&old));
-            self.file = fs::create(&self.path).ok();
-            self.size_bytes = 0;
-        }
-        self.size_bytes += bytes.len() as u64;
-        if self.file.as_mut().is_some_and(|file| file.write_all(bytes).is_err()) {
-            self.file = None;
-        }
-        for part in bytes.split_inclusive(|byte| *byte == b'\n') {
-            let room = LINE_LIMIT_BYTES.saturating_sub(self.line.len());
-            self.line.extend_from_slice(&part[..part.len().min(room)]);
-            if part.ends_with(b"\n") {
-                let line = String::from_utf8_lossy(&std::mem::take(&mut self.line)).trim_end().to_owned();
-                if self.tail.len() == TAIL_LINES {
-                    self.tail.pop_front();
-                }
-                self.tail.push_back(line);
-            }
-        }
-    }
-}
-
-fn gpu_memory_bytes(pid: u32) -> Option<u64> {
-    use nvml_wrapper::Nvml;
-    use nvml_wrapper::enums::device::UsedGpuMemory;
-    let nvml = Nvml::init().ok()?;
-    let mut total = None;
-    for index in 0..nvml.device_count().ok()?.min(64) {
-        let processes = nvml.device_by_index(index).ok()?.running_compute_processes().ok()?;
-        for process in processes.iter().filter(|process| process.pid == pid) {
-            if let UsedGpuMemory::Used(bytes) = process.used_gpu_memory {
-                *total.get_or_insert(0) += bytes;
-            }
-        }
-    }
-    total
-}
-
-#[cfg(target_os = "linux")]
-mod platform {
-    use crate::base::fs;
-
-    /// `VmHWM` of `/proc/<pid>/status` (proc_pid_status(5)), in KiB there.
-    pub fn peak_memory_bytes(pid: u32) -> Option<u64> {
-        let path = std::path::PathBuf::from(format!("/proc/{pid}/status"));
-        let status = fs::read_bounded(&path, 64 * 1024).ok()?;
-        let status = String::from_utf8_lossy(&status);
-        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-        Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024)
-    }
-}
-
-#[cfg(not(target_os = "linux"))]
-mod platform {
-    pub fn peak_memory_bytes(_: u32) -> Option<u64> {
-        None
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_port_is_claimed_until_its_engine_has_ended() {
-        let (port, claim) = free_port().unwrap();
-        assert!(!is_listened_on(port));
-        let again = || UdpSocket::bind((Ipv4Addr::LOCALHOST, port));
-        assert!(again().is_err(), "another run would take it");
-        drop(claim);
-        assert!(again().is_ok());
-    }
 }

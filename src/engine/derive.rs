@@ -2,8 +2,6 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::format::gguf::Header;
-
 /// What a derivation takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Derivation {
@@ -47,7 +45,6 @@ pub enum Work<'a> {
         kind: &'a str,
         /// The main weights file.
         input: &'a Path,
-        header: &'a Header,
         /// The engine's installed artifact.
         artifact: &'a Path,
     },

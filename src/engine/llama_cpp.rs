@@ -7,17 +7,17 @@ mod check;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::time::Duration;
+use std::sync::Arc;
 
-use serde_json::{Value as Json, json};
+use serde_json::Value as Json;
 
-use super::answer::{Answer, Sink};
 use super::cmake;
-use super::http::{self, HttpError, Patience, Request, Response};
-use super::stream::Events;
+use super::conversation::{Conversation, Format, Request};
+use super::finding::Finding;
+use super::gguf::{self, Gguf, cache_bytes_per_token, chat_template};
+use super::openai::{Dialect, OpenAi};
 use super::{
-    CheckRequest, Endpoint, Engine, EngineError, Finding, Finish, GenerateRequest, Generated, Launch, LaunchRequest,
-    Piece, RecipeRequest,
+    CheckRequest, Endpoint, Engine, EngineError, Launch, LaunchRequest, Model, ModelError, ModelFiles, RecipeRequest,
 };
 use crate::base::platform::{Platform, Variant, executable};
 use crate::build::{BuildRecipe, OutputRule};
@@ -25,28 +25,21 @@ use crate::format::gguf::Header;
 use crate::format::manifest::SourceSpec;
 use crate::format::policy::Policy;
 
+/// The adapter.
 #[derive(Debug)]
 pub struct LlamaCpp;
 
 const ID: &str = "llama-cpp";
 const SERVER: &str = "llama-server";
 
-/// What a policy leaves open. llama.cpp's own defaults but for the first two (its own are "no limit" and "as much as the
-/// model was trained on"), said to the engine every time, so that a new version cannot change them quietly.
-mod default {
-    pub const MAX_TOKENS: u32 = 512;
-    /// At most, and never more than the model was trained on.
-    pub const CONTEXT: u32 = 4096;
-    pub const TEMPERATURE: f64 = 0.8;
-    pub const TOP_K: u32 = 40;
-    pub const TOP_P: f64 = 0.95;
-    pub const MIN_P: f64 = 0.05;
-    pub const REPEAT_PENALTY: f64 = 1.0;
-    pub const PRESENCE_PENALTY: f64 = 0.0;
-    pub const FREQUENCY_PENALTY: f64 = 0.0;
-    /// Logical and physical batch, in tokens.
-    pub const BATCH: (u32, u32) = (2048, 512);
-}
+/// Tokens of context when the policy does not say. Said to the engine every time, as everything else that a policy leaves
+/// open, so that a new version cannot change it.
+const CONTEXT: u32 = 4096;
+/// Logical and physical batch, in tokens: llama.cpp's own defaults.
+const BATCH: (u32, u32) = (2048, 512);
+
+/// What llama-server knows beyond the API. Before the model is loaded it answers every request with 503.
+const DIALECT: Dialect = Dialect { checks_key: true, extend };
 
 impl Engine for LlamaCpp {
     fn id(&self) -> &'static str {
@@ -74,68 +67,40 @@ impl Engine for LlamaCpp {
         }
     }
 
-    fn check(&self, ask: &CheckRequest<'_>) -> Vec<Finding> {
-        check::all(ask)
+    fn open(&self, files: &ModelFiles<'_>) -> Result<Arc<dyn Model>, ModelError> {
+        Ok(Arc::new(LlamaModel(Gguf::open(files)?)))
+    }
+}
+
+/// A model for llama.cpp.
+#[derive(Debug, Clone)]
+pub struct LlamaModel(pub Gguf);
+
+impl LlamaModel {
+    /// Bytes of weights and context cache together: an estimate from headers.
+    pub fn memory_bytes(&self, policy: &Policy) -> u64 {
+        self.0.size_bytes().saturating_add(self.cache_bytes(policy))
     }
 
-    fn memory_bytes(&self, policy: &Policy, header: &Header, sizes: &[u64]) -> u64 {
+    fn cache_bytes(&self, policy: &Policy) -> u64 {
+        let header = self.0.header();
         let tokens = u64::from(context_size(policy, header)) * u64::from(policy.runtime.parallel.unwrap_or(1));
-        sizes.iter().sum::<u64>().saturating_add(tokens.saturating_mul(cache_bytes_per_token(header)))
+        tokens.saturating_mul(cache_bytes_per_token(header))
+    }
+}
+
+impl Model for LlamaModel {
+    fn check(&self, ask: &CheckRequest<'_>) -> Vec<Finding> {
+        check::all(self, ask)
     }
 
     fn launch(&self, ask: &LaunchRequest<'_>) -> Result<Launch, EngineError> {
-        Ok(launch(ask))
+        Ok(launch(&self.0, ask))
     }
 
-    /// Before the model is loaded every request gets 503; after that, one without the key gets 401 (both answered by
-    /// the server's middleware, state first). A server that knows our key and refuses others is ours.
-    fn ready(&self, endpoint: &Endpoint, patience: Patience<'_>) -> Result<bool, EngineError> {
-        let status = |key| -> Result<Option<u16>, EngineError> {
-            let request = Request { path: "/v1/models", key, json: None };
-            match http::send(endpoint.port, request, patience.at_most(Duration::from_secs(2))) {
-                Ok(response) => Ok(Some(response.status)),
-                Err(HttpError::Cancelled(cancelled)) => Err(cancelled.into()),
-                Err(HttpError::Malformed(_) | HttpError::TooLarge(_)) => Err(EngineError::Foreign(endpoint.port)),
-                // Not there yet, busy, or on its way out: the supervisor sees which.
-                Err(_) => Ok(None),
-            }
-        };
-        match status(Some(&endpoint.key))? {
-            None | Some(503) => Ok(false),
-            Some(200) => match status(None)? {
-                None => Ok(false),
-                Some(401) => Ok(true),
-                Some(_) => Err(EngineError::Foreign(endpoint.port)),
-            },
-            Some(_) => Err(EngineError::Foreign(endpoint.port)),
-        }
-    }
-
-    fn generate(
-        &self,
-        endpoint: &Endpoint,
-        ask: &GenerateRequest<'_>,
-        sink: &mut Sink<'_>,
-    ) -> Result<Generated, EngineError> {
-        let (path, body) = request(ask);
-        let body = body.to_string();
-        let mut stream = Stream::default();
-        let request = Request { path, key: Some(&endpoint.key), json: Some(&body) };
-        let patience = Patience { cancel: ask.cancel, deadline: ask.deadline };
-        let received = match http::send(endpoint.port, request, patience) {
-            Ok(response) if response.status == 200 => stream.receive(response, sink),
-            Ok(response) => Err(refusal(response)),
-            Err(error) => Err(error.into()),
-        };
-        match received {
-            Err(EngineError::Cancelled(_)) => stream.finish = Some(Finish::Cancelled),
-            other => other?,
-        }
-        stream.generated()
-    }
-
-    fn version_args(&self) -> &'static [&'static str] {
-        &["--version"]
+    fn connect(&self, policy: &Policy, endpoint: &Endpoint) -> Result<Arc<dyn Conversation>, EngineError> {
+        let chat = chat_template(policy, self.0.header()).is_some();
+        Ok(Arc::new(OpenAi::new(endpoint, DIALECT, chat)))
     }
 }
 
@@ -270,41 +235,20 @@ fn outputs(targets: &[String], platform: Platform) -> Vec<OutputRule> {
 
 /// Tokens of context for one request.
 fn context_size(policy: &Policy, header: &Header) -> u32 {
-    let trained = header.context_length().and_then(|tokens| u32::try_from(tokens).ok());
-    policy.runtime.context_size.unwrap_or_else(|| trained.unwrap_or(u32::MAX).min(default::CONTEXT))
-}
-
-/// Bytes of key and value cache that one token takes, in 16 bits; 0 when the header does not say.
-fn cache_bytes_per_token(header: &Header) -> u64 {
-    let of = |key| header.architecture_uint(key);
-    let Some(layers) = of("block_count") else { return 0 };
-    let Some(heads) = of("attention.head_count_kv").or_else(|| of("attention.head_count")) else { return 0 };
-    let width = || Some(of("embedding_length")? / of("attention.head_count")?.max(1));
-    let key = of("attention.key_length").or_else(width).unwrap_or(0);
-    let value = of("attention.value_length").or_else(width).unwrap_or(0);
-    [heads, key.saturating_add(value), 2].into_iter().fold(layers, u64::saturating_mul)
-}
-
-/// The Jinja template that requests go through: the policy's, else the model's. None when prompts are sent as they are.
-fn chat_template<'a>(policy: &'a Policy, header: &'a Header) -> Option<&'a str> {
-    match policy.generation.chat_template.as_deref() {
-        Some("none") => None,
-        Some(template) => Some(template),
-        None => header.chat_template(),
-    }
+    gguf::context_size(policy, header, CONTEXT)
 }
 
 /// `llama-server` and its options: `tools/server/README.md` of its tree. What every tree of the last years has is said on the
 /// command line; the rest by the options' own variables, which trees that do not know them pass over.
-fn launch(ask: &LaunchRequest<'_>) -> Launch {
+fn launch(model: &Gguf, ask: &LaunchRequest<'_>) -> Launch {
     let runtime = &ask.policy.runtime;
     let threads = runtime.threads.unwrap_or(ask.cores).max(1);
     let parallel = runtime.parallel.unwrap_or(1);
-    let (batch, micro_batch) = runtime.batch_size.map_or(default::BATCH, |size| (size, size));
+    let (batch, micro_batch) = runtime.batch_size.map_or(BATCH, |size| (size, size));
     // `-c` is shared out among the slots, each then holding `context_size` tokens (rounded up to 256 by the server).
-    let context = u64::from(context_size(ask.policy, ask.header)) * u64::from(parallel);
+    let context = u64::from(context_size(ask.policy, model.header())) * u64::from(parallel);
     let numbers = [
-        ("--port", u64::from(ask.port)),
+        ("--port", u64::from(ask.endpoint.port)),
         ("--threads", u64::from(threads)),
         ("--threads-batch", u64::from(threads)),
         ("--ctx-size", context),
@@ -312,7 +256,8 @@ fn launch(ask: &LaunchRequest<'_>) -> Launch {
         ("--batch-size", u64::from(batch)),
         ("--ubatch-size", u64::from(micro_batch)),
     ];
-    let mut args: Vec<OsString> = vec!["--model".into(), ask.weights.into(), "--host".into(), "127.0.0.1".into()];
+    let mut args: Vec<OsString> =
+        vec!["--model".into(), model.weights.as_path().into(), "--host".into(), "127.0.0.1".into()];
     for (name, number) in numbers {
         args.extend([name.into(), number.to_string().into()]);
     }
@@ -335,7 +280,7 @@ fn launch(ask: &LaunchRequest<'_>) -> Launch {
     let mut env: BTreeMap<OsString, OsString> =
         OPTIONS.iter().map(|(name, value)| (name.into(), value.into())).collect();
     env.insert("LLAMA_ARG_FIT".into(), fit.map_or("off", |(_, fit)| fit).into());
-    env.insert("LLAMA_API_KEY".into(), ask.key.into());
+    env.insert("LLAMA_API_KEY".into(), (&ask.endpoint.key).into());
     let program = ask.artifact.join("bin").join(executable(SERVER));
     Launch { program, args, env, cwd: ask.scratch.to_owned(), files }
 }
@@ -354,144 +299,16 @@ const OPTIONS: &[(&str, &str)] = &[
     ("LLAMA_ARG_LOG_COLORS", "off"),
 ];
 
-/// Path and body of a request: through the chat template, or as plain text when there is none.
-fn request(ask: &GenerateRequest<'_>) -> (&'static str, Json) {
-    let generation = &ask.policy.generation;
-    let mut body = json!({
-        "stream": true,
-        "stream_options": { "include_usage": true },
-        "timings_per_token": true,
-        "cache_prompt": true,
-        "max_tokens": generation.max_tokens.unwrap_or(default::MAX_TOKENS),
-        "temperature": generation.temperature.unwrap_or(default::TEMPERATURE),
-        "top_k": generation.top_k.unwrap_or(default::TOP_K),
-        "top_p": generation.top_p.unwrap_or(default::TOP_P),
-        "min_p": generation.min_p.unwrap_or(default::MIN_P),
-        "repeat_penalty": generation.repeat_penalty.unwrap_or(default::REPEAT_PENALTY),
-        "presence_penalty": generation.presence_penalty.unwrap_or(default::PRESENCE_PENALTY),
-        "frequency_penalty": generation.frequency_penalty.unwrap_or(default::FREQUENCY_PENALTY),
-        "seed": ask.seed,
-        "stop": generation.stop,
-    });
-    if chat_template(ask.policy, ask.header).is_none() {
-        body["prompt"] = ask.prompt.into();
-        return ("/v1/completions", body);
-    }
-    let system = generation.system_prompt.as_ref().map(|text| json!({ "role": "system", "content": text }));
-    let user = json!({ "role": "user", "content": ask.prompt });
-    body["messages"] = system.into_iter().chain([user]).collect();
-    ("/v1/chat/completions", body)
-}
-
-/// The error object of an answer that is not 200.
-fn refusal(response: Response<'_>) -> EngineError {
-    const LIMIT_BYTES: usize = 64 * 1024;
-    let status = response.status;
-    match response.text(LIMIT_BYTES) {
-        Err(error) => error.into(),
-        Ok(text) => match serde_json::from_str::<Json>(&text) {
-            Ok(body) if body["error"].is_object() => error_object(&body["error"]),
-            _ => EngineError::Refused(format!("status {status}: {}", text.chars().take(500).collect::<String>())),
-        },
-    }
-}
-
-fn error_object(error: &Json) -> EngineError {
-    if let (Some(prompt_tokens), Some(context_size)) = (error["n_prompt_tokens"].as_u64(), error["n_ctx"].as_u64()) {
-        return EngineError::TooLong { prompt_tokens, context_size };
-    }
-    EngineError::Refused(error["message"].as_str().map_or_else(|| error.to_string(), str::to_owned))
-}
-
-/// What the server has said so far.
-#[derive(Default)]
-struct Stream {
-    answer: Answer,
-    /// Tokens of the first piece, which the clock between first and last does not see.
-    first_tokens: u64,
-    finish: Option<Finish>,
-    usage: Json,
-    timings: Json,
-}
-
-impl Stream {
-    /// Reads to the end of the stream, or until the sink has had enough.
-    fn receive(&mut self, mut response: Response<'_>, sink: &mut Sink<'_>) -> Result<(), EngineError> {
-        let (mut events, mut part) = (Events::default(), [0; 8192]);
-        loop {
-            let count = response.read(&mut part)?;
-            let whole = events.push(&part[..count]).map_err(|error| EngineError::Unanswered(error.to_string()))?;
-            for data in &whole {
-                if data == "[DONE]" {
-                    return Ok(());
-                }
-                if !self.take(data, sink)? {
-                    self.finish = Some(Finish::Cancelled);
-                    return Ok(());
-                }
-            }
-            if count == 0 {
-                return Ok(());
-            }
-        }
-    }
-
-    /// One event; false when the sink has had enough.
-    fn take(&mut self, data: &str, sink: &mut Sink<'_>) -> Result<bool, EngineError> {
-        let mut event: Json = serde_json::from_str(data).map_err(|error| {
-            let shown: String = data.chars().take(200).collect();
-            EngineError::Unanswered(format!("an event is not JSON ({error}): `{shown}`"))
-        })?;
-        if let Some(error) = event.get("error") {
-            return Err(error_object(error));
-        }
-        for (field, kept) in [("usage", &mut self.usage), ("timings", &mut self.timings)] {
-            if let Some(object) = event.get_mut(field).filter(|object| object.is_object()) {
-                *kept = object.take();
-            }
-        }
-        let choice = &event["choices"][0];
-        let delta = &choice["delta"];
-        let text = delta["content"].as_str().or_else(|| choice["text"].as_str()).unwrap_or_default();
-        let thought = delta["reasoning_content"].as_str().unwrap_or_default();
-        let begun = self.answer.has_begun();
-        let more = self.answer.push(Piece::Thought(thought), sink)? && self.answer.push(Piece::Text(text), sink)?;
-        if !begun && self.answer.has_begun() {
-            self.first_tokens = self.timings["predicted_n"].as_u64().unwrap_or(1);
-        }
-        if let Some(reason) = choice["finish_reason"].as_str() {
-            self.finish = Some(if reason == "length" { Finish::Length } else { Finish::Stop });
-            self.answer.ended();
-        }
-        Ok(more)
-    }
-
-    /// What became of it. An answer whose end was never said is none.
-    fn generated(self) -> Result<Generated, EngineError> {
-        let Some(finish) = self.finish else {
-            return Err(EngineError::Unanswered("the stream ended in the middle of the answer".to_owned()));
-        };
-        let (usage, timings) = (&self.usage, &self.timings);
-        let count = |field: &str| usage[field].as_u64();
-        let time = |field: &str| timings[field].as_f64().filter(|ms| *ms >= 0.0);
-        let evaluated = || Some(timings["prompt_n"].as_u64()? + timings["cache_n"].as_u64().unwrap_or(0));
-        let completion_tokens = count("completion_tokens").or_else(|| timings["predicted_n"].as_u64());
-        if finish != Finish::Cancelled && completion_tokens.is_none() {
-            return Err(EngineError::Unanswered("the stream ended without a count of its tokens".to_owned()));
-        }
-        Ok(Generated {
-            finish,
-            prompt_tokens: count("prompt_tokens").or_else(evaluated).unwrap_or(0),
-            completion_tokens: completion_tokens.unwrap_or(0),
-            first_tokens: self.first_tokens,
-            cached_tokens: usage["prompt_tokens_details"]["cached_tokens"].as_u64(),
-            prompt_ms: time("prompt_ms"),
-            decode_ms: time("predicted_ms"),
-            first_token_ms: self.answer.first_token_ms(),
-            streaming_ms: self.answer.streaming_ms(),
-            text: self.answer.text,
-            thought: self.answer.thought,
-        })
+/// Fields of a request that only llama-server has: `tools/server/README.md` of its tree.
+fn extend(request: &Request, body: &mut Json) {
+    let sampling = &request.sampling;
+    body["timings_per_token"] = true.into();
+    body["cache_prompt"] = true.into();
+    body["top_k"] = sampling.top_k.into();
+    body["min_p"] = sampling.min_p.into();
+    body["repeat_penalty"] = sampling.repeat_penalty.into();
+    if let Format::Grammar(grammar) = &request.format {
+        body["grammar"] = grammar.as_str().into();
     }
 }
 

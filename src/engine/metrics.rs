@@ -1,43 +1,44 @@
-//! How a generation went: one set of numbers with one definition each, and the line kept of it.
+//! The measurements of one answer, with one definition each, and the line that records them.
 //!
-//! Absent on purpose: the prompt and the answer. They are kept only when asked for.
+//! Absent: the prompt and the answer. They are recorded only on request.
 
 use serde::Serialize;
 
-use super::{Finish, Generated};
+use super::answer::Generated;
+use super::conversation::Finish;
 use crate::base::digest::Digest;
 
 /// Times in milliseconds, by our own clock unless the name says `engine`.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Metrics {
-    /// From starting the program to its first "ready": the model is loaded and warmed up.
+    /// From starting the program until it is ready: the model is loaded and warmed up.
     pub load_ms: f64,
-    /// What the engine says the prompt took.
+    /// Time for the prompt, by the engine's clock.
     pub engine_prompt_ms: Option<f64>,
-    /// What the engine says the answer took.
+    /// Time for the answer, by the engine's clock.
     pub engine_decode_ms: Option<f64>,
-    /// From sending the request to the first text (of a thought, too); loading is not in it.
+    /// From sending the request to the first piece of text or reasoning; loading is not included.
     pub first_token_ms: Option<f64>,
     /// From starting the program to the end of the answer.
     pub total_ms: f64,
     pub prompt_tokens: u64,
-    /// Of them, those taken from a cache.
+    /// Prompt tokens that were taken from a cache.
     pub cached_tokens: Option<u64>,
-    /// As the engine counts them, its last (often a token without text) included.
+    /// As the engine counts them, including the last one, which often has no text.
     pub completion_tokens: u64,
-    /// Tokens after the first piece, over the time from the first piece to the end: prompt and loading are not in it.
+    /// Tokens after the first piece, over the time from the first piece to the end. Prompt and loading are not included.
     pub tokens_per_second: Option<f64>,
     /// The engine's own figure: tokens after the first over `engine_decode_ms`.
     pub engine_tokens_per_second: Option<f64>,
-    /// Prompt tokens that were really worked on over `engine_prompt_ms`.
+    /// Prompt tokens that were not cached, over `engine_prompt_ms`.
     pub engine_prompt_tokens_per_second: Option<f64>,
-    /// The most memory the engine held at once, in bytes, where the system tells.
+    /// The most memory the engine held at once, in bytes, where the system reports it.
     pub peak_memory_bytes: Option<u64>,
-    /// GPU memory the engine held at the end of the answer, in bytes, where the driver tells.
+    /// GPU memory the engine held at the end of the answer, in bytes, where the driver reports it.
     pub gpu_memory_bytes: Option<u64>,
 }
 
-/// What only the supervisor knows.
+/// What the supervisor measures.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Measured {
     pub load_ms: f64,
@@ -47,6 +48,7 @@ pub struct Measured {
 }
 
 impl Metrics {
+    /// The measurements of an answer.
     pub fn new(answer: &Generated, measured: Measured) -> Self {
         let rate = |tokens: u64, ms: Option<f64>| {
             let ms = ms.filter(|ms| *ms > 0.0 && tokens > 0)?;
@@ -74,7 +76,7 @@ impl Metrics {
     }
 }
 
-/// One line of `.aitools/generations.jsonl`: enough to ask the same again and to know what answered.
+/// One line of `.aitools/generations.jsonl`: enough to repeat the request, and to know which engine and weights answered.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Record<'a> {
     /// RFC 3339, UTC.
@@ -83,7 +85,7 @@ pub struct Record<'a> {
     pub policy_sha256: Digest,
     pub engine: &'a str,
     pub variant: &'a str,
-    /// The artifact that answered.
+    /// Of the engine that answered.
     pub fingerprint: Digest,
     pub weights_sha256: Digest,
     pub seed: u32,
@@ -91,7 +93,7 @@ pub struct Record<'a> {
     /// Why there is no answer.
     pub error: Option<&'a str>,
     pub metrics: Option<&'a Metrics>,
-    /// Only when asked for.
+    /// Only on request.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub prompt: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -99,9 +101,9 @@ pub struct Record<'a> {
 }
 
 impl Record<'_> {
-    /// The line, with its end.
+    /// The line, including its line feed.
     pub fn line(&self) -> String {
-        // Numbers, strings and fixed names: nothing that JSON cannot hold.
+        // Numbers, strings and fixed names always serialize.
         serde_json::to_string(self).map(|line| line + "\n").unwrap_or_default()
     }
 }
@@ -113,7 +115,8 @@ mod tests {
     fn answer() -> Generated {
         Generated {
             text: "é".to_owned(),
-            thought: String::new(),
+            reasoning: String::new(),
+            tool_calls: Vec::new(),
             finish: Finish::Stop,
             prompt_tokens: 30,
             completion_tokens: 11,

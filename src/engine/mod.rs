@@ -1,52 +1,55 @@
-//! Layer 3: one file per engine. Only `engine/<name>.rs` knows an engine's flags, target names, formats or endpoints.
+//! Layer 3: one file or folder per engine. Only `engine/<name>.rs` knows an engine's flags, target names, formats or endpoints.
 //!
-//! A new engine is one file and one line in [`ENGINES`].
+//! A new engine is one file and one line in [`ENGINES`]. It is made of four things, each with its own trait or type:
 //!
-//! Beside the engines: [`derive`] says how one makes a model from another; [`backend`] keeps one alive; [`http`], [`stream`] and [`answer`] are what talking to one takes;
-//! [`metrics`] says how it did.
+//! | what | where |
+//! |---|---|
+//! | how it is installed | [`Engine::recipe`] |
+//! | what it knows about a model | [`Model`], opened by [`Engine::open`]; [`gguf`] serves engines whose models are GGUF files |
+//! | how it is started | [`Launch`], from [`Model::launch`]; [`backend`] starts and supervises it |
+//! | how it is talked to | [`conversation::Conversation`]; [`openai`] serves every engine that speaks the OpenAI API |
+//!
+//! [`client`] and [`sse`] are the HTTP below conversations, [`answer`] and [`metrics`] what comes of one, [`derive`] says how an
+//! engine makes a model from another one, and [`finding`] holds the checks that engines share.
 
 pub mod answer;
 pub mod backend;
+pub mod client;
 pub mod cmake;
+pub mod conversation;
 pub mod derive;
-pub mod http;
+pub mod finding;
+pub mod gguf;
 pub mod llama_cpp;
 pub mod metrics;
+pub mod openai;
 pub mod powerinfer;
-pub mod stream;
+pub mod sse;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::sync::Arc;
 
-use serde::Serialize;
-
-use self::answer::Sink;
+use self::conversation::Conversation;
 use self::derive::{Derivation, DeriveRequest};
-use self::http::{HttpError, Patience};
-use crate::base::cancel::{Cancel, Cancelled};
+use self::finding::Finding;
 use crate::base::commit::Commit;
 use crate::base::digest::Digest;
 use crate::base::name::{Name, RelPath};
 use crate::base::platform::{Platform, Variant};
 use crate::build::BuildRecipe;
 use crate::build::accelerator::Gpu;
-use crate::format::gguf::Header;
 use crate::format::manifest::{EngineSpec, Step};
 use crate::format::policy::Policy;
 
-/// Every adapter there is.
+/// The adapters that this program has. They reach the pipeline as a value (`ops::Host::engines`), so that another program, such
+/// as a test, can have more.
 pub const ENGINES: &[&dyn Engine] = &[&llama_cpp::LlamaCpp, &powerinfer::PowerInfer];
 
-/// The adapter of that id.
-pub fn find(id: &str) -> Option<&'static dyn Engine> {
-    ENGINES.iter().copied().find(|engine| engine.id() == id)
-}
-
-/// What is said of an engine, of all of them, in one place each.
+/// An engine: how it is installed, and how it opens a model. Everything later is up to the opened [`Model`].
 pub trait Engine: std::fmt::Debug + Sync {
-    /// The word in manifests and policies: `llama-cpp`.
+    /// The name in manifests and policies: `llama-cpp`.
     fn id(&self) -> &'static str;
 
     /// How to build it. Pure: the same request gives the same recipe.
@@ -55,63 +58,24 @@ pub trait Engine: std::fmt::Debug + Sync {
     /// When this engine has no such variant on this platform.
     fn recipe(&self, ask: &RecipeRequest<'_>) -> Result<BuildRecipe, EngineError>;
 
-    /// Which accelerators this engine can be built for on a platform.
+    /// The accelerators that this engine can be built for on a platform.
     fn variants(&self, platform: Platform) -> &'static [Variant];
 
-    /// Everything that is wrong with running `model` under `policy`, before anything is started. Pure.
-    fn check(&self, ask: &CheckRequest<'_>) -> Vec<Finding>;
-
-    /// What can be told of a policy before its model is at hand.
+    /// What is wrong with a policy, as far as it can be told without its model.
     fn check_policy(&self, _: &Policy) -> Vec<Finding> {
         Vec::new()
     }
 
-    /// Memory for weights and caches together, in bytes: an estimate from the header alone.
-    fn memory_bytes(&self, policy: &Policy, header: &Header, sizes: &[u64]) -> u64;
-
-    /// The command that serves one model under one policy. Pure but for the port and key given.
+    /// Reads what the engine has to know about a model: the headers of its files, never the weights.
     ///
     /// # Errors
-    /// When the policy asks for what this engine cannot do.
-    fn launch(&self, ask: &LaunchRequest<'_>) -> Result<Launch, EngineError>;
+    /// When a file cannot be read, or is not of a format that this engine loads.
+    fn open(&self, files: &ModelFiles<'_>) -> Result<Arc<dyn Model>, ModelError>;
 
-    /// Makes what must lie in the scratch folder beside the launch's small files, before each start.
+    /// What deriving a model this way takes. Pure: decided by the manifest alone.
     ///
     /// # Errors
-    /// When what it is made of is missing or wrong, or the disk fails.
-    fn prepare(&self, _: &LaunchRequest<'_>) -> Result<(), EngineError> {
-        Ok(())
-    }
-
-    /// Whether the started engine answers for its model yet. Called again every few milliseconds until it does.
-    ///
-    /// # Errors
-    /// [`EngineError::Cancelled`]; [`EngineError::Foreign`] when what listens there is not the engine that was given this key; others when it
-    /// answers that it never will.
-    fn ready(&self, endpoint: &Endpoint, patience: Patience<'_>) -> Result<bool, EngineError>;
-
-    /// One answer, handed to `sink` piece by piece as it comes. `sink` returns false to stop; so does `ask.cancel`.
-    /// Either way the pieces so far are the answer, and its end is [`Finish::Cancelled`].
-    ///
-    /// # Errors
-    /// What the engine or the connection said. The pieces handed over before remain true.
-    fn generate(
-        &self,
-        endpoint: &Endpoint,
-        ask: &GenerateRequest<'_>,
-        sink: &mut Sink<'_>,
-    ) -> Result<Generated, EngineError>;
-
-    /// What the engine prints about a start that only looks as if it went well: a judge of its lines, when there is anything
-    /// to judge. The judge gives None for a line that is about something else.
-    fn judge(&self, _: &LaunchRequest<'_>) -> Option<Judge> {
-        None
-    }
-
-    /// What deriving a model this way takes. Pure: the manifest's words are all there is.
-    ///
-    /// # Errors
-    /// When this engine has no such step, or what comes out would be of no use to it.
+    /// When this engine has no such step, or could not use the result.
     fn derivation(&self, step: Step<'_>, _: &EngineSpec) -> Result<Derivation, EngineError> {
         let (engine, step) = (self.id(), step.to_string());
         Err(EngineError::Underivable { why: format!("engine `{engine}` has no step to {step}"), hint: None })
@@ -120,24 +84,53 @@ pub trait Engine: std::fmt::Debug + Sync {
     /// The command that derives a model, for inputs that are there.
     ///
     /// # Errors
-    /// When nothing of use can come of these inputs.
+    /// When the inputs cannot give a model that the engine can use.
     fn derive(&self, ask: &DeriveRequest<'_>) -> Result<Launch, EngineError> {
         let why = format!("engine `{}` makes no `{}`", self.id(), ask.output.display());
         Err(EngineError::Underivable { why, hint: None })
     }
 
-    /// What is wrong with a file that was derived, of `size` bytes. Pure.
-    fn check_derived(&self, _: &DeriveRequest<'_>, _: &Header, _: u64) -> Vec<Finding> {
+    /// What is wrong with the file that [`Engine::derive`]'s command has written.
+    fn check_derived(&self, _: &DeriveRequest<'_>) -> Vec<Finding> {
         Vec::new()
     }
-
-    /// What the built program says of itself, for `status` and receipts: run with no model.
-    fn version_args(&self) -> &'static [&'static str];
 }
 
-/// Whether the start was as asked for, by one line of an engine's output.
-pub type Judge = fn(&str) -> Option<Result<(), EngineError>>;
+/// A model as one engine sees it.
+pub trait Model: std::fmt::Debug + Send + Sync {
+    /// Everything that is wrong with running this model under a policy, before anything is started. Pure.
+    fn check(&self, ask: &CheckRequest<'_>) -> Vec<Finding>;
 
+    /// The command that serves this model under a policy. Pure: the same request gives the same command.
+    ///
+    /// # Errors
+    /// When the policy requires what this engine cannot do.
+    fn launch(&self, ask: &LaunchRequest<'_>) -> Result<Launch, EngineError>;
+
+    /// Writes what must lie in the scratch folder beside the launch's small files, before each start.
+    ///
+    /// # Errors
+    /// When an input is missing or wrong, or the disk fails.
+    fn prepare(&self, _: &LaunchRequest<'_>) -> Result<(), EngineError> {
+        Ok(())
+    }
+
+    /// What the engine's output must say about a start, when "ready" alone does not prove that it started as requested.
+    fn startup_check(&self, _: &LaunchRequest<'_>) -> Option<StartupCheck> {
+        None
+    }
+
+    /// How to talk to the engine that serves this model there under a policy. Nothing is sent yet.
+    ///
+    /// # Errors
+    /// When the policy requires what this engine cannot do.
+    fn connect(&self, policy: &Policy, endpoint: &Endpoint) -> Result<Arc<dyn Conversation>, EngineError>;
+}
+
+/// Judges one line of an engine's output: whether the engine started as requested. None for a line about something else.
+pub type StartupCheck = fn(&str) -> Option<Result<(), EngineError>>;
+
+/// What a build recipe depends on.
 #[derive(Debug)]
 pub struct RecipeRequest<'a> {
     pub spec: &'a EngineSpec,
@@ -149,101 +142,79 @@ pub struct RecipeRequest<'a> {
     pub variant: Variant,
 }
 
-#[derive(Debug)]
+/// The files of a model, verified before.
+#[derive(Debug, Clone, Copy)]
+pub struct ModelFiles<'a> {
+    /// The main weights file first; all parts in order when it is split.
+    pub weights: &'a [PathBuf],
+    /// The model's other files, as its source names them. They lie beside the first weights file.
+    pub beside: &'a [RelPath],
+}
+
+/// A model file that an engine cannot open.
+#[derive(Debug, thiserror::Error)]
+#[error("weights file `{}` is not usable: {why}", path.display())]
+pub struct ModelError {
+    pub path: PathBuf,
+    pub why: String,
+}
+
+/// A policy and the machine it is to run on.
+#[derive(Debug, Clone, Copy)]
 pub struct CheckRequest<'a> {
     pub policy: &'a Policy,
     pub variant: Variant,
-    /// The main weights file's header, and every part's when it is split; in order.
-    pub headers: &'a [Header],
-    /// The size of each part in bytes.
-    pub sizes: &'a [u64],
     /// Physical processor cores.
     pub cores: u32,
     /// The machine's memory in bytes, when it is known.
     pub memory_bytes: Option<u64>,
-    /// The model's files that are no weights, as its source names them.
-    pub beside: &'a [RelPath],
-    /// NVIDIA's graphics processors here, when the variant needs one and the driver answers.
+    /// NVIDIA's GPUs in this machine, when the variant needs one and the driver answers.
     pub gpus: Option<&'a [Gpu]>,
     /// The engine's commit, when its source has one.
     pub commit: Option<&'a str>,
 }
 
-/// One thing that is wrong (or doubtful) about a model under a policy.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Finding {
-    /// A warning does not stop a run.
-    pub error: bool,
-    /// The policy key it is about (`runtime.context_size`), or empty when it is about the model.
-    pub key: &'static str,
-    pub message: String,
-    pub hint: Option<String>,
-}
-
-#[derive(Debug)]
+/// What a launch depends on.
+#[derive(Debug, Clone, Copy)]
 pub struct LaunchRequest<'a> {
     pub policy: &'a Policy,
     pub variant: Variant,
-    /// The installed artifact's folder.
+    /// The folder of the installed engine.
     pub artifact: &'a Path,
-    /// The main weights file.
-    pub weights: &'a Path,
-    pub header: &'a Header,
-    /// A free port on 127.0.0.1.
-    pub port: u16,
-    /// A random key that requests must carry.
-    pub key: &'a str,
-    /// A scratch folder of this run: engines that write files into their working directory do it there.
+    pub endpoint: &'a Endpoint,
+    /// A folder of this start alone, for engines that write files into their working directory.
     pub scratch: &'a Path,
     /// Physical processor cores.
     pub cores: u32,
 }
 
-/// Everything that an answer takes, at hand and verified: what `sync` leaves behind for one policy.
+/// The verified inputs that one engine is started from: what `sync` leaves behind for one policy.
 #[derive(Debug, Clone)]
 pub struct Ready {
     pub engine: &'static dyn Engine,
+    pub model: Arc<dyn Model>,
     pub name: Name,
     pub policy: Policy,
     /// Of the policy file's bytes.
     pub policy_sha256: Digest,
     pub variant: Variant,
-    /// The installed artifact's folder, and what it is.
+    /// The folder of the installed engine, and its fingerprint.
     pub artifact: PathBuf,
     pub fingerprint: Digest,
-    /// The main weights file, and what it is.
-    pub weights: PathBuf,
+    /// Of the main weights file.
     pub weights_sha256: Digest,
-    pub header: Header,
     /// Physical processor cores.
     pub cores: u32,
 }
 
 impl Ready {
-    /// The command, once its scratch folder is prepared.
-    ///
-    /// # Errors
-    /// When the policy asks for what the engine cannot do, or [`Engine::prepare`] fails.
-    pub fn launch(&self, endpoint: &Endpoint, scratch: &Path) -> Result<Launch, EngineError> {
-        let ask = self.ask(endpoint, scratch);
-        self.engine.prepare(&ask)?;
-        self.engine.launch(&ask)
-    }
-
-    /// [`Engine::judge`] of this start.
-    pub fn judge(&self, endpoint: &Endpoint, scratch: &Path) -> Option<Judge> {
-        self.engine.judge(&self.ask(endpoint, scratch))
-    }
-
-    fn ask<'a>(&'a self, endpoint: &'a Endpoint, scratch: &'a Path) -> LaunchRequest<'a> {
+    /// The request for a start at this endpoint.
+    pub fn launch_request<'a>(&'a self, endpoint: &'a Endpoint, scratch: &'a Path) -> LaunchRequest<'a> {
         LaunchRequest {
             policy: &self.policy,
             variant: self.variant,
             artifact: &self.artifact,
-            weights: &self.weights,
-            header: &self.header,
-            port: endpoint.port,
-            key: &endpoint.key,
+            endpoint,
             scratch,
             cores: self.cores,
         }
@@ -266,6 +237,7 @@ pub struct Launch {
 #[derive(Clone, PartialEq, Eq)]
 pub struct Endpoint {
     pub port: u16,
+    /// A random key of this start, which requests carry as a bearer token.
     pub key: String,
 }
 
@@ -275,61 +247,7 @@ impl std::fmt::Debug for Endpoint {
     }
 }
 
-#[derive(Debug)]
-pub struct GenerateRequest<'a> {
-    pub policy: &'a Policy,
-    pub header: &'a Header,
-    pub prompt: &'a str,
-    /// What the sampling starts from: the policy's seed, or one that the caller drew and remembers.
-    pub seed: u32,
-    /// Until when an answer must be there.
-    pub deadline: Instant,
-    pub cancel: &'a Cancel,
-}
-
-/// A part of an answer, never cut inside a character.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Piece<'a> {
-    Text(&'a str),
-    /// What a reasoning model says to itself before it answers.
-    Thought(&'a str),
-}
-
-/// Why an answer ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Finish {
-    /// End of text, or a stop text.
-    Stop,
-    /// `max_tokens` or the context was reached.
-    Length,
-    /// The user stopped it.
-    Cancelled,
-}
-
-/// What came out, in the engine's own numbers.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Generated {
-    pub text: String,
-    /// What a reasoning model said to itself; empty for others.
-    pub thought: String,
-    pub finish: Finish,
-    pub prompt_tokens: u64,
-    pub completion_tokens: u64,
-    /// Tokens of the first piece (1 unless an engine holds text back).
-    pub first_tokens: u64,
-    /// Prompt tokens that were taken from a cache.
-    pub cached_tokens: Option<u64>,
-    /// Milliseconds the engine spent on the prompt.
-    pub prompt_ms: Option<f64>,
-    /// Milliseconds the engine spent on the answer.
-    pub decode_ms: Option<f64>,
-    /// Milliseconds from sending the request to the first text, by our clock.
-    pub first_token_ms: Option<f64>,
-    /// Milliseconds from the first text to the last, by our clock. None with fewer than two pieces.
-    pub streaming_ms: Option<f64>,
-}
-
+/// What an engine cannot do, or did not do.
 #[derive(Debug, thiserror::Error)]
 pub enum EngineError {
     #[error("engine `{engine}` has no variant `{variant}` on {platform}")]
@@ -339,27 +257,17 @@ pub enum EngineError {
     /// A model cannot be derived as the manifest says.
     #[error("{why}")]
     Underivable { why: String, hint: Option<String> },
-    /// The connection ended, or what came over it makes no sense.
+    /// The connection ended, or what came over it is not valid.
     #[error("the engine did not answer: {0}")]
     Unanswered(String),
     #[error("the engine refused the request: {0}")]
     Refused(String),
+    #[error("engine `{engine}` does not support {what}")]
+    Unsupported { engine: &'static str, what: &'static str },
     #[error("the prompt has {prompt_tokens} tokens and the context holds {context_size}")]
     TooLong { prompt_tokens: u64, context_size: u64 },
     #[error("port {0} belongs to another program")]
     Foreign(u16),
     #[error("no answer in time")]
     Timeout,
-    #[error(transparent)]
-    Cancelled(#[from] Cancelled),
-}
-
-impl From<HttpError> for EngineError {
-    fn from(error: HttpError) -> Self {
-        match error {
-            HttpError::Cancelled(cancelled) => cancelled.into(),
-            HttpError::Timeout => Self::Timeout,
-            other => Self::Unanswered(other.to_string()),
-        }
-    }
 }

@@ -1,5 +1,5 @@
 //! PowerInfer (<https://github.com/SJTU-IPADS/PowerInfer>): sparse models whose busy neurons lie on the GPU and whose idle ones
-//! in main memory, built from its own CMake tree, served by its own `server`.
+//! lie in main memory. It is built from its own CMake tree, and serves with its own `server`.
 //!
 //! Read against commit d3ebd7c; it has no releases. It is llama.cpp of November 2023 at heart, and loads dense models of
 //! that time as that did. Absent: its `smallthinker/` folder, which is another engine with another server.
@@ -13,7 +13,7 @@
 //! | [`derive`] | how it makes a model from another one |
 //! | [`launch`] | the command, and what lies in its folder |
 //! | [`chat`] | from a prompt to texts and special tokens |
-//! | [`wire`] | the server's protocol and its traps |
+//! | [`wire`] | the server's protocol and its defects |
 
 pub mod activation;
 mod chat;
@@ -36,19 +36,22 @@ mod imitation;
 #[path = "../../tests/support/tiny_powerinfer.rs"]
 mod tiny;
 
-use super::answer::Sink;
+use std::sync::Arc;
+
+use super::conversation::Conversation;
 use super::derive::{Derivation, DeriveRequest};
-use super::http::Patience;
+use super::finding::Finding;
+use super::gguf::Gguf;
 use super::{
-    CheckRequest, Endpoint, Engine, EngineError, Finding, GenerateRequest, Generated, Judge, Launch, LaunchRequest,
-    RecipeRequest,
+    CheckRequest, Endpoint, Engine, EngineError, Launch, LaunchRequest, Model, ModelError, ModelFiles, RecipeRequest,
+    StartupCheck,
 };
 use crate::base::platform::{Platform, Variant};
 use crate::build::BuildRecipe;
-use crate::format::gguf::Header;
 use crate::format::manifest::{EngineSpec, Step};
 use crate::format::policy::Policy;
 
+/// The adapter.
 #[derive(Debug)]
 pub struct PowerInfer;
 
@@ -68,41 +71,12 @@ impl Engine for PowerInfer {
         recipe::variants(platform)
     }
 
-    fn check(&self, ask: &CheckRequest<'_>) -> Vec<Finding> {
-        check::all(ask)
-    }
-
     fn check_policy(&self, policy: &Policy) -> Vec<Finding> {
         check::of_name(policy).into_iter().collect()
     }
 
-    fn memory_bytes(&self, policy: &Policy, header: &Header, sizes: &[u64]) -> u64 {
-        sizes.iter().sum::<u64>().saturating_add(model::cache_bytes(policy, header))
-    }
-
-    fn launch(&self, ask: &LaunchRequest<'_>) -> Result<Launch, EngineError> {
-        launch::launch(ask)
-    }
-
-    fn prepare(&self, ask: &LaunchRequest<'_>) -> Result<(), EngineError> {
-        launch::prepare(ask)
-    }
-
-    fn judge(&self, ask: &LaunchRequest<'_>) -> Option<Judge> {
-        launch::expects_neurons(ask).then_some(launch::offloaded as Judge)
-    }
-
-    fn ready(&self, endpoint: &Endpoint, patience: Patience<'_>) -> Result<bool, EngineError> {
-        wire::ready(endpoint, patience)
-    }
-
-    fn generate(
-        &self,
-        endpoint: &Endpoint,
-        ask: &GenerateRequest<'_>,
-        sink: &mut Sink<'_>,
-    ) -> Result<Generated, EngineError> {
-        wire::generate(endpoint, ask, sink)
+    fn open(&self, files: &ModelFiles<'_>) -> Result<Arc<dyn Model>, ModelError> {
+        Ok(Arc::new(PowerInferModel(Arc::new(Gguf::open(files)?))))
     }
 
     fn derivation(&self, step: Step<'_>, spec: &EngineSpec) -> Result<Derivation, EngineError> {
@@ -113,12 +87,34 @@ impl Engine for PowerInfer {
         derive::command(ask)
     }
 
-    fn check_derived(&self, ask: &DeriveRequest<'_>, header: &Header, size: u64) -> Vec<Finding> {
-        derive::check(ask, header, size)
+    fn check_derived(&self, ask: &DeriveRequest<'_>) -> Vec<Finding> {
+        derive::check(ask)
+    }
+}
+
+/// A model for PowerInfer: sparse or dense.
+#[derive(Debug, Clone)]
+struct PowerInferModel(Arc<Gguf>);
+
+impl Model for PowerInferModel {
+    fn check(&self, ask: &CheckRequest<'_>) -> Vec<Finding> {
+        check::all(&self.0, ask)
     }
 
-    /// It has no option for its version; this one ends at once, too.
-    fn version_args(&self) -> &'static [&'static str] {
-        &["--help"]
+    fn launch(&self, ask: &LaunchRequest<'_>) -> Result<Launch, EngineError> {
+        launch::launch(&self.0, ask)
+    }
+
+    fn prepare(&self, ask: &LaunchRequest<'_>) -> Result<(), EngineError> {
+        launch::prepare(&self.0, ask)
+    }
+
+    fn startup_check(&self, ask: &LaunchRequest<'_>) -> Option<StartupCheck> {
+        launch::expects_neurons(&self.0, ask).then_some(launch::offloaded as StartupCheck)
+    }
+
+    fn connect(&self, policy: &Policy, endpoint: &Endpoint) -> Result<Arc<dyn Conversation>, EngineError> {
+        chat::has_template(policy, self.0.header())?;
+        Ok(Arc::new(wire::Wire::new(endpoint, Arc::clone(&self.0), policy)))
     }
 }

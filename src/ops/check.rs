@@ -1,14 +1,14 @@
 //! `check`: formats, cross references, model files and engine rules, with no side effects.
 
-use std::path::Path;
+use std::sync::Arc;
 
-use crate::base::diagnostic::{Diagnostic, Diagnostics};
+use crate::base::diagnostic::{Diagnostic, Diagnostics, Severity};
 use crate::base::fs;
 use crate::base::platform::{self, Variant};
 use crate::build::accelerator;
 use crate::build::toolchain::Finder;
-use crate::engine::{self, CheckRequest, Finding};
-use crate::format::gguf::Header;
+use crate::engine::finding::Finding;
+use crate::engine::{CheckRequest, Model, ModelFiles};
 use crate::format::lockfile::Lockfile;
 use crate::format::policy;
 
@@ -31,7 +31,7 @@ pub struct Checked {
 /// # Errors
 /// When the project's own files cannot be read.
 pub fn run(host: &Host, project: &Project, names: &[String]) -> Result<Vec<Checked>, Failure> {
-    demand::check_derivations(project)?;
+    demand::check_derivations(host, project)?;
     let lock = project.lockfile()?;
     demand::select(project, names)?.into_iter().map(|file| check_policy(host, project, lock.as_ref(), file)).collect()
 }
@@ -43,7 +43,7 @@ fn check_policy(
     file: &PolicyFile,
 ) -> Result<Checked, Failure> {
     let mut checked = Checked { policy: file.name.clone(), weights_checked: false, problems: Vec::new() };
-    checked.problems = by_policy_alone(project, file);
+    checked.problems = by_policy_alone(host, project, file);
     if let Err(problems) = policy::resolve(&file.policy, &project.manifest.value) {
         checked.problems.splice(..0, problems.0);
         return Ok(checked);
@@ -69,18 +69,18 @@ fn check_policy(
         checked.problems = checksum(file, model);
         if model_is_here(project, model) {
             checked.weights_checked = true;
-            checked.problems.extend(look_into(host, project, file, engine, model)?);
+            checked.problems.extend(open_and_check(host, project, file, engine, model).1);
         }
     }
     Ok(checked)
 }
 
-/// What the adapter of the engine that a policy names says to it.
-fn by_policy_alone(project: &Project, file: &PolicyFile) -> Vec<Diagnostic> {
+/// What is wrong with a policy by the rules of its engine's adapter, without its model.
+fn by_policy_alone(host: &Host, project: &Project, file: &PolicyFile) -> Vec<Diagnostic> {
     let name = file.policy.value.engine.as_str();
     let spec = project.manifest.value.engines.iter().find(|(known, _)| known.as_str() == name);
     let id = spec.and_then(|(_, spec)| spec.adapter.as_deref()).unwrap_or(name);
-    let findings = engine::find(id).map(|adapter| adapter.check_policy(&file.policy.value)).unwrap_or_default();
+    let findings = host.engine(id).map(|adapter| adapter.check_policy(&file.policy.value)).unwrap_or_default();
     findings.iter().map(|finding| diagnostic(file, finding)).collect()
 }
 
@@ -101,11 +101,30 @@ pub fn require_sound(
         let model = demand.models.iter().find(|model| model.wish.name == *resolved.model.0);
         if let (Some(engine), Some(model)) = (engine, model) {
             problems.0.extend(checksum(file, model));
-            problems.0.extend(look_into(host, project, file, engine, model)?);
+            problems.0.extend(open_and_check(host, project, file, engine, model).1);
         }
     }
     host.task.check()?;
     problems.or(()).map(|((), warnings)| warnings).map_err(Failure::Input)
+}
+
+/// A policy's model as its engine sees it, with the warnings about both.
+///
+/// # Errors
+/// [`Failure::Input`] when they cannot work together.
+pub fn open(
+    host: &Host,
+    project: &Project,
+    file: &PolicyFile,
+    engine: &EngineDemand<'_>,
+    model: &ModelDemand<'_>,
+) -> Result<(Arc<dyn Model>, Vec<Diagnostic>), Failure> {
+    let mut problems = Diagnostics(checksum(file, model));
+    let (opened, found) = open_and_check(host, project, file, engine, model);
+    problems.0.extend(found);
+    let ((), warnings) = problems.or(()).map_err(Failure::Input)?;
+    // One that cannot be opened is among the problems.
+    opened.map(|opened| (opened, warnings)).ok_or_else(|| Failure::Input(Diagnostics::default()))
 }
 
 fn model_is_here(project: &Project, model: &ModelDemand<'_>) -> bool {
@@ -134,62 +153,44 @@ fn checksum(file: &PolicyFile, model: &ModelDemand<'_>) -> Vec<Diagnostic> {
     ]
 }
 
-/// Reads a GGUF header.
-///
-/// # Errors
-/// When the file cannot be read or is no model, as a problem of the policy that names it.
-pub fn header_of(path: &Path) -> Result<(Header, u64), Diagnostic> {
-    let refused = |why: String| {
-        Diagnostic::error(format!("weights file `{}` is not usable: {why}", path.display()))
-            .hint("run `aitools verify` to compare it with the lockfile")
-    };
-    let size = fs::metadata(path).map_err(|error| refused(error.to_string()))?.len();
-    let file = fs::open(path).map_err(|error| refused(error.to_string()))?;
-    let header = Header::read(file, Some(size)).map_err(|error| refused(error.to_string()))?;
-    Ok((header, size))
-}
-
-fn look_into(
+/// The model, unless it cannot be opened, and everything that is wrong with running it under a policy.
+fn open_and_check(
     host: &Host,
     project: &Project,
     file: &PolicyFile,
     engine: &EngineDemand<'_>,
     model: &ModelDemand<'_>,
-) -> Result<Vec<Diagnostic>, Failure> {
-    let (mut headers, mut sizes) = (Vec::new(), Vec::new());
-    for index in &model.layout.parts {
-        match header_of(&model.layout.places[*index].under(&project.root)) {
-            Ok((header, size)) => {
-                headers.push(header);
-                sizes.push(size);
-            }
-            Err(problem) => return Ok(vec![problem]),
-        }
-    }
-    let is_part = |index: &usize| model.layout.parts.contains(index);
-    let beside = (0..model.wish.files.len()).filter(|index| !is_part(index));
+) -> (Option<Arc<dyn Model>>, Vec<Diagnostic>) {
+    let parts = &model.layout.parts;
+    let weights: Vec<_> = parts.iter().map(|index| model.layout.places[*index].under(&project.root)).collect();
+    let beside = (0..model.wish.files.len()).filter(|index| !parts.contains(index));
     let beside: Vec<_> = beside.map(|index| model.wish.files[index].path.clone()).collect();
+    let opened = match engine.adapter.open(&ModelFiles { weights: &weights, beside: &beside }) {
+        Ok(opened) => opened,
+        Err(error) => {
+            let problem = Diagnostic::error(error.to_string());
+            return (None, vec![problem.hint("run `aitools verify` to compare it with the lockfile")]);
+        }
+    };
     let gpus = (engine.wish.variant == Variant::Cuda).then(|| accelerator::gpus(&host.os_env())).and_then(Result::ok);
     let commit = engine.entry.origin.commit().map(|commit| commit.to_string());
-    let findings = engine.adapter.check(&CheckRequest {
+    let findings = opened.check(&CheckRequest {
         policy: &file.policy.value,
         variant: engine.wish.variant,
-        headers: &headers,
-        sizes: &sizes,
         cores: platform::physical_cores(),
         memory_bytes: platform::memory_bytes(),
-        beside: &beside,
         gpus: gpus.as_deref(),
         commit: commit.as_deref(),
     });
-    Ok(findings.iter().map(|finding| diagnostic(file, finding)).collect())
+    let problems = findings.iter().map(|finding| diagnostic(file, finding)).collect();
+    (Some(opened), problems)
 }
 
 fn diagnostic(file: &PolicyFile, finding: &Finding) -> Diagnostic {
     let keys: Vec<&str> = finding.key.split('.').filter(|key| !key.is_empty()).collect();
     let mut told = file.policy.error(&keys, finding.message.clone());
     if !finding.error {
-        told.severity = crate::base::diagnostic::Severity::Warning;
+        told.severity = Severity::Warning;
     }
     told.hint = finding.hint.clone();
     told

@@ -10,7 +10,7 @@ use crate::base::diagnostic::{Diagnostic, Diagnostics, nearest};
 use crate::base::name::Name;
 use crate::base::platform::Variant;
 use crate::build::fingerprint;
-use crate::engine::{self, Engine};
+use crate::engine::Engine;
 use crate::format::lockfile::{EngineEntry, FilePin, Lockfile, ModelEntry, ModelPin};
 use crate::format::manifest::{self, EngineSpec, Kind, ModelSpec};
 use crate::format::policy;
@@ -217,7 +217,7 @@ impl<'a> DemandBuilder<'_, 'a> {
     fn engine(&mut self, name: &Name, variant: Option<Variant>, linked: bool) -> Result<EngineDemand<'a>, Failure> {
         let entry = self.lock.engine(name).ok_or_else(|| self.not_locked(Kind::Engine, name))?;
         let spec = &self.project.manifest.value.engines[name];
-        let adapter = adapter(self.project, name, spec)?;
+        let adapter = adapter(self.host, self.project, name, spec)?;
         let decided = self.installers.of(adapter).decide(&Wanted { name, spec, entry, adapter, variant })?;
         let Decided { variant, inputs, packages, installation } = decided;
         let fingerprint = fingerprint::fingerprint(&inputs);
@@ -263,10 +263,10 @@ pub fn misplaced(project: &Project, name: &Name, error: &LayoutError) -> Failure
 }
 
 /// The adapter that drives an engine.
-fn adapter(project: &Project, name: &Name, spec: &EngineSpec) -> Result<&'static dyn Engine, Failure> {
+fn adapter(host: &Host, project: &Project, name: &Name, spec: &EngineSpec) -> Result<&'static dyn Engine, Failure> {
     let id = spec.adapter.as_deref().unwrap_or(name.as_str());
-    engine::find(id).ok_or_else(|| {
-        let known: Vec<&str> = engine::ENGINES.iter().map(|engine| engine.id()).collect();
+    host.engine(id).ok_or_else(|| {
+        let known: Vec<&str> = host.engines.iter().map(|engine| engine.id()).collect();
         let place = project.manifest.document.error(
             &["engines", name.as_str(), if spec.adapter.is_some() { "adapter" } else { "source" }],
             format!("engine `{name}`: there is no adapter `{id}`"),

@@ -11,7 +11,6 @@ use crate::base::process::Program;
 use crate::build::command::{self, Command};
 use crate::engine::EngineError;
 use crate::engine::derive::{DeriveRequest, Work};
-use crate::format::gguf::Header;
 use crate::format::lockfile::FilePin;
 use crate::format::manifest::Step;
 use crate::format::receipt::{self, InstalledFile, Receipt};
@@ -20,7 +19,7 @@ use crate::report::Unit;
 
 use super::demand::{Demand, DeriveDemand, EngineDemand, ModelDemand, made};
 use super::failure::DeriveError;
-use super::{Failure, Host, Outcome, Project, check};
+use super::{Failure, Host, Outcome, Project};
 
 /// Where the files of a model are, verified, by their digests.
 type Held = BTreeMap<Digest, PathBuf>;
@@ -148,9 +147,8 @@ fn make(host: &Host, project: &Project, demand: &Demand<'_>, job: &Job<'_>) -> R
     match job.derive.step {
         Step::Quantize(kind) => {
             let input = job.input(host, project, demand)?;
-            let (header, _) = check::header_of(&input).map_err(|problem| Failure::Input(problem.into()))?;
             let Some(artifact) = host.store.artifact(&engine.wish.fingerprint)? else { return Ok(None) };
-            let work = Work::Quantize { kind, input: &input, header: &header, artifact: &artifact.path };
+            let work = Work::Quantize { kind, input: &input, artifact: &artifact.path };
             finish(host, engine, job, work, scratch.path()).map(Some)
         }
         Step::Convert(_) => {
@@ -240,13 +238,7 @@ fn run(
 /// Programs of engines end well with nonsense in their hands: what came out must be a model that the engine can run.
 fn look_at(engine: &EngineDemand<'_>, job: &Job<'_>, ask: &DeriveRequest<'_>, log: &Path) -> Result<(), Failure> {
     let useless = |why: Vec<String>| job.failed(DeriveError::Useless { why, log: log.to_owned() });
-    let read = || -> Result<(Header, u64), String> {
-        let size = fs::metadata(ask.output).map_err(|_| "the program made no file".to_owned())?.len();
-        let file = fs::open(ask.output).map_err(|error| error.to_string())?;
-        Ok((Header::read(file, Some(size)).map_err(|error| error.to_string())?, size))
-    };
-    let (header, size) = read().map_err(|why| useless(vec![why]))?;
-    let wrong = engine.adapter.check_derived(ask, &header, size).into_iter().filter(|finding| finding.error);
+    let wrong = engine.adapter.check_derived(ask).into_iter().filter(|finding| finding.error);
     let wrong: Vec<String> = wrong.map(|finding| finding.message).collect();
     if wrong.is_empty() { Ok(()) } else { Err(useless(wrong)) }
 }

@@ -159,7 +159,7 @@ impl Failure {
                     || matches!(error, BuildError::Process(error) if process(error))
             }
             Self::Toolchain { error: ToolError::Process(error), .. } => process(error),
-            Self::Run { error: RunError::Backend(BackendError::Cancelled(_)), .. } => true,
+            Self::Run { error: RunError::Cancelled(_), .. } => true,
             Self::Run { error: RunError::Backend(BackendError::Process(error)), .. } => process(error),
             _ => false,
         }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use crate::base::platform::Variant;
+use crate::engine::Engine;
 use crate::report::Task;
 use crate::source::World;
 use crate::store::Store;
@@ -13,6 +14,8 @@ use super::Project;
 #[derive(Debug)]
 pub struct Host {
     pub store: Store,
+    /// The adapters that manifests can name.
+    pub engines: &'static [&'static dyn Engine],
     /// Environment variables as they were when the program started.
     pub env: BTreeMap<String, String>,
     /// This program's own file: build driver and engine supervisor are hidden commands of it.
@@ -26,6 +29,11 @@ pub struct Host {
 }
 
 impl Host {
+    /// The adapter of that id.
+    pub fn engine(&self, id: &str) -> Option<&'static dyn Engine> {
+        self.engines.iter().copied().find(|engine| engine.id() == id)
+    }
+
     /// The environment as programs are given it.
     pub fn os_env(&self) -> crate::build::settings::Env {
         self.env.iter().map(|(name, value)| (name.into(), value.into())).collect()

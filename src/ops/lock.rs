@@ -122,7 +122,7 @@ pub fn run(host: &Host, project: &Project, upgrade: &Upgrade, resolve_conflicts:
     let waiting = || host.task.waiting("another aitools is locking this project");
     let _held = host.store.lock(&name, host.task.cancel(), waiting)?;
     check_names(project, upgrade)?;
-    super::demand::check_derivations(project)?;
+    super::demand::check_derivations(host, project)?;
     let old = previous(project, resolve_conflicts)?;
     let lockfile = resolve(host, project, &old, upgrade)?;
     super::demand::check_layouts(project, &lockfile)?;

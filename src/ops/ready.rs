@@ -1,4 +1,4 @@
-//! Everything that an answer takes, at hand and verified: what `sync` leaves behind for one policy.
+//! The verified inputs that one engine is started from: what `sync` leaves behind for one policy.
 
 use crate::base::diagnostic::Diagnostic;
 use crate::base::platform;
@@ -22,17 +22,15 @@ pub fn ready(host: &Host, project: &Project, file: &PolicyFile) -> Result<(Ready
     if steps.iter().any(|step| !matches!(step, Step::LinkBuild { .. })) {
         return Err(Failure::NotSynced { steps });
     }
-    let warnings = check::require_sound(host, project, &demand, &names)?;
     let (Some(engine), Some(model)) = (demand.engines.first(), demand.model()) else {
         return Err(Failure::NotSynced { steps });
     };
-    let Some(weights) = model.layout.main.as_ref().map(|main| main.under(&project.root)) else {
-        return Err(Failure::NotSynced { steps });
-    };
-    let (header, _) = check::header_of(&weights).map_err(|problem| Failure::Input(problem.into()))?;
+    let (opened, warnings) = check::open(host, project, file, engine, model)?;
+    host.task.check()?;
     let main = model.layout.parts.first().copied().unwrap_or_default();
     let ready = Ready {
         engine: engine.adapter,
+        model: opened,
         name: file.name.parse().map_err(|error: crate::base::name::NameError| Failure::Usage {
             what: format!("policy file `{}`: {error}", file.path.display()),
             hint: Some("rename the file".to_owned()),
@@ -42,9 +40,7 @@ pub fn ready(host: &Host, project: &Project, file: &PolicyFile) -> Result<(Ready
         variant: engine.wish.variant,
         artifact: host.store.artifact_path(&engine.wish.fingerprint),
         fingerprint: engine.wish.fingerprint,
-        weights,
         weights_sha256: model.wish.files[main].sha256,
-        header,
         cores: platform::physical_cores(),
     };
     Ok((ready, warnings))

@@ -1,23 +1,36 @@
-//! One answer: the engine of a policy is started, asked once, and ended.
+//! `run`: starts the engine of a policy, sends one request, and ends the engine.
+//!
+//! The conversation is the asynchronous one that every other use of an engine has. A runtime for it exists only while the
+//! engine does.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::io;
 use std::path::Path;
 use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
+use futures_util::StreamExt as _;
+
+use crate::base::cancel::{Cancel, Cancelled};
 use crate::base::fs::{self, FsError};
 use crate::base::process::GRACE;
-use crate::engine::answer::{Sink, ms};
+use crate::engine::answer::{Answer, Generated, ms};
 use crate::engine::backend::{Backend, BackendError, Driver, Supervision};
+use crate::engine::conversation::{Event, Piece, Request};
 use crate::engine::metrics::{Measured, Metrics, Record};
-use crate::engine::{EngineError, GenerateRequest, Generated, Piece, Ready};
+use crate::engine::{EngineError, Ready};
 use crate::report::{Task, Unit};
 
 /// Seconds for a whole run when the policy has no `runtime.timeout`.
 const TIMEOUT_S: u32 = 600;
+/// How often to look whether the user wants to stop.
+const POLL: Duration = Duration::from_millis(10);
 
-/// What is asked, and where things go.
+/// Receives the pieces of an answer as they arrive; returns false to stop.
+pub type Sink<'a> = dyn FnMut(&Piece) -> bool + 'a;
+
+/// The prompt, and where the engine's files go.
 #[derive(Debug)]
 pub struct Ask<'a> {
     pub prompt: &'a str,
@@ -30,13 +43,13 @@ pub struct Ask<'a> {
     pub log: &'a Path,
     /// One line for each run: `.aitools/generations.jsonl` of the project.
     pub record: &'a Path,
-    /// Keep prompt and answer in the record, too.
+    /// Record the prompt and the answer, too.
     pub keep_text: bool,
     /// RFC 3339, UTC.
     pub time: &'a str,
 }
 
-/// An answer and how it went.
+/// An answer and its measurements.
 #[derive(Debug)]
 pub struct Ran {
     pub answer: Generated,
@@ -45,12 +58,15 @@ pub struct Ran {
     pub seed: u32,
 }
 
+/// Why there is no whole answer.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
     #[error(transparent)]
     Backend(#[from] BackendError),
     #[error(transparent)]
     Fs(#[from] FsError),
+    #[error(transparent)]
+    Cancelled(#[from] Cancelled),
     /// The engine was ready and did not answer to the end. `status`: how the program ended, when it did; `tail`: the
     /// last lines it wrote.
     #[error("{error}{}", died(.status.as_ref()))]
@@ -59,6 +75,8 @@ pub enum RunError {
     Timeout { limit_s: u32, tail: Vec<String> },
     #[error("the system gives no random numbers: {0}")]
     Random(getrandom::Error),
+    #[error("could not wait for the engine: {0}")]
+    Runtime(io::Error),
 }
 
 fn died(status: Option<&ExitStatus>) -> String {
@@ -71,22 +89,23 @@ impl RunError {
         match self {
             Self::Backend(error) => error.tail(),
             Self::Engine { tail, .. } | Self::Timeout { tail, .. } => tail,
-            Self::Fs(_) | Self::Random(_) => &[],
+            Self::Fs(_) | Self::Cancelled(_) | Self::Random(_) | Self::Runtime(_) => &[],
         }
     }
 }
 
-/// Starts, asks, ends. The answer goes to `sink` piece by piece; one that was cut off by the user is no error, its end is
-/// [`crate::engine::Finish::Cancelled`]. However it goes, a line about it is added to the record.
+/// Runs one request. The answer goes to `sink` piece by piece. One that the user stopped is not an error: it ends with
+/// [`crate::engine::conversation::Finish::Cancelled`]. A line about the run is added to the record in any case.
 ///
 /// # Errors
-/// [`RunError`]; the engine is gone then, too. Pieces handed over before remain true.
+/// [`RunError`]; the engine has ended then. Pieces handed over before remain valid.
 pub fn run(ready: &Ready, ask: &Ask<'_>, task: &Task, sink: &mut Sink<'_>) -> Result<Ran, RunError> {
     let seed = match ready.policy.generation.seed {
         Some(seed) => seed,
         None => drawn_seed()?,
     };
-    let result = attempt(ready, ask, seed, task, sink);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(RunError::Runtime)?;
+    let result = runtime.block_on(attempt(ready, ask, seed, task, sink));
     if let Err(error) = write_record(ready, ask, seed, result.as_ref()) {
         task.warn(format!("the run is not recorded: {error}"));
     }
@@ -98,7 +117,7 @@ fn drawn_seed() -> Result<u32, RunError> {
     getrandom::u32().map(|seed| seed >> 1).map_err(RunError::Random)
 }
 
-fn attempt(
+async fn attempt(
     ready: &Ready,
     ask: &Ask<'_>,
     seed: u32,
@@ -109,50 +128,74 @@ fn attempt(
     let limit_s = ready.policy.runtime.timeout.unwrap_or(TIMEOUT_S);
     let deadline = began + Duration::from_secs(limit_s.into());
     let scratch = fs::temporary_dir(ask.scratch)?;
-    let supervision = Supervision {
-        driver: ask.driver,
-        env: ask.env,
-        scratch: scratch.path(),
-        log: ask.log,
-        cancel: task.cancel(),
-        deadline,
-    };
+    let supervision = Supervision { driver: ask.driver, env: ask.env, scratch: scratch.path(), log: ask.log, deadline };
     let progress = task.start("starting", ready.engine.id(), None, Unit::None);
-    let mut backend = match Backend::start(ready, &supervision) {
+    let started = tokio::select! {
+        started = Backend::start(ready, &supervision) => started,
+        () = cancelled(task.cancel()) => return Err(Cancelled.into()),
+    };
+    let backend = match started {
         Err(BackendError::NotReady { tail, .. }) => return Err(RunError::Timeout { limit_s, tail }),
         other => other?,
     };
     progress.finish(format!("ready in {:.1} s", backend.load().as_secs_f64()));
-    let request = GenerateRequest {
-        policy: &ready.policy,
-        header: &ready.header,
-        prompt: ask.prompt,
-        seed,
-        deadline,
-        cancel: task.cancel(),
-    };
-    // What is already in the socket when the user stops is not shown any more.
-    let mut until_cancelled = |piece: Piece<'_>| sink(piece) && !task.cancel().is_cancelled();
-    let answer = ready.engine.generate(backend.endpoint(), &request, &mut until_cancelled);
-    let total_ms = ms(began.elapsed());
-    let answer = match answer {
+    let request = Request::new(&ready.policy, ask.prompt, seed, deadline);
+    let answer = match listen(&backend, request, task.cancel(), sink).await {
         Ok(answer) => answer,
         Err(EngineError::Timeout) => return Err(RunError::Timeout { limit_s, tail: backend.tail() }),
         Err(error) => {
-            let status = matches!(error, EngineError::Unanswered(_)).then(|| backend.ending()).flatten();
-            let tail = if status.is_some() { backend.final_lines() } else { backend.tail() };
+            let status = if matches!(error, EngineError::Unanswered(_)) { backend.ending().await } else { None };
+            let tail = if status.is_some() { backend.final_lines().await } else { backend.tail() };
             return Err(RunError::Engine { error, status, tail });
         }
     };
     let measured = Measured {
         load_ms: ms(backend.load()),
-        total_ms,
+        total_ms: ms(began.elapsed()),
         peak_memory_bytes: backend.peak_memory_bytes(),
         gpu_memory_bytes: backend.gpu_memory_bytes(),
     };
-    backend.stop(GRACE);
+    backend.stop(GRACE).await;
     let metrics = Metrics::new(&answer, measured);
     Ok((answer, metrics))
+}
+
+/// One answer, to its end or until the user or the sink stops it.
+async fn listen(
+    backend: &Backend,
+    request: Request,
+    cancel: &Cancel,
+    sink: &mut Sink<'_>,
+) -> Result<Generated, EngineError> {
+    let mut answer = Answer::new();
+    let mut events = backend.generate(request);
+    loop {
+        let event = tokio::select! {
+            event = events.next() => event,
+            () = cancelled(cancel) => None,
+        };
+        // What is already in the socket when the user stops is not shown.
+        if cancel.is_cancelled() {
+            answer.cancel();
+            return answer.into_generated();
+        }
+        let Some(event) = event else { return answer.into_generated() };
+        let event = event?;
+        answer.push(&event)?;
+        if let Event::Delta(delta) = &event
+            && !sink(&delta.piece)
+        {
+            answer.cancel();
+            return answer.into_generated();
+        }
+    }
+}
+
+/// Resolves when the user has asked to stop.
+async fn cancelled(cancel: &Cancel) {
+    while !cancel.is_cancelled() {
+        tokio::time::sleep(POLL).await;
+    }
 }
 
 fn write_record(

@@ -27,6 +27,7 @@ use super::hub_cache::HubCache;
 use super::{Fetched, Source, SourceError, World};
 
 const MAIN: &str = "main";
+const GGUF: &str = ".gguf";
 /// Files outside large file storage are hashed at lock up to this size. (The Hub takes none over 10 MB.)
 const MAX_SMALL_BYTES: u64 = 32 << 20;
 
@@ -161,11 +162,11 @@ fn with_all_parts(
     mut chosen: BTreeSet<RelPath>,
     there: &BTreeMap<RelPath, Listed>,
 ) -> Result<BTreeSet<RelPath>, SourceError> {
-    let parts = chosen.iter().filter_map(|path| PartName::of(path.as_str()));
+    let parts = chosen.iter().filter_map(|path| PartName::of(path.as_str())).filter(|part| part.ending == GGUF);
     let sets: BTreeSet<(String, u32)> = parts.map(|part| (part.stem.to_owned(), part.count)).collect();
     for (stem, count) in &sets {
         for number in 1..=*count {
-            let name = PartName { stem, number, count: *count }.to_string();
+            let name = PartName { stem, number, count: *count, ending: GGUF }.to_string();
             match name.parse::<RelPath>().ok().filter(|path| there.contains_key(path)) {
                 Some(path) => drop(chosen.insert(path)),
                 None => {

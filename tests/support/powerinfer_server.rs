@@ -97,7 +97,8 @@ fn request(stream: &mut TcpStream) -> Option<(String, Json)> {
     loop {
         let text = String::from_utf8_lossy(&bytes).into_owned();
         if let Some((head, body)) = text.split_once("\r\n\r\n") {
-            let length = head.lines().find_map(|line| line.strip_prefix("Content-Length: "));
+            let head = head.to_ascii_lowercase();
+            let length = head.lines().find_map(|line| line.strip_prefix("content-length: "));
             if body.len() >= length.map_or(0, |length| length.parse().unwrap()) {
                 let path = head.split(' ').nth(1)?.to_owned();
                 return Some((path, serde_json::from_str(body).unwrap_or(Json::Null)));

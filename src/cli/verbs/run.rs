@@ -10,9 +10,10 @@ use crate::cli::args;
 use crate::cli::failure::exit;
 use crate::cli::output::Output;
 use crate::cli::settings::Session;
+use crate::engine::Ready;
 use crate::engine::backend::{Driver, passed_on};
+use crate::engine::conversation::{Finish, Piece};
 use crate::engine::metrics::Metrics;
-use crate::engine::{Finish, Piece, Ready};
 use crate::ops::project::PolicyFile;
 use crate::ops::run::{self, Ran};
 use crate::ops::sync::{self, Ask};
@@ -119,7 +120,7 @@ fn answer(
         time: &time,
     };
     let mut said = Said { output, ends_line: true, open: true };
-    let ran = run::run(ready, &ask, &host.task, &mut |piece| said.piece(&piece));
+    let ran = run::run(ready, &ask, &host.task, &mut |piece| said.piece(piece));
     said.end();
     ran.map_err(|error| Failure::run(&ready.name, error))
 }
@@ -133,16 +134,18 @@ struct Said<'o> {
 }
 
 impl Said<'_> {
-    fn piece(&mut self, piece: &Piece<'_>) -> bool {
+    fn piece(&mut self, piece: &Piece) -> bool {
         match piece {
             Piece::Text(text) => {
                 self.open = self.output.text(text);
                 self.ends_line = text.ends_with('\n');
             }
-            Piece::Thought(_) if self.output.json => {}
-            Piece::Thought(text) => {
+            Piece::Reasoning(_) if self.output.json => {}
+            Piece::Reasoning(text) => {
                 let _ = io::stderr().lock().write_all(text.as_bytes());
             }
+            // `run` offers the model no tools.
+            Piece::ToolCall(_) => {}
         }
         self.open
     }
@@ -161,7 +164,7 @@ fn tell(ran: &Ran, ready: &Ready, output: &Output) {
         ran.answer.finish != Finish::Cancelled,
         &json!({
             "text": ran.answer.text,
-            "thought": ran.answer.thought,
+            "thought": ran.answer.reasoning,
             "finish": ran.answer.finish,
             "policy": ready.name,
             "policy_sha256": ready.policy_sha256,
@@ -181,7 +184,7 @@ fn summary(metrics: &Metrics, finish: Finish) -> String {
     let rate = metrics.tokens_per_second.map_or("?".to_owned(), |rate| format!("{rate:.1}"));
     let memory = metrics.peak_memory_bytes.map_or(String::new(), |bytes| format!(", peak memory {}", size(bytes)));
     let end = match finish {
-        Finish::Stop => "",
+        Finish::Stop | Finish::ToolCalls => "",
         Finish::Length => ", cut at max_tokens or the context",
         Finish::Cancelled => ", stopped",
     };

@@ -1,8 +1,10 @@
 //! What can be known to be wrong, or doubtful, before the engine is started. Pure: headers and numbers in, findings out.
 
-use super::{LlamaCpp, cache_bytes_per_token, chat_template, context_size};
+use super::{LlamaModel, context_size};
 use crate::base::platform::Variant;
-use crate::engine::{CheckRequest, Engine as _, Finding};
+use crate::engine::CheckRequest;
+use crate::engine::finding::{self, Finding, error, warning};
+use crate::engine::gguf::{Gguf, chat_template, of_extents};
 use crate::format::gguf::{Header, Magic};
 
 /// `LLM_ARCH_NAMES` of `src/llama-arch.cpp` that answer prompts. A newer tree may know more: an unknown one is a warning.
@@ -22,33 +24,21 @@ const ARCHITECTURES: &str = "llama llama4 deci falcon grok gpt2 gptj gptneox mpt
 const NOT_FOR_PROMPTS: &str = "clip bert modern-bert nomic-bert nomic-bert-moe neo-bert jina-bert-v2 jina-bert-v3 \
     eurobert gemma-embedding gemma4-assistant t5encoder wavtokenizer-dec eagle3 dflash llama-embed qwen3tts pockettts";
 
-pub(super) fn all(ask: &CheckRequest<'_>) -> Vec<Finding> {
-    let Some(header) = ask.headers.first() else { return vec![error("", "no weights file was read", None)] };
+pub(super) fn all(model: &LlamaModel, ask: &CheckRequest<'_>) -> Vec<Finding> {
+    let header = model.0.header();
     if header.magic == Magic::Pwri {
         let hint = "use an engine whose adapter is `powerinfer`";
         return vec![error("engine", "the weights are a PowerInfer model, which llama.cpp cannot load", Some(hint))];
     }
     let mut found = Vec::new();
     found.extend(of_architecture(header));
-    found.extend(of_parts(ask));
+    found.extend(of_parts(&model.0));
     found.extend(of_context(ask, header));
     found.extend(of_accelerator(ask, header));
     found.extend(of_threads(ask));
     found.extend(of_template(ask, header));
-    found.extend(of_memory(ask, header));
+    found.extend(of_memory(model, ask));
     found
-}
-
-fn finding(error: bool, key: &'static str, message: impl Into<String>, hint: Option<&str>) -> Finding {
-    Finding { error, key, message: message.into(), hint: hint.map(str::to_owned) }
-}
-
-fn error(key: &'static str, message: impl Into<String>, hint: Option<&str>) -> Finding {
-    finding(true, key, message, hint)
-}
-
-fn warning(key: &'static str, message: impl Into<String>, hint: Option<&str>) -> Finding {
-    finding(false, key, message, hint)
 }
 
 fn of_architecture(header: &Header) -> Option<Finding> {
@@ -67,26 +57,24 @@ fn of_architecture(header: &Header) -> Option<Finding> {
 }
 
 /// Split models: every part, in order, of one split, and each as long as its own header says.
-fn of_parts(ask: &CheckRequest<'_>) -> Vec<Finding> {
+fn of_parts(model: &Gguf) -> Vec<Finding> {
     let split = |header: &Header| header.split().map(|split| (split.number, split.count));
-    let first = ask.headers.first().and_then(Header::split);
+    let first = model.headers.first().and_then(Header::split);
     let count = first.map_or(1, |split| split.count);
-    if count != ask.headers.len() as u64 {
-        let message = format!("the model has {count} parts and {} are here", ask.headers.len());
+    if count != model.headers.len() as u64 {
+        let message = format!("the model has {count} parts and {} are here", model.headers.len());
         return vec![error("", message, Some("lock every part: `files = [\"*.gguf\"]`"))];
     }
     let mut found = Vec::new();
-    for (number, (header, size)) in (0..).zip(ask.headers.iter().zip(ask.sizes)) {
+    for (number, (header, size)) in (0..).zip(model.headers.iter().zip(&model.sizes)) {
         let which = format!("part {} of {count}", number + 1);
         if count > 1 && split(header) != Some((number, count)) {
             let says = split(header).map_or("of no split".to_owned(), |(at, of)| format!("part {} of {of}", at + 1));
             found.push(error("", format!("{which} says that it is {says}"), None));
         }
-        if let Err(cut) = header.check_extents(*size) {
-            found.push(error("", format!("{which}: {cut}"), Some("`aitools verify --repair` fetches it again")));
-        }
+        found.extend(of_extents(header, *size, &format!("{which}: ")));
     }
-    let tensors: usize = ask.headers.iter().map(|header| header.tensors.len()).sum();
+    let tensors: usize = model.headers.iter().map(|header| header.tensors.len()).sum();
     if let Some(expected) = first.and_then(|split| split.tensors).filter(|expected| *expected != tensors as u64) {
         found.push(error("", format!("the parts hold {tensors} tensors together, and should hold {expected}"), None));
     }
@@ -94,22 +82,11 @@ fn of_parts(ask: &CheckRequest<'_>) -> Vec<Finding> {
 }
 
 fn of_context(ask: &CheckRequest<'_>, header: &Header) -> Vec<Finding> {
-    let mut found = Vec::new();
     let size = context_size(ask.policy, header);
-    if let Some(trained) = header.context_length()
-        && u64::from(size) > trained
-    {
-        let hint = format!("use {trained} or less");
-        let message = format!("the model was trained on {trained} tokens of context: {size} may give nonsense");
-        found.push(warning("runtime.context_size", message, Some(&hint)));
-    }
+    let mut found = finding::of_context(ask.policy, size, header.context_length());
     if let Some(batch) = ask.policy.runtime.batch_size.filter(|batch| *batch > size) {
         let message = format!("a batch of {batch} tokens is more than the context of {size}");
         found.push(warning("runtime.batch_size", message, None));
-    }
-    if let Some(tokens) = ask.policy.generation.max_tokens.filter(|tokens| *tokens >= size) {
-        let message = format!("{tokens} tokens and a prompt do not fit a context of {size}: answers will end early");
-        found.push(warning("generation.max_tokens", message, Some("raise `runtime.context_size`")));
     }
     found
 }
@@ -154,64 +131,40 @@ fn of_template(ask: &CheckRequest<'_>, header: &Header) -> Vec<Finding> {
         let message = "without a chat template there is no place for a system message";
         found.push(error("generation.system_prompt", message, Some(hint)));
     }
-    if generation.chat_template.is_none() {
-        let named = header.name().filter(|name| {
-            let name = name.to_ascii_lowercase();
-            ["instruct", "chat", "-it"].iter().any(|word| name.contains(word))
-        });
-        let what = named.map_or_else(|| "the model".to_owned(), |name| format!("`{name}`"));
-        let hint = "give `generation.chat_template`, or `chat_template: none` when that is what you want";
-        let message = format!("{what} has no chat template: prompts are sent as they are");
-        found.push(warning("generation.chat_template", message, Some(hint)));
-    }
+    let named = header.name().filter(|name| {
+        let name = name.to_ascii_lowercase();
+        ["instruct", "chat", "-it"].iter().any(|word| name.contains(word))
+    });
+    found.extend(finding::of_missing_template(ask.policy, named));
     found
 }
 
-fn of_memory(ask: &CheckRequest<'_>, header: &Header) -> Option<Finding> {
+fn of_memory(model: &LlamaModel, ask: &CheckRequest<'_>) -> Option<Finding> {
     let machine = ask.memory_bytes.filter(|_| ask.variant == Variant::Cpu)?;
-    let needed = LlamaCpp.memory_bytes(ask.policy, header, ask.sizes);
-    if needed <= machine {
-        return None;
-    }
-    let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
-    let cache = needed.saturating_sub(ask.sizes.iter().sum());
-    let message = format!(
-        "weights and caches take about {:.1} GiB ({:.1} GiB of it for the context), and this machine has {:.1} GiB",
-        gib(needed),
-        gib(cache),
-        gib(machine)
-    );
-    let hint = if cache_bytes_per_token(header) > 0 && cache > needed / 2 {
-        "lower `runtime.context_size` or `runtime.parallel`"
-    } else {
-        "choose a smaller quantisation"
-    };
-    Some(warning("runtime.context_size", message, Some(hint)))
+    finding::of_memory(model.0.size_bytes(), model.cache_bytes(ask.policy), machine, 0)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::llama_cpp::tests::{header, policy};
+    use crate::engine::llama_cpp::tests::{header, model, policy};
     use crate::format::gguf::Value;
+    use crate::format::policy::Policy;
+
+    fn ask(policy: &Policy) -> CheckRequest<'_> {
+        let variant = Variant::Cpu;
+        CheckRequest { policy, variant, cores: 2, memory_bytes: None, gpus: None, commit: None }
+    }
 
     fn found(policy_text: &str, change: impl FnOnce(&mut Header)) -> Vec<(bool, &'static str, String)> {
         let mut header = header();
         change(&mut header);
         let policy = policy(policy_text);
-        let sizes = [2000];
-        let ask = CheckRequest {
-            policy: &policy,
-            variant: Variant::Cpu,
-            headers: &[header],
-            sizes: &sizes,
-            cores: 2,
-            memory_bytes: Some(8 << 30),
-            beside: &[],
-            gpus: None,
-            commit: None,
-        };
-        all(&ask).into_iter().map(|finding| (finding.error, finding.key, finding.message)).collect()
+        let ask = CheckRequest { memory_bytes: Some(8 << 30), ..ask(&policy) };
+        all(&model(vec![header]), &ask)
+            .into_iter()
+            .map(|finding| (finding.error, finding.key, finding.message))
+            .collect()
     }
 
     #[test]
@@ -281,20 +234,7 @@ mod tests {
                 header
             })
             .collect();
-        let sizes = vec![2000; headers.len()];
-        let policy = policy("");
-        let ask = CheckRequest {
-            policy: &policy,
-            variant: Variant::Cpu,
-            headers: &headers,
-            sizes: &sizes,
-            cores: 2,
-            memory_bytes: None,
-            beside: &[],
-            gpus: None,
-            commit: None,
-        };
-        all(&ask).into_iter().map(|finding| finding.message).collect()
+        all(&model(headers), &ask(&policy(""))).into_iter().map(|finding| finding.message).collect()
     }
 
     #[test]

@@ -1,10 +1,11 @@
 //! Tables: recipe, checks, launch, requests.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use serde_json::json;
+
 use super::*;
-use crate::base::cancel::Cancel;
 use crate::base::digest::Digest;
 use crate::format::gguf::{Magic, Tensor, Value};
 use crate::format::manifest::EngineSpec;
@@ -32,6 +33,12 @@ pub(super) fn header() -> Header {
         special_tokens: BTreeMap::new(),
         data_offset: 1024,
     }
+}
+
+/// A model of such parts, of 2,000 bytes each.
+pub(super) fn model(headers: Vec<Header>) -> LlamaModel {
+    let sizes = vec![2000; headers.len()];
+    LlamaModel(Gguf { weights: PathBuf::from("/w/é.gguf"), headers, sizes, beside: Vec::new() })
 }
 
 pub(super) fn policy(text: &str) -> Policy {
@@ -91,14 +98,11 @@ fn launched(policy_text: &str, variant: Variant) -> (Launch, String) {
         policy: &policy(policy_text),
         variant,
         artifact: Path::new("/a b"),
-        weights: Path::new("/w/é.gguf"),
-        header: &header(),
-        port: 4321,
-        key: "sekret",
+        endpoint: &Endpoint { port: 4321, key: "sekret".to_owned() },
         scratch: Path::new("/s"),
         cores: 6,
     };
-    let launch = LlamaCpp.launch(&ask).unwrap();
+    let launch = model(vec![header()]).launch(&ask).unwrap();
     let line = launch.args.iter().map(|arg| arg.to_string_lossy()).collect::<Vec<_>>().join(" ");
     (launch, format!("{line} "))
 }
@@ -141,16 +145,10 @@ fn templates_travel_as_files() {
 }
 
 fn requested(policy_text: &str) -> (&'static str, Json) {
-    let cancel = Cancel::default();
-    let (policy, header) = (policy(policy_text), header());
-    request(&GenerateRequest {
-        policy: &policy,
-        header: &header,
-        prompt: "P",
-        seed: 7,
-        deadline: Instant::now(),
-        cancel: &cancel,
-    })
+    let policy = policy(policy_text);
+    let endpoint = Endpoint { port: 1, key: String::new() };
+    let chat = chat_template(&policy, &header()).is_some();
+    OpenAi::new(&endpoint, DIALECT, chat).body(&Request::new(&policy, "P", 7, Instant::now())).unwrap()
 }
 
 #[test]
@@ -164,36 +162,9 @@ fn requests_carry_the_whole_sampler() {
     assert_eq!((path, &body["prompt"], body.get("messages")), ("/v1/completions", &json!("P"), None));
 }
 
-fn heard(events: &[&str]) -> Result<Generated, EngineError> {
-    let mut stream = Stream::default();
-    for event in events {
-        stream.take(event, &mut |_| true)?;
-    }
-    stream.generated()
-}
-
-#[test]
-fn streams_become_answers_or_errors() {
-    let text = r#"{"choices":[{"delta":{"content":"é"}}],"timings":{"predicted_n":2}}"#;
-    let thought = r#"{"choices":[{"delta":{"reasoning_content":"hm"}}]}"#;
-    let end = r#"{"choices":[{"delta":{},"finish_reason":"length"}]}"#;
-    let usage = r#"{"choices":[],"usage":{"completion_tokens":3,"prompt_tokens":4},"timings":{"prompt_ms":1.5,"predicted_ms":null}}"#;
-    let answer = heard(&[thought, text, end, usage]).unwrap();
-    assert_eq!((&*answer.text, &*answer.thought, answer.finish), ("é", "hm", Finish::Length));
-    assert_eq!(
-        (answer.completion_tokens, answer.prompt_tokens, answer.prompt_ms, answer.decode_ms),
-        (3, 4, Some(1.5), None)
-    );
-    for bad in [&[][..], &[text], &[text, usage], &[end], &["{"], &["[1"], &[r#"{"error":{"message":"no"}}"#]] {
-        assert!(heard(bad).is_err(), "{bad:?}");
-    }
-    let long = r#"{"error":{"n_prompt_tokens":9,"n_ctx":8,"message":"x"}}"#;
-    assert!(matches!(heard(&[long]), Err(EngineError::TooLong { prompt_tokens: 9, context_size: 8 })));
-}
-
 #[test]
 fn the_cache_of_a_token() {
     // SmolLM2-135M: 30 layers, 3 heads, 64 wide, keys and values, two bytes each.
     assert_eq!(cache_bytes_per_token(&header()), 30 * 3 * 128 * 2);
-    assert_eq!(LlamaCpp.memory_bytes(&policy("runtime: {parallel: 2}"), &header(), &[10]), 10 + 4096 * 23_040);
+    assert_eq!(model(vec![header()]).memory_bytes(&policy("runtime: {parallel: 2}")), 2000 + 4096 * 23_040);
 }

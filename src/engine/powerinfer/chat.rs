@@ -1,11 +1,11 @@
-//! From a prompt to the parts its server is given: texts, and special tokens by their numbers.
+//! From a prompt to the parts that the server gets: texts, and special tokens by their numbers.
 //!
-//! PowerInfer's server knows no chat templates and never reads a special token in a text, so both are done here. That has
-//! one good side, which is kept: whatever a message says, it cannot become a special token.
+//! PowerInfer's server has no chat templates and never parses special tokens in a text: both are done here. Therefore no
+//! message can contain a special token, whatever it says.
 //!
-//! Templates are Jinja with the surroundings that `transformers` gives them (`chat_template_utils.py`). They come from the
-//! policy, else from the model; steps, texts and output are bounded. Absent: tools, documents, images, the time of day,
-//! `format` and `pprint`.
+//! Templates are Jinja with the filters and variables of `transformers` (`chat_template_utils.py`). They come from the policy,
+//! else from the model; steps, texts and output are bounded. Absent: tools, documents, images, the time of day, `format` and
+//! `pprint`.
 
 use std::collections::BTreeSet;
 use std::io::{self, Write};
@@ -15,8 +15,9 @@ use minijinja::value::{Kwargs, StringInput, Value};
 use minijinja::{Environment, ErrorKind, State, context, filters};
 use minijinja_contrib::pycompat::unknown_method_callback;
 
-use super::model;
+use super::{ID, model};
 use crate::engine::EngineError;
+use crate::engine::conversation::{self, Message, Prompt};
 use crate::format::gguf::Header;
 use crate::format::policy::Policy;
 
@@ -108,39 +109,52 @@ pub(super) fn has_template(policy: &Policy, header: &Header) -> Result<bool, Eng
     Ok(!matches!(template(policy, header)?, Template::None))
 }
 
-/// The texts that end an answer: the policy's, and the one that the template's next turn would begin with.
-pub(super) fn stops(policy: &Policy, header: &Header) -> Vec<String> {
+/// The texts that end an answer: those of the request, and the one that the template's next turn would begin with.
+pub(super) fn stops(own: &[String], policy: &Policy, header: &Header) -> Vec<String> {
     let implied = match template(policy, header) {
         Ok(Template::Known(known)) => Some(known.stop.to_owned()),
         _ => None,
     };
-    policy.generation.stop.iter().filter(|stop| !stop.is_empty()).cloned().chain(implied).collect()
+    own.iter().filter(|stop| !stop.is_empty()).cloned().chain(implied).collect()
 }
 
 /// The parts of a prompt, through the template when there is one.
 ///
 /// # Errors
-/// When the template is not known, is wrong or raises an exception, or there is no place for the system message.
-pub(super) fn parts(policy: &Policy, header: &Header, prompt: &str) -> Result<Vec<Part>, EngineError> {
-    let system = policy.generation.system_prompt.as_deref();
-    let source = match template(policy, header)? {
-        Template::Known(known) => known.template,
-        Template::Jinja(text) => text,
-        Template::None if system.is_none() => return Ok(vec![Part::Text(prompt.to_owned())]),
-        Template::None => {
-            let why = "without a chat template there is no place for a system message".to_owned();
-            return Err(EngineError::Policy { key: "generation.system_prompt", why });
-        }
+/// When the template is not known, is wrong or raises an exception, there is none for messages that need one, or a message
+/// holds more than text.
+pub(super) fn parts(policy: &Policy, header: &Header, prompt: &Prompt) -> Result<Vec<Part>, EngineError> {
+    let (messages, source) = match (prompt, template(policy, header)?) {
+        (Prompt::Text(text), _) => return Ok(vec![Part::Text(text.clone())]),
+        (Prompt::Messages(messages), Template::Known(known)) => (messages, known.template),
+        (Prompt::Messages(messages), Template::Jinja(text)) => (messages, text),
+        (prompt, Template::None) => return Ok(vec![Part::Text(prompt.without_template()?.to_owned())]),
     };
+    let messages = messages.iter().map(|message| Ok((message.role.as_str(), text_of_message(message)?)));
+    let messages: Vec<(&str, String)> = messages.collect::<Result<_, EngineError>>()?;
     let special = Special::of(header);
-    let texts: Vec<&str> = system.into_iter().chain([prompt, source]).collect();
-    let guard = guard(&texts).ok_or_else(|| wrong("a message uses every character there is".to_owned()))?;
-    let message = |role: &str, text: &str| {
-        Value::from_pairs([("role", role.to_owned()), ("content", special.guarded(text, guard))])
+    let texts: Vec<&str> = messages.iter().map(|(_, text)| text.as_str()).chain([source]).collect();
+    let guard = guard(&texts).ok_or_else(|| wrong("the messages use every character for private use".to_owned()))?;
+    let message = |(role, text): &(&str, String)| {
+        Value::from_pairs([("role", (*role).to_owned()), ("content", special.guarded(text, guard))])
     };
-    let messages = system.map(|text| message("system", text)).into_iter().chain([message("user", prompt)]).collect();
-    let rendered = render(source, messages, &special).map_err(|error| wrong(said(&error)))?;
-    Ok(special.split(&rendered, guard))
+    let rendered = render(source, messages.iter().map(message).collect(), &special);
+    Ok(special.split(&rendered.map_err(|error| wrong(said(&error)))?, guard))
+}
+
+fn text_of_message(message: &Message) -> Result<String, EngineError> {
+    let unsupported = |what| Err(EngineError::Unsupported { engine: ID, what });
+    if !message.tool_calls.is_empty() || message.tool_call_id.is_some() {
+        return unsupported("tools");
+    }
+    let mut whole = String::new();
+    for part in &message.content {
+        match part {
+            conversation::Part::Text(text) => whole.push_str(text),
+            conversation::Part::Image { .. } => return unsupported("images"),
+        }
+    }
+    Ok(whole)
 }
 
 fn said(error: &minijinja::Error) -> String {
@@ -358,6 +372,7 @@ fn cuts(text: &str) -> impl Iterator<Item = (&str, &str)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::conversation::Role;
     use crate::engine::powerinfer::tests::{SPARSE, header, policy};
 
     const START: u32 = 259;
@@ -366,8 +381,9 @@ mod tests {
     fn of(template: &str, system: Option<&str>, prompt: &str) -> Result<Vec<Part>, EngineError> {
         let mut policy = policy("");
         policy.generation.chat_template = Some(template.to_owned());
-        policy.generation.system_prompt = system.map(str::to_owned);
-        parts(&policy, &header(&SPARSE), prompt)
+        let system = system.map(|text| Message::new(Role::System, text));
+        let messages = system.into_iter().chain([Message::new(Role::User, prompt)]).collect();
+        parts(&policy, &header(&SPARSE), &Prompt::Messages(messages))
     }
 
     fn text(text: &str) -> Part {
@@ -502,6 +518,6 @@ mod tests {
     #[test]
     fn the_next_turn_ends_an_answer() {
         let policy = policy("generation: {chat_template: vicuna, stop: [x]}");
-        assert_eq!(stops(&policy, &header(&SPARSE)), ["x", "USER:"]);
+        assert_eq!(stops(&policy.generation.stop, &policy, &header(&SPARSE)), ["x", "USER:"]);
     }
 }

@@ -6,7 +6,10 @@ mod gpu;
 use super::{chat, launch, model, wire};
 use crate::base::name::{Name, RelPath};
 use crate::base::platform::Variant;
-use crate::engine::{CheckRequest, EngineError, Finding};
+use crate::engine::conversation::{Message, Prompt, Role, Sampling};
+use crate::engine::finding::{self, Finding, error, warning};
+use crate::engine::gguf::{Gguf, of_extents};
+use crate::engine::{CheckRequest, EngineError};
 use crate::format::gguf::{Header, Tensor};
 use crate::format::policy::Policy;
 
@@ -33,19 +36,19 @@ const CONNECTIONS: u32 = 8;
 /// Tokens that end a turn in chat models. PowerInfer stops at the end-of-text token alone.
 const TURN_ENDS: &[&str] = &["<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>", "<|endoftext|>"];
 
-pub(super) fn all(ask: &CheckRequest<'_>) -> Vec<Finding> {
-    let [header] = ask.headers else {
-        let message = format!("the weights have {} parts, and PowerInfer loads a single file", ask.headers.len());
+pub(super) fn all(of: &Gguf, ask: &CheckRequest<'_>) -> Vec<Finding> {
+    let [header] = of.headers.as_slice() else {
+        let message = format!("the weights have {} parts, and PowerInfer loads a single file", of.headers.len());
         return vec![error("", message, Some("choose a model that is not split"))];
     };
-    let mut found = of_model(ask.sizes.first().copied().unwrap_or(0), ask.commit, header);
-    found.extend(gpu::of_build(ask, header));
-    found.extend(gpu::of_gpus(ask, header));
+    let mut found = of_model(of.size_bytes(), ask.commit, header);
+    found.extend(gpu::of_build(of, ask));
+    found.extend(gpu::of_gpus(of, ask));
     found.extend(of_threads(ask, header));
     found.extend(of_context(ask, header));
     found.extend(of_sampling(ask, header));
     found.extend(of_template(ask, header));
-    found.extend(of_memory(ask, header));
+    found.extend(of_memory(of, ask));
     found
 }
 
@@ -60,18 +63,6 @@ pub(super) fn of_name(policy: &Policy) -> Option<Finding> {
     ];
     let named = |name: &str| ["mixtral", "moe"].iter().any(|word| name.to_lowercase().contains(word));
     names.into_iter().flatten().any(named).then(|| warning("engine", NO_EXPERTS, Some(EXPERTS_HINT)))
-}
-
-fn finding(error: bool, key: &'static str, message: impl Into<String>, hint: Option<&str>) -> Finding {
-    Finding { error, key, message: message.into(), hint: hint.map(str::to_owned) }
-}
-
-fn error(key: &'static str, message: impl Into<String>, hint: Option<&str>) -> Finding {
-    finding(true, key, message, hint)
-}
-
-fn warning(key: &'static str, message: impl Into<String>, hint: Option<&str>) -> Finding {
-    finding(false, key, message, hint)
 }
 
 /// What is wrong with the model itself, whose file has `size` bytes, for a commit of the engine.
@@ -143,9 +134,7 @@ fn missing(header: &Header, architecture: &str, sparse: bool) -> Vec<String> {
 
 fn of_tensors(size: u64, header: &Header) -> Vec<Finding> {
     let mut found = Vec::new();
-    if let Err(cut) = header.check_extents(size) {
-        found.push(error("", cut.to_string(), Some("`aitools verify --repair` fetches them again")));
-    }
+    found.extend(of_extents(header, size, ""));
     if let Some(tensor) = header.tensors.iter().find(|tensor| !TYPES.contains(&tensor.kind)) {
         let message = format!("{} has a type that PowerInfer does not know", named(tensor));
         found.push(error("", message, Some("use weights in F16 or Q4_0")));
@@ -220,10 +209,6 @@ fn of_neurons(header: &Header) -> Vec<Finding> {
     found
 }
 
-fn gib(bytes: u64) -> f64 {
-    bytes as f64 / f64::from(1 << 30)
-}
-
 fn of_threads(ask: &CheckRequest<'_>, header: &Header) -> Vec<Finding> {
     const KEY: &str = "runtime.threads";
     let mut found = Vec::new();
@@ -248,20 +233,12 @@ fn of_threads(ask: &CheckRequest<'_>, header: &Header) -> Vec<Finding> {
 }
 
 fn of_context(ask: &CheckRequest<'_>, header: &Header) -> Vec<Finding> {
-    let mut found = Vec::new();
     let runtime = &ask.policy.runtime;
     let size = model::context_size(ask.policy, header);
-    if let Some(trained) = header.context_length().filter(|trained| u64::from(size) > *trained) {
-        let message = format!("the model was trained on {trained} tokens of context: {size} may give nonsense");
-        found.push(warning("runtime.context_size", message, Some(&format!("use {trained} or less"))));
-    }
+    let mut found = finding::of_context(ask.policy, size, header.context_length());
     if let Some(batch) = runtime.batch_size.filter(|batch| *batch > model::BATCH) {
         let message = format!("its server takes {} tokens at once at most, not {batch}", model::BATCH);
         found.push(warning("runtime.batch_size", message, None));
-    }
-    if let Some(tokens) = ask.policy.generation.max_tokens.filter(|tokens| *tokens >= size) {
-        let message = format!("{tokens} tokens and a prompt do not fit a context of {size}: answers will end early");
-        found.push(warning("generation.max_tokens", message, Some("raise `runtime.context_size`")));
     }
     if let Some(parallel) = runtime.parallel.filter(|parallel| *parallel > CONNECTIONS) {
         let message = format!("its server reads {CONNECTIONS} requests at a time, not {parallel}");
@@ -276,7 +253,7 @@ fn of_context(ask: &CheckRequest<'_>, header: &Header) -> Vec<Finding> {
 fn of_sampling(ask: &CheckRequest<'_>, header: &Header) -> Vec<Finding> {
     let mut found = Vec::new();
     let generation = &ask.policy.generation;
-    if let Err(EngineError::Policy { key, why }) = wire::sampling(ask.policy) {
+    if let Err(EngineError::Policy { key, why }) = wire::sampling(&Sampling::new(ask.policy, 0)) {
         found.push(error(key, why, None));
     }
     if generation.seed.is_some() && generation.temperature != Some(0.0) {
@@ -293,16 +270,16 @@ fn of_sampling(ask: &CheckRequest<'_>, header: &Header) -> Vec<Finding> {
 fn of_template(ask: &CheckRequest<'_>, header: &Header) -> Vec<Finding> {
     const KEY: &str = "generation.chat_template";
     let generation = &ask.policy.generation;
-    match chat::parts(ask.policy, header, "hello") {
+    let system = generation.system_prompt.as_ref().map(|text| Message::new(Role::System, text));
+    let messages = system.into_iter().chain([Message::new(Role::User, "hello")]).collect();
+    match chat::parts(ask.policy, header, &Prompt::Messages(messages)) {
         Err(EngineError::Policy { key, why }) => {
             let hint = "give `generation.chat_template`, or put the text into the prompt";
             return vec![error(key, why, Some(hint).filter(|_| key != KEY))];
         }
         Err(other) => return vec![error(KEY, other.to_string(), None)],
         Ok(_) if !chat::has_template(ask.policy, header).unwrap_or(false) => {
-            let message = "the model has no chat template: prompts are sent as they are";
-            let hint = "give `generation.chat_template`, or `chat_template: none` when that is what you want";
-            return if generation.chat_template.is_some() { vec![] } else { vec![warning(KEY, message, Some(hint))] };
+            return finding::of_missing_template(ask.policy, None).into_iter().collect();
         }
         Ok(_) => {}
     }
@@ -316,25 +293,23 @@ fn of_template(ask: &CheckRequest<'_>, header: &Header) -> Vec<Finding> {
             Some("give the text that follows, or a model whose end-of-text token it is"),
         )
     };
-    if chat::stops(ask.policy, header).is_empty() { ends.take(1).map(message).collect() } else { vec![] }
+    if chat::stops(&generation.stop, ask.policy, header).is_empty() {
+        ends.take(1).map(message).collect()
+    } else {
+        vec![]
+    }
 }
 
-fn of_memory(ask: &CheckRequest<'_>, header: &Header) -> Option<Finding> {
-    let machine = ask.memory_bytes?;
-    let weights = ask.sizes.iter().sum::<u64>();
-    let needed = weights.saturating_add(model::cache_bytes(ask.policy, header));
+fn of_memory(of: &Gguf, ask: &CheckRequest<'_>) -> Option<Finding> {
+    let (header, machine) = (of.header(), ask.memory_bytes?);
     // On a GPU a part of it lies there instead; how much, the budget says for sparse models alone.
     let elsewhere = match ask.variant {
         Variant::Cpu => 0.0,
         _ if model::is_sparse(header) => ask.policy.runtime.vram_budget_gb.unwrap_or(0.0).clamp(0.0, 100_000.0),
         _ => return None,
     };
-    if gib(needed) - elsewhere <= gib(machine) {
-        return None;
-    }
-    let message =
-        format!("weights and caches take about {:.1} GiB, and this machine has {:.1} GiB", gib(needed), gib(machine));
-    Some(warning("runtime.context_size", message, Some("choose a smaller quantisation, or a smaller context")))
+    let elsewhere = (elsewhere * f64::from(1 << 30)) as u64;
+    finding::of_memory(of.size_bytes(), model::cache_bytes(ask.policy, header), machine, elsewhere)
 }
 
 #[cfg(test)]
@@ -347,19 +322,24 @@ mod tests {
 
     type Found = Vec<(bool, &'static str, String)>;
 
-    fn ask<'a>(policy: &'a Policy, variant: Variant, headers: &'a [Header], sizes: &'a [u64]) -> CheckRequest<'a> {
-        let (cores, memory_bytes) = (4, Some(1 << 30));
-        CheckRequest { policy, variant, headers, sizes, cores, memory_bytes, beside: &[], gpus: None, commit: None }
+    fn ask(policy: &Policy, variant: Variant) -> CheckRequest<'_> {
+        CheckRequest { policy, variant, cores: 4, memory_bytes: Some(1 << 30), gpus: None, commit: None }
+    }
+
+    fn model(headers: Vec<Header>, sizes: &[u64], beside: &[&str]) -> Gguf {
+        let beside = beside.iter().map(|file| file.parse().unwrap()).collect();
+        Gguf { weights: std::path::PathBuf::new(), headers, sizes: sizes.to_vec(), beside }
     }
 
     fn found(model: &Tiny, text: &str, variant: Variant, change: impl FnOnce(&mut Header)) -> Found {
         let mut header = header(model);
         change(&mut header);
         let policy = policy(text);
-        let sizes = [model.size_bytes()];
-        let beside = ["activation/activation_0.pt".parse().unwrap()];
-        let ask = CheckRequest { beside: &beside, ..ask(&policy, variant, std::slice::from_ref(&header), &sizes) };
-        all(&ask).into_iter().map(|finding| (finding.error, finding.key, finding.message)).collect()
+        let whole = self::model(vec![header], &[model.size_bytes()], &["activation/activation_0.pt"]);
+        all(&whole, &ask(&policy, variant))
+            .into_iter()
+            .map(|finding| (finding.error, finding.key, finding.message))
+            .collect()
     }
 
     fn keys(found: &Found) -> Vec<(bool, &'static str)> {
@@ -494,9 +474,12 @@ mod tests {
         assert!(!error && message.contains("breaks characters"), "{message}");
         let mut experts = header(&SPARSE);
         experts.metadata.insert("llama.expert_count".to_owned(), Value::Uint(8));
-        let (policy, headers) = (policy(&quiet), [experts]);
-        let other = CheckRequest { commit: Some("09d79ec"), ..ask(&policy, Variant::Cpu, &headers, &[1 << 30]) };
-        assert!(all(&other).iter().all(|finding| !finding.error), "another commit may load them");
+        let policy = policy(&quiet);
+        let other = CheckRequest { commit: Some("09d79ec"), ..ask(&policy, Variant::Cpu) };
+        assert!(
+            all(&model(vec![experts], &[1 << 30], &[]), &other).iter().all(|finding| !finding.error),
+            "another commit may load them"
+        );
         let swapped = |header: &mut Header| header.magic = crate::format::gguf::Magic::Pwri;
         let all = found(&DENSE, &quiet, Variant::Cpu, swapped);
         assert!(all[0].0 && all[0].2.contains("ffn_down_t"), "a dense model that says it is sparse: {all:?}");
@@ -513,9 +496,10 @@ mod tests {
             driver: String::new(),
         };
         let policy = policy(&format!("runtime: {{{runtime}}}\ngeneration: {{{QUIET}}}"));
-        let (gpus, sizes, headers) = (gpus.iter().map(gpu).collect::<Vec<_>>(), [model.size_bytes()], [header(model)]);
-        let ask = CheckRequest { gpus: Some(&gpus), ..ask(&policy, Variant::Cuda, &headers, &sizes) };
-        all(&ask).into_iter().map(|found| (found.error, found.key, found.message)).collect()
+        let gpus: Vec<_> = gpus.iter().map(gpu).collect();
+        let ask = CheckRequest { gpus: Some(&gpus), ..ask(&policy, Variant::Cuda) };
+        let model = self::model(vec![header(model)], &[model.size_bytes()], &[]);
+        all(&model, &ask).into_iter().map(|found| (found.error, found.key, found.message)).collect()
     }
 
     /// The processor computes the predicted rows of any type, a GPU ends the process.
@@ -577,9 +561,9 @@ mod tests {
     fn split_and_large_models() {
         let header = header(&SPARSE);
         let policy = policy(&format!("generation: {{{QUIET}}}"));
-        let of = |headers: &[Header], sizes: &[u64]| all(&ask(&policy, Variant::Cpu, headers, sizes));
+        let of =
+            |headers: &[Header], sizes: &[u64]| all(&model(headers.to_vec(), sizes, &[]), &ask(&policy, Variant::Cpu));
         assert!(of(&[header.clone(), header.clone()], &[1, 1])[0].message.contains("2 parts"));
-        assert!(of(&[], &[])[0].error);
         let large = of(&[header], &[2 << 30]);
         assert!(!large[0].error && large[0].message.contains("2.0 GiB"), "{large:?}");
     }
@@ -600,8 +584,7 @@ mod tests {
             let bytes = crate::base::fs::read_bounded(&path, 1 << 20).unwrap();
             let policy = crate::format::policy::parse(name, &bytes).unwrap().0.value;
             for variant in [Variant::Cpu, Variant::Cuda] {
-                let (headers, sizes) = ([header(&SPARSE)], [SPARSE.size_bytes()]);
-                let all = all(&ask(&policy, variant, &headers, &sizes));
+                let all = all(&model(vec![header(&SPARSE)], &[SPARSE.size_bytes()], &[]), &ask(&policy, variant));
                 assert!(all.iter().all(|finding| !finding.error), "{name}: {all:?}");
             }
         }

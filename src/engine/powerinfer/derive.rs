@@ -1,4 +1,4 @@
-//! Models made with PowerInfer's own programs. Read against `examples/quantize/quantize.cpp` and `convert.py` at commit d3ebd7c.
+//! Deriving models with PowerInfer's own programs. Read against `examples/quantize/quantize.cpp` and `convert.py` at commit d3ebd7c.
 //!
 //! Its `quantize` writes every type of its time without a word, but what computes sparse layers knows two of them and takes
 //! any other for F16: nonsense, and an exit code of 0. Therefore `Q4_0` alone is a target here, and what came out is looked at.
@@ -14,7 +14,8 @@ use std::path::{Path, PathBuf};
 use crate::base::fs;
 use crate::base::platform::executable;
 use crate::engine::derive::{Derivation, DeriveRequest, Maker, Work};
-use crate::engine::{EngineError, Finding, Launch};
+use crate::engine::finding::{Finding, error};
+use crate::engine::{EngineError, Launch, ModelError, gguf};
 use crate::format::gguf::{Header, Magic, Tensor};
 use crate::format::manifest::{EngineSpec, Step};
 
@@ -71,7 +72,7 @@ fn refused(why: impl Into<String>, hint: &str) -> EngineError {
 
 pub(super) fn command(ask: &DeriveRequest<'_>) -> Result<Launch, EngineError> {
     let (program, args) = match ask.work {
-        Work::Quantize { kind, input, header, artifact } => quantize(ask, (kind, input, header, artifact))?,
+        Work::Quantize { kind, input, artifact } => quantize(ask, (kind, input, artifact))?,
         Work::Convert { model, predictor, source, python, packages } => {
             convertible(model, predictor)?;
             let mut args: Vec<OsString> = ["-I", "-S", "-B", "-c", START].map(OsString::from).into();
@@ -88,8 +89,10 @@ pub(super) fn command(ask: &DeriveRequest<'_>) -> Result<Launch, EngineError> {
 type Command = (PathBuf, Vec<OsString>);
 
 /// `quantize IN OUT TYPE THREADS`.
-fn quantize(ask: &DeriveRequest<'_>, of: (&str, &Path, &Header, &Path)) -> Result<Command, EngineError> {
-    let (kind, input, header, artifact) = of;
+fn quantize(ask: &DeriveRequest<'_>, of: (&str, &Path, &Path)) -> Result<Command, EngineError> {
+    let (kind, input, artifact) = of;
+    let unreadable = |error: ModelError| EngineError::Underivable { why: error.to_string(), hint: None };
+    let (header, _) = gguf::read(input).map_err(unreadable)?;
     let wide = |shape: &[u64]| shape.iter().filter(|length| **length > 1).count() > 1;
     let done = header.tensors.iter().find(|tensor| wide(&tensor.shape) && !WHOLE_TYPES.contains(&tensor.kind));
     if let Some(tensor) = done {
@@ -105,7 +108,7 @@ fn type_of(tensor: &Tensor) -> String {
     tensor.tensor_type().map_or_else(|| format!("type {}", tensor.kind), |kind| kind.name.to_owned())
 }
 
-/// What `convert.py` would stumble over, or not notice.
+/// Inputs that `convert.py` would fail on, or not notice.
 fn convertible(model: &Path, predictor: &Path) -> Result<(), EngineError> {
     let bytes = fs::read_bounded(&model.join("config.json"), MAX_CONFIG_BYTES);
     let config: Option<serde_json::Value> = bytes.ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
@@ -131,32 +134,44 @@ fn convertible(model: &Path, predictor: &Path) -> Result<(), EngineError> {
     Ok(())
 }
 
-/// What is wrong with what came out: everything that is wrong with any model, or that it is another one.
-pub(super) fn check(ask: &DeriveRequest<'_>, header: &Header, size: u64) -> Vec<Finding> {
+/// What is wrong with the file that was made: everything that is wrong with any model, or that it is another one.
+pub(super) fn check(ask: &DeriveRequest<'_>) -> Vec<Finding> {
+    if !fs::exists(ask.output) {
+        return vec![error("", "the program made no file", None)];
+    }
+    let from = match ask.work {
+        Work::Quantize { input, .. } => gguf::read(input).map(|(header, _)| Some(header)),
+        Work::Convert { .. } => Ok(None),
+    };
+    match gguf::read(ask.output).and_then(|(header, size)| Ok(compare(ask, &header, size, from?.as_ref()))) {
+        Ok(found) => found,
+        Err(unusable) => vec![error("", unusable.why, None)],
+    }
+}
+
+fn compare(ask: &DeriveRequest<'_>, header: &Header, size: u64, from: Option<&Header>) -> Vec<Finding> {
     let mut found = check::of_model(size, ask.commit, header);
     found.retain(|finding| finding.error);
-    let mut error = |message: &str| {
-        found.push(Finding { error: true, key: "", message: message.to_owned(), hint: None });
-    };
+    let mut wrong = |message: &str| found.push(error("", message, None));
     let shapes = |header: &Header| -> Vec<_> {
         header.tensors.iter().map(|tensor| (tensor.name.clone(), tensor.shape.clone())).collect()
     };
-    match ask.work {
-        Work::Quantize { kind, header: from, .. } => {
+    match (&ask.work, from) {
+        (Work::Quantize { kind, .. }, Some(from)) => {
             if header.magic != from.magic {
-                error("its first bytes are not those of the model it was made from");
+                wrong("its first bytes are not those of the model it was made from");
             }
             if shapes(header) != shapes(from) {
-                error("it has other tensors than the model it was made from");
+                wrong("it has other tensors than the model it was made from");
             }
             let left =
-                |tensor: &&Tensor| QUANTIZED.iter().any(|part| tensor.name.ends_with(part)) && type_of(tensor) != kind;
+                |tensor: &&Tensor| QUANTIZED.iter().any(|part| tensor.name.ends_with(part)) && type_of(tensor) != *kind;
             if let Some(tensor) = header.tensors.iter().find(left) {
-                error(&format!("`{}` is {}, not {kind}: it was not quantized", tensor.name, type_of(tensor)));
+                wrong(&format!("`{}` is {}, not {kind}: it was not quantized", tensor.name, type_of(tensor)));
             }
         }
-        Work::Convert { .. } if header.magic != Magic::Pwri => error("its first bytes are not `PWRI`"),
-        Work::Convert { .. } => {}
+        (Work::Convert { .. }, _) if header.magic != Magic::Pwri => wrong("its first bytes are not `PWRI`"),
+        _ => {}
     }
     found
 }
@@ -182,10 +197,13 @@ mod tests {
         for model in [&*SPARSE, &*DENSE] {
             let from = header(model);
             let none = Path::new("");
-            let work = Work::Quantize { kind: "Q4_0", input: none, header: &from, artifact: none };
+            let work = Work::Quantize { kind: "Q4_0", input: none, artifact: none };
             let ask = DeriveRequest { work, commit: None, output: none, scratch: none, threads: 1 };
             let said = |header: &Header| -> Vec<String> {
-                check(&ask, header, model.size_bytes()).into_iter().map(|finding| finding.message).collect()
+                compare(&ask, header, model.size_bytes(), Some(&from))
+                    .into_iter()
+                    .map(|finding| finding.message)
+                    .collect()
             };
             assert_eq!(said(&quantized(model)), [""; 0]);
             assert!(said(&from)[0].contains("is F16, not Q4_0"), "{:?}", said(&from));

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use super::gpu_index;
 use crate::base::platform::Variant;
+use crate::engine::gguf;
 use crate::format::gguf::{Header, Magic, Tensor, Value};
 use crate::format::policy::Policy;
 
@@ -32,8 +33,7 @@ pub(super) fn by_name(header: &Header) -> BTreeMap<&str, &Tensor> {
 
 /// Tokens of context for one request.
 pub(super) fn context_size(policy: &Policy, header: &Header) -> u32 {
-    let trained = header.context_length().and_then(|tokens| u32::try_from(tokens).ok());
-    policy.runtime.context_size.unwrap_or_else(|| trained.unwrap_or(CONTEXT).min(CONTEXT))
+    gguf::context_size(policy, header, CONTEXT)
 }
 
 /// Tokens of context of all slots together, as the server is started.
@@ -55,14 +55,7 @@ pub(super) fn threads(policy: &Policy, header: &Header, variant: Variant, cores:
 
 /// Bytes of the key and value cache of all slots, in 16 bits; 0 when the header does not say.
 pub(super) fn cache_bytes(policy: &Policy, header: &Header) -> u64 {
-    let of = |key| header.architecture_uint(key);
-    let wide = || {
-        let (width, heads) = (of("embedding_length")?, of("attention.head_count")?.max(1));
-        let heads_kv = of("attention.head_count_kv").unwrap_or(heads);
-        of("block_count")?.checked_mul((width / heads).checked_mul(heads_kv)?)
-    };
-    // Keys and values, two bytes each.
-    wide().unwrap_or(0).saturating_mul(total_context(policy, header)).saturating_mul(4)
+    gguf::cache_bytes_per_token(header).saturating_mul(total_context(policy, header))
 }
 
 /// Bytes of the largest part of its buffer for computing, the attention of each head for each token of a batch to each of

@@ -5,12 +5,15 @@ use std::path::Path;
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
+use futures_util::StreamExt as _;
+
 use super::imitation::{Fault, Script, Server};
 use super::tiny::{self, Tiny};
 use super::*;
-use crate::base::cancel::Cancel;
 use crate::base::fs;
-use crate::engine::{Finish, Piece};
+use crate::engine::answer::{Answer, Generated};
+use crate::engine::conversation::{Delta, Event, Finish, Message, Part, Piece, Prompt, Request, Role, Sampling};
+use crate::format::gguf::Header;
 
 pub(super) fn policy(text: &str) -> Policy {
     let text = format!("engine: powerinfer\nmodel: m\n{text}\n");
@@ -29,38 +32,60 @@ pub(super) static DENSE: LazyLock<Tiny> = LazyLock::new(Tiny::dense);
 const KEY: &str = "a key";
 
 fn serve(pieces: &[&'static str], fault: Fault) -> (Server, Endpoint) {
-    let server = Server::start(Script { alias: launch::alias(KEY), pieces: pieces.to_vec(), fault });
+    let server = Server::start(Script { alias: wire::alias(KEY), pieces: pieces.to_vec(), fault });
     let endpoint = Endpoint { port: server.port, key: KEY.to_owned() };
     (server, endpoint)
 }
 
-fn generate_within(
+fn model(model: &Tiny) -> PowerInferModel {
+    model_at(model, Path::new(""))
+}
+
+pub(super) fn model_at(model: &Tiny, weights: &Path) -> PowerInferModel {
+    let (headers, sizes) = (vec![header(model)], vec![model.size_bytes()]);
+    PowerInferModel(Arc::new(Gguf { weights: weights.to_owned(), headers, sizes, beside: Vec::new() }))
+}
+
+/// One answer, with `sink` called for each piece of text until it returns false.
+async fn generate_within(
     endpoint: &Endpoint,
     text: &str,
     prompt: &str,
     wait: Duration,
-    sink: &mut Sink<'_>,
+    mut sink: impl FnMut(&str) -> bool,
 ) -> Result<Generated, EngineError> {
-    let (policy, header, cancel) = (policy(text), header(&SPARSE), Cancel::default());
-    let deadline = Instant::now() + wait;
-    let ask = GenerateRequest { policy: &policy, header: &header, prompt, seed: 7, deadline, cancel: &cancel };
-    PowerInfer.generate(endpoint, &ask, sink)
+    let policy = policy(text);
+    let request = Request::new(&policy, prompt, 7, Instant::now() + wait);
+    let mut answer = Answer::new();
+    let mut events = model(&SPARSE).connect(&policy, endpoint)?.generate(request);
+    while let Some(event) = events.next().await {
+        let event = event?;
+        answer.push(&event)?;
+        if let Event::Delta(Delta { piece: Piece::Text(text), .. }) = &event
+            && !sink(text)
+        {
+            answer.cancel();
+            break;
+        }
+    }
+    answer.into_generated()
 }
 
-fn generate(endpoint: &Endpoint, text: &str) -> Result<Generated, EngineError> {
-    generate_within(endpoint, text, "hi", Duration::from_secs(10), &mut |_| true)
+const LONG: Duration = Duration::from_secs(10);
+
+async fn generate(endpoint: &Endpoint, text: &str) -> Result<Generated, EngineError> {
+    generate_within(endpoint, text, "hi", LONG, |_| true).await
 }
 
-#[test]
-fn an_answer_with_all_its_numbers() {
+#[tokio::test]
+async fn an_answer_with_all_its_numbers() {
     let (server, endpoint) = serve(&["Hel", "lo", " wörld", "", ""], Fault::None);
     let mut pieces = Vec::new();
-    let mut sink = |piece: Piece<'_>| {
-        let Piece::Text(text) = piece else { panic!() };
+    let sink = |text: &str| {
         pieces.push(text.to_owned());
         true
     };
-    let answer = generate_within(&endpoint, "", "hi", Duration::from_secs(10), &mut sink).unwrap();
+    let answer = generate_within(&endpoint, "", "hi", LONG, sink).await.unwrap();
     assert_eq!(pieces, ["Hel", "lo", " wörld"]);
     assert_eq!((&*answer.text, answer.finish), ("Hello wörld", Finish::Stop));
     assert_eq!((answer.prompt_tokens, answer.completion_tokens, answer.cached_tokens), (3, 5, Some(0)));
@@ -72,11 +97,11 @@ fn an_answer_with_all_its_numbers() {
     assert_eq!((&sent["stream"], &sent["repeat_penalty"]), (&true.into(), &1.0.into()));
 }
 
-#[test]
-fn answers_are_as_long_as_asked_for() {
+#[tokio::test]
+async fn answers_are_as_long_as_asked_for() {
     for limit in 1..=6 {
         let (server, endpoint) = serve(&["a"; 20], Fault::None);
-        let answer = generate(&endpoint, &format!("generation: {{max_tokens: {limit}}}")).unwrap();
+        let answer = generate(&endpoint, &format!("generation: {{max_tokens: {limit}}}")).await.unwrap();
         assert_eq!(answer.text, "a".repeat(limit));
         assert_eq!((answer.completion_tokens, answer.finish), (limit as u64, Finish::Length), "{limit}");
         assert_eq!(server.sent("/completion")[0]["n_predict"], limit - 1);
@@ -85,10 +110,10 @@ fn answers_are_as_long_as_asked_for() {
 
 /// Everything its server would take from its own defaults (`launch_slot_with_data`), but for the seed, which it ignores, and
 /// Mirostat's numbers, which is off.
-#[test]
-fn no_default_of_the_engine_gets_into_a_request() {
+#[tokio::test]
+async fn no_default_of_the_engine_gets_into_a_request() {
     let (server, endpoint) = serve(&["a"], Fault::None);
-    generate(&endpoint, "generation: {temperature: 0.5, top_p: 0.25, top_k: 7, max_tokens: 8, seed: 3}").unwrap();
+    generate(&endpoint, "generation: {temperature: 0.5, top_p: 0.25, top_k: 7, max_tokens: 8, seed: 3}").await.unwrap();
     let expected = serde_json::json!({
         "prompt": [1, 107, 108], "n_predict": 7, "temperature": 0.5, "top_p": 0.25, "top_k": 7, "min_p": 0.05,
         "repeat_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0, "repeat_last_n": 64,
@@ -99,8 +124,8 @@ fn no_default_of_the_engine_gets_into_a_request() {
     assert_eq!(server.sent("/completion"), [expected]);
 }
 
-#[test]
-fn short_answers_end_for_the_right_reason() {
+#[tokio::test]
+async fn short_answers_end_for_the_right_reason() {
     type Row<'a> = (&'a [&'static str], Fault, u64, &'a str, u64, Finish);
     let table: [Row<'_>; 9] = [
         (&[""], Fault::None, 1, "", 1, Finish::Stop),
@@ -116,25 +141,24 @@ fn short_answers_end_for_the_right_reason() {
     ];
     for (pieces, fault, limit, text, tokens, finish) in table {
         let (_server, endpoint) = serve(pieces, fault);
-        let answer = generate(&endpoint, &format!("generation: {{max_tokens: {limit}}}")).unwrap();
+        let answer = generate(&endpoint, &format!("generation: {{max_tokens: {limit}}}")).await.unwrap();
         let found = (&*answer.text, answer.completion_tokens, answer.finish);
         assert_eq!(found, (text, tokens, finish), "{pieces:?} of {limit}");
     }
 }
 
-#[test]
-fn answers_and_prompts_fit_the_context() {
+#[tokio::test]
+async fn answers_and_prompts_fit_the_context() {
     let (server, endpoint) = serve(&["a"; 20], Fault::None);
-    generate(&endpoint, "runtime: {context_size: 9}").unwrap();
+    generate(&endpoint, "runtime: {context_size: 9}").await.unwrap();
     assert_eq!(server.sent("/completion")[0]["n_predict"], 5, "9 less 3 of the prompt, less one");
-    let long =
-        generate_within(&endpoint, "runtime: {context_size: 9}", "123456789", Duration::from_secs(9), &mut |_| true);
+    let long = generate_within(&endpoint, "runtime: {context_size: 9}", "123456789", LONG, |_| true).await;
     assert!(matches!(long, Err(EngineError::TooLong { prompt_tokens: 10, context_size: 9 })), "{long:?}");
     assert_eq!(server.sent("/completion").len(), 1);
 }
 
-#[test]
-fn stop_texts_end_an_answer_wherever_they_are_cut() {
+#[tokio::test]
+async fn stop_texts_end_an_answer_wherever_they_are_cut() {
     let table: [(&[&'static str], &str, Finish); 6] = [
         (&["a\nus", "er b", "c", "d", "e"], "a", Finish::Stop),
         (&["a", "\n", "user"], "a", Finish::Stop),
@@ -145,56 +169,56 @@ fn stop_texts_end_an_answer_wherever_they_are_cut() {
     ];
     for (pieces, expected, finish) in table {
         let (server, endpoint) = serve(pieces, Fault::None);
-        let answer = generate(&endpoint, "generation: {stop: [\"\\nuser\", \"###\"]}").unwrap();
+        let answer = generate(&endpoint, "generation: {stop: [\"\\nuser\", \"###\"]}").await.unwrap();
         assert_eq!((&*answer.text, answer.finish), (expected, finish), "{pieces:?}");
         assert_eq!(server.sent("/completion")[0]["stop"], serde_json::json!([]));
     }
 }
 
-#[test]
-fn a_busy_server_is_asked_again() {
+#[tokio::test]
+async fn a_busy_server_is_asked_again() {
     for fault in [Fault::Busy(4), Fault::BusyLine(4)] {
         let (server, endpoint) = serve(&["a", "b", "c", "d"], fault);
-        assert_eq!(generate(&endpoint, "").unwrap().text, "abcd");
+        assert_eq!(generate(&endpoint, "").await.unwrap().text, "abcd");
         assert_eq!(server.sent("/completion").len(), 5);
     }
     let (_server, endpoint) = serve(&["a"], Fault::Busy(u32::MAX));
-    let never = generate_within(&endpoint, "", "hi", Duration::from_millis(100), &mut |_| true);
+    let never = generate_within(&endpoint, "", "hi", Duration::from_millis(100), |_| true).await;
     assert!(matches!(never, Err(EngineError::Timeout)), "{never:?}");
 }
 
-#[test]
-fn half_an_answer_is_none() {
+#[tokio::test]
+async fn half_an_answer_is_none() {
     for fault in [Fault::Unfinished, Fault::Dies, Fault::Truncated, Fault::NoReason, Fault::NotJson] {
         let (_server, endpoint) = serve(&["a", "b", "c", "d", "e"], fault);
-        let answer = generate(&endpoint, "");
+        let answer = generate(&endpoint, "").await;
         assert!(matches!(answer, Err(EngineError::Unanswered(_))), "{fault:?}: {answer:?}");
     }
     let (_server, endpoint) = serve(&[], Fault::NotFound);
-    assert!(matches!(generate(&endpoint, ""), Err(EngineError::Refused(why)) if why.contains("404")));
+    assert!(matches!(generate(&endpoint, "").await, Err(EngineError::Refused(why)) if why.contains("404")));
     let (_server, endpoint) = serve(&["a", "b", "c", "d"], Fault::Beside);
-    let answer = generate(&endpoint, "");
+    let answer = generate(&endpoint, "").await;
     assert!(matches!(answer, Err(EngineError::Foreign(port)) if port == endpoint.port), "{answer:?}");
     let nobody = Endpoint { port: 1, key: KEY.to_owned() };
-    assert!(matches!(generate(&nobody, ""), Err(EngineError::Unanswered(_))));
+    assert!(matches!(generate(&nobody, "").await, Err(EngineError::Unanswered(_))));
 }
 
-#[test]
-fn a_wedged_server_is_left_in_time() {
+#[tokio::test]
+async fn a_wedged_server_is_left_in_time() {
     let (_server, endpoint) = serve(&["a"], Fault::Wedged);
-    let answer = generate_within(&endpoint, "", "hi", Duration::from_millis(100), &mut |_| true);
+    let answer = generate_within(&endpoint, "", "hi", Duration::from_millis(100), |_| true).await;
     assert!(matches!(answer, Err(EngineError::Timeout)), "{answer:?}");
 }
 
-#[test]
-fn a_sink_that_has_enough_ends_the_answer() {
+#[tokio::test]
+async fn a_sink_that_has_enough_ends_the_answer() {
     let (_server, endpoint) = serve(&["a"; 400], Fault::None);
     let mut count = 0;
-    let mut sink = |_: Piece<'_>| {
+    let sink = |_: &str| {
         count += 1;
         count < 3
     };
-    let answer = generate_within(&endpoint, "", "hi", Duration::from_secs(10), &mut sink).unwrap();
+    let answer = generate_within(&endpoint, "", "hi", LONG, sink).await.unwrap();
     assert_eq!((&*answer.text, answer.finish, answer.completion_tokens), ("aaa", Finish::Cancelled, 3));
 }
 
@@ -213,48 +237,84 @@ fn a_number_that_would_end_the_server_is_never_sent() {
     for (number, change) in changes.iter().enumerate() {
         let mut policy = policy("");
         change(&mut policy.generation);
-        let sent = wire::sampling(&policy);
+        let sent = wire::sampling(&Sampling::new(&policy, 0));
         assert!(matches!(sent, Err(EngineError::Policy { .. })), "{number}: {sent:?}");
     }
 }
 
-#[test]
-fn ready_is_a_real_word_of_our_own_server() {
-    let cancel = Cancel::default();
-    let patience = Patience { cancel: &cancel, deadline: Instant::now() + Duration::from_secs(10) };
-    let ready = |fault| {
+#[tokio::test]
+async fn ready_is_a_real_token_of_our_own_server() {
+    async fn ready(endpoint: &Endpoint) -> Result<bool, EngineError> {
+        model(&SPARSE).connect(&policy(""), endpoint)?.ready(Instant::now() + LONG).await
+    }
+    async fn of(fault: Fault) -> Result<bool, EngineError> {
         let (_server, endpoint) = serve(&["a", "b", "c", "d"], fault);
-        PowerInfer.ready(&endpoint, patience)
-    };
-    assert!(matches!(ready(Fault::None), Ok(true)));
-    assert!(matches!(ready(Fault::Mute), Ok(false)));
-    assert!(matches!(ready(Fault::Foreign), Err(EngineError::Foreign(_))));
-    assert!(matches!(ready(Fault::Beside), Err(EngineError::Foreign(_))));
-    assert!(matches!(ready(Fault::Dies), Ok(false)));
-    assert!(matches!(PowerInfer.ready(&Endpoint { port: 1, key: KEY.to_owned() }, patience), Ok(false)));
+        ready(&endpoint).await
+    }
+    assert!(matches!(of(Fault::None).await, Ok(true)));
+    assert!(matches!(of(Fault::Mute).await, Ok(false)));
+    assert!(matches!(of(Fault::Foreign).await, Err(EngineError::Foreign(_))));
+    assert!(matches!(of(Fault::Beside).await, Err(EngineError::Foreign(_))));
+    assert!(matches!(of(Fault::Dies).await, Ok(false)));
+    assert!(matches!(ready(&Endpoint { port: 1, key: KEY.to_owned() }).await, Ok(false)));
     let (_server, mut endpoint) = serve(&["a"], Fault::None);
     endpoint.key = "another".to_owned();
-    let another = PowerInfer.ready(&endpoint, patience);
+    let another = ready(&endpoint).await;
     assert!(matches!(another, Err(EngineError::Foreign(_))), "another model's server: {another:?}");
-    cancel.cancel();
-    assert!(matches!(PowerInfer.ready(&endpoint, patience), Err(EngineError::Cancelled(_))));
+}
+
+/// What this server cannot do is refused, and nothing is sent.
+#[tokio::test]
+async fn what_the_server_cannot_do_is_refused() {
+    let (server, endpoint) = serve(&["a"], Fault::None);
+    let policy = policy("generation: {chat_template: chatml}");
+    let request = Request::new(&policy, "hi", 7, Instant::now() + LONG);
+    let tool = crate::engine::conversation::Tool {
+        name: "f".to_owned(),
+        description: String::new(),
+        parameters: serde_json::json!({}),
+    };
+    let image = Part::Image { media_type: "image/png".to_owned(), bytes: vec![] };
+    let mut seen = Message::new(Role::User, "what is this?");
+    seen.content.push(image);
+    let format = crate::engine::conversation::Format::JsonObject;
+    for request in [
+        Request { tools: vec![tool], ..request.clone() },
+        Request { format, ..request.clone() },
+        Request { prompt: Prompt::Messages(vec![seen]), ..request.clone() },
+    ] {
+        let mut events = model(&SPARSE).connect(&policy, &endpoint).unwrap().generate(request);
+        let refused = events.next().await.unwrap();
+        assert!(matches!(refused, Err(EngineError::Unsupported { .. })), "{refused:?}");
+    }
+    assert!(server.sent("/completion").is_empty());
+}
+
+/// Requests that run at a time do not see each other's tokens, limits or ends.
+#[tokio::test]
+async fn several_requests_at_a_time() {
+    let (_server, endpoint) = serve(&["a"; 20], Fault::None);
+    let one = |limit: usize| {
+        let endpoint = endpoint.clone();
+        async move { generate(&endpoint, &format!("generation: {{max_tokens: {limit}}}")).await.unwrap().text }
+    };
+    let texts = futures_util::future::join_all((1..=12).map(one)).await;
+    assert_eq!(texts, (1..=12).map(|limit| "a".repeat(limit)).collect::<Vec<_>>());
 }
 
 fn launch_of(model: &Tiny, text: &str, variant: Variant, root: &Path) -> (Launch, Result<(), EngineError>) {
-    let (policy, header, scratch) = (policy(text), header(model), root.join("scratch é"));
+    let (policy, scratch) = (policy(text), root.join("scratch é"));
     fs::create_dir_all(&scratch).unwrap();
+    let model = model_at(model, &root.join("a model/weights.gguf"));
     let ask = LaunchRequest {
         policy: &policy,
         variant,
         artifact: Path::new("artifact"),
-        weights: &root.join("a model/weights.gguf"),
-        header: &header,
-        port: 1234,
-        key: KEY,
+        endpoint: &Endpoint { port: 1234, key: KEY.to_owned() },
         scratch: &scratch,
         cores: 4,
     };
-    (PowerInfer.launch(&ask).unwrap(), PowerInfer.prepare(&ask))
+    (model.launch(&ask).unwrap(), model.prepare(&ask))
 }
 
 fn options(launch: &Launch) -> BTreeMap<String, String> {

@@ -13,7 +13,7 @@ use crate::format::lockfile::{FilePin, ModelEntry, ToolEntry};
 use crate::format::manifest::{DeriveSpec, EngineSpec, Kind, Manifest, ModelSpec, Step};
 use crate::format::receipt::Receipt;
 use crate::ops::failure::{Staleness, Why};
-use crate::ops::{Failure, Project, python};
+use crate::ops::{Failure, Host, Project, python};
 use crate::plan::{self, DeriveWish, DerivesWith, EngineIndex, Layout, ModelIndex, ModelWish};
 
 use super::{Demand, DemandBuilder, DeriveDemand, ModelDemand};
@@ -38,11 +38,11 @@ pub(super) fn is_input(manifest: &Manifest, name: &Name) -> bool {
 ///
 /// # Errors
 /// [`Failure::Input`] with every engine, or every derivation, that is not.
-pub fn check(project: &Project) -> Result<(), Failure> {
+pub fn check(host: &Host, project: &Project) -> Result<(), Failure> {
     let manifest = &project.manifest.value;
     let mut problems = Diagnostics::default();
     for (name, spec) in &manifest.engines {
-        if let Err(Failure::Input(unknown)) = super::adapter(project, name, spec) {
+        if let Err(Failure::Input(unknown)) = super::adapter(host, project, name, spec) {
             problems.0.extend(unknown.0);
         }
     }
@@ -54,7 +54,7 @@ pub fn check(project: &Project) -> Result<(), Failure> {
             continue;
         };
         let engine = &manifest.engines[&derive.engine];
-        if let Err(error) = super::adapter(project, &derive.engine, engine)?.derivation(step, engine) {
+        if let Err(error) = super::adapter(host, project, &derive.engine, engine)?.derivation(step, engine) {
             problems.push(refusal(project, name, step, error));
         }
     }

@@ -1,9 +1,11 @@
-//! What a policy asks of graphics processors.
+//! What is wrong with a policy's use of GPUs.
 
-use super::{QUANTIZE_HINT, error, gib, launch, model, named, of_no_neuron_type, warning};
+use super::{QUANTIZE_HINT, launch, model, named, of_no_neuron_type};
 use crate::base::platform::Variant;
 use crate::build::accelerator::Gpu;
-use crate::engine::{CheckRequest, Finding};
+use crate::engine::CheckRequest;
+use crate::engine::finding::{Finding, error, gib, warning};
+use crate::engine::gguf::Gguf;
 use crate::format::gguf::Header;
 use crate::format::policy::Policy;
 
@@ -12,7 +14,8 @@ use crate::format::policy::Policy;
 const GPU_OVERHEAD_GIB: f64 = 0.8;
 
 /// What a policy says of an accelerator, to the build and the model it is for.
-pub fn of_build(ask: &CheckRequest<'_>, header: &Header) -> Vec<Finding> {
+pub fn of_build(of: &Gguf, ask: &CheckRequest<'_>) -> Vec<Finding> {
+    let header = of.header();
     let mut found = Vec::new();
     let runtime = &ask.policy.runtime;
     let (layers, budget) = (runtime.gpu_layers.filter(|layers| *layers > 0), runtime.vram_budget_gb);
@@ -38,13 +41,14 @@ pub fn of_build(ask: &CheckRequest<'_>, header: &Header) -> Vec<Finding> {
         let message = "a sparse model is not placed by layers: this has no effect";
         found.push(warning("runtime.gpu_layers", message, Some(hint)));
     }
-    found.extend(of_budget(ask, header, budget));
+    found.extend(of_budget(of, ask, budget));
     found
 }
 
 /// What the graphics processors here say to it; nothing when nobody asked them. A sparse model lies on one of them, a dense
 /// one is shared out among all.
-pub fn of_gpus(ask: &CheckRequest<'_>, header: &Header) -> Option<Finding> {
+pub fn of_gpus(of: &Gguf, ask: &CheckRequest<'_>) -> Option<Finding> {
+    let header = of.header();
     let gpus = ask.gpus?;
     let sparse = model::is_sparse(header);
     if gpus.is_empty() {
@@ -55,7 +59,7 @@ pub fn of_gpus(ask: &CheckRequest<'_>, header: &Header) -> Option<Finding> {
     let (key, asked, used, who) = if sparse {
         ("runtime.vram_budget_gb", ask.policy.runtime.vram_budget_gb?, 1, "the largest GPU has")
     } else {
-        let bytes = Some(dense_bytes_on_gpu(ask, header)).filter(|bytes| *bytes > 0)?;
+        let bytes = Some(dense_bytes_on_gpu(of, ask)).filter(|bytes| *bytes > 0)?;
         ("runtime.gpu_layers", gib(bytes), gpus.len(), "the GPUs have")
     };
     let room = |bytes: fn(&Gpu) -> u64| {
@@ -79,14 +83,16 @@ fn overhead_gib(policy: &Policy, header: &Header, gpus: usize) -> f64 {
 }
 
 /// A dense model's weights on the GPU, by the share of its layers, and its cache.
-fn dense_bytes_on_gpu(ask: &CheckRequest<'_>, header: &Header) -> u64 {
+fn dense_bytes_on_gpu(of: &Gguf, ask: &CheckRequest<'_>) -> u64 {
+    let header = of.header();
     let layers = header.block_count().unwrap_or(0).max(1);
     let share = ask.policy.runtime.gpu_layers.map_or(layers, |asked| u64::from(asked).min(layers));
-    let all = ask.sizes.iter().fold(model::cache_bytes(ask.policy, header), |sum, size| sum.saturating_add(*size));
+    let all = of.size_bytes().saturating_add(model::cache_bytes(ask.policy, header));
     (u128::from(all) * u128::from(share) / u128::from(layers)) as u64
 }
 
-fn of_budget(ask: &CheckRequest<'_>, header: &Header, budget: Option<f64>) -> Option<Finding> {
+fn of_budget(of: &Gguf, ask: &CheckRequest<'_>, budget: Option<f64>) -> Option<Finding> {
+    let header = of.header();
     const KEY: &str = "runtime.vram_budget_gb";
     let Some(budget) = budget else {
         let message = "without a budget no neuron of the model goes to the GPU";
@@ -98,7 +104,7 @@ fn of_budget(ask: &CheckRequest<'_>, header: &Header, budget: Option<f64>) -> Op
         return Some(error(KEY, format!("{budget} is not a size in GiB"), None));
     }
     if model::neuron_budget(ask.policy, header, budget) > 0 {
-        if ask.beside.iter().any(|file| file.as_str().starts_with(&format!("{}/", launch::STATISTICS))) {
+        if of.beside.iter().any(|file| file.as_str().starts_with(&format!("{}/", launch::STATISTICS))) {
             let tensor = of_no_neuron_type(header, &["ffn_gate", "ffn_up"])?;
             let message = format!("{} must be F16 or Q4_0: a GPU computes no neurons of any other type", named(tensor));
             return Some(error(KEY, message, Some(&format!("{QUANTIZE_HINT}; or leave the budget out"))));

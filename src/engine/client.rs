@@ -1,0 +1,390 @@
+//! HTTP/1.1 to engines on this machine: hyper, one request a connection, 127.0.0.1 only.
+//!
+//! Invariants: every wait ends at a deadline; heads and collected bodies have a size limit; dropping a [`Response`] (or the
+//! future of one) closes the connection, which is how engines learn that nobody waits any more. Absent: proxies, redirects,
+//! connection pools, TLS, compression.
+
+use std::collections::VecDeque;
+use std::error::Error as _;
+use std::future::Future;
+use std::io;
+use std::net::Ipv4Addr;
+use std::time::{Duration, Instant};
+
+use http_body_util::{BodyExt as _, Full};
+use hyper::body::{Bytes, Incoming};
+use hyper::client::conn::http1;
+use hyper::header::{AUTHORIZATION, CONNECTION, CONTENT_TYPE, HOST, HeaderValue};
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+use tokio::task::JoinHandle;
+
+use super::sse::{self, SseError};
+use super::{Endpoint, EngineError};
+
+/// How long a connection on this machine may take.
+const CONNECT: Duration = Duration::from_secs(2);
+/// Status line and headers of a response together.
+const HEAD_LIMIT_BYTES: usize = 64 * 1024;
+
+/// Why a request to an engine failed.
+#[derive(Debug, thiserror::Error)]
+pub enum HttpError {
+    #[error("no answer in time")]
+    Timeout,
+    #[error("could not connect to port {port}: {source}")]
+    Connect { port: u16, source: io::Error },
+    #[error("the connection ended in the middle of an answer")]
+    Cut,
+    #[error("not an HTTP answer: {0}")]
+    Malformed(String),
+    #[error("the answer is larger than {0} bytes")]
+    TooLarge(usize),
+    #[error(transparent)]
+    Events(#[from] SseError),
+}
+
+impl HttpError {
+    /// Whether what listens there does not speak HTTP as an engine does.
+    pub fn is_foreign(&self) -> bool {
+        matches!(self, Self::Malformed(_) | Self::TooLarge(_))
+    }
+}
+
+impl From<hyper::Error> for HttpError {
+    fn from(error: hyper::Error) -> Self {
+        let cause = error.source().and_then(|source| source.downcast_ref::<io::Error>());
+        let invalid = |error: &io::Error| {
+            matches!(error.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData | io::ErrorKind::Other)
+        };
+        if error.is_parse() || cause.is_some_and(invalid) { Self::Malformed(error.to_string()) } else { Self::Cut }
+    }
+}
+
+impl From<HttpError> for EngineError {
+    fn from(error: HttpError) -> Self {
+        match error {
+            HttpError::Timeout => Self::Timeout,
+            other => Self::Unanswered(other.to_string()),
+        }
+    }
+}
+
+/// Sends requests to one engine.
+#[derive(Debug, Clone)]
+pub struct Client {
+    endpoint: Endpoint,
+}
+
+impl Client {
+    /// A client of that endpoint. Nothing is connected yet.
+    pub fn new(endpoint: &Endpoint) -> Self {
+        Self { endpoint: endpoint.clone() }
+    }
+
+    /// Where requests go.
+    pub fn endpoint(&self) -> &Endpoint {
+        &self.endpoint
+    }
+
+    /// A GET, with or without the endpoint's key.
+    ///
+    /// # Errors
+    /// [`HttpError`]; nothing is tried twice.
+    pub async fn get(&self, path: &str, with_key: bool, deadline: Instant) -> Result<Response, HttpError> {
+        let mut request = request("GET", path, Bytes::new())?;
+        if with_key {
+            self.authorize(&mut request)?;
+        }
+        self.send(request, deadline).await
+    }
+
+    /// A POST of JSON with the endpoint's key.
+    ///
+    /// # Errors
+    /// [`HttpError`]; nothing is tried twice.
+    pub async fn post(&self, path: &str, json: String, deadline: Instant) -> Result<Response, HttpError> {
+        let mut request = request("POST", path, json.into())?;
+        request.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        self.authorize(&mut request)?;
+        self.send(request, deadline).await
+    }
+
+    /// Replaces the credentials of a request by the endpoint's.
+    ///
+    /// # Errors
+    /// When the key cannot be a header.
+    pub fn authorize<B>(&self, request: &mut hyper::Request<B>) -> Result<(), HttpError> {
+        let mut value = HeaderValue::try_from(format!("Bearer {}", self.endpoint.key))
+            .map_err(|error| HttpError::Malformed(error.to_string()))?;
+        value.set_sensitive(true);
+        request.headers_mut().insert(AUTHORIZATION, value);
+        Ok(())
+    }
+
+    /// Sends any request and reads the head of the response. Host and connection headers are set here.
+    ///
+    /// # Errors
+    /// [`HttpError`]; nothing is tried twice.
+    pub async fn send(
+        &self,
+        mut request: hyper::Request<Full<Bytes>>,
+        deadline: Instant,
+    ) -> Result<Response, HttpError> {
+        let port = self.endpoint.port;
+        let host = HeaderValue::try_from(format!("127.0.0.1:{port}"));
+        request.headers_mut().insert(HOST, host.map_err(|error| HttpError::Malformed(error.to_string()))?);
+        request.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        let connect = TcpStream::connect((Ipv4Addr::LOCALHOST, port));
+        let connected = within(deadline.min(Instant::now() + CONNECT), connect).await?;
+        let stream = connected.map_err(|source| HttpError::Connect { port, source })?;
+        let _ = stream.set_nodelay(true);
+        let mut builder = http1::Builder::new();
+        let (mut sender, connection) = builder.max_buf_size(HEAD_LIMIT_BYTES).handshake(TokioIo::new(stream)).await?;
+        let task = OnDrop(tokio::spawn(async {
+            // Its errors come out of the response, too.
+            let _ = connection.await;
+        }));
+        let response = within(deadline, sender.send_request(request)).await??;
+        let (head, body) = response.into_parts();
+        Ok(Response { head, body, deadline, _connection: task })
+    }
+}
+
+fn request(method: &str, path: &str, body: Bytes) -> Result<hyper::Request<Full<Bytes>>, HttpError> {
+    let request = hyper::Request::builder().method(method).uri(path).body(Full::new(body));
+    request.map_err(|error| HttpError::Malformed(error.to_string()))
+}
+
+async fn within<T>(deadline: Instant, future: impl Future<Output = T>) -> Result<T, HttpError> {
+    tokio::time::timeout_at(deadline.into(), future).await.map_err(|_| HttpError::Timeout)
+}
+
+/// Ends a connection's task with its response.
+#[derive(Debug)]
+struct OnDrop(JoinHandle<()>);
+
+impl Drop for OnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// A response whose body is still to be read.
+#[derive(Debug)]
+pub struct Response {
+    pub head: hyper::http::response::Parts,
+    body: Incoming,
+    deadline: Instant,
+    _connection: OnDrop,
+}
+
+impl Response {
+    /// The status code.
+    pub fn status(&self) -> u16 {
+        self.head.status.as_u16()
+    }
+
+    /// The next bytes of the body, as they arrive; None at its end.
+    ///
+    /// # Errors
+    /// [`HttpError::Cut`] when the connection ends before the body does.
+    pub async fn chunk(&mut self) -> Result<Option<Bytes>, HttpError> {
+        loop {
+            // Bytes that never pause must not outrun the deadline.
+            if Instant::now() >= self.deadline {
+                return Err(HttpError::Timeout);
+            }
+            match within(self.deadline, self.body.frame()).await? {
+                None => return Ok(None),
+                Some(frame) => {
+                    if let Ok(data) = frame?.into_data() {
+                        return Ok(Some(data));
+                    }
+                }
+            }
+        }
+    }
+
+    /// The whole body as text.
+    ///
+    /// # Errors
+    /// [`HttpError::TooLarge`] beyond `limit_bytes`.
+    pub async fn text(mut self, limit_bytes: usize) -> Result<String, HttpError> {
+        let mut all = Vec::new();
+        while let Some(part) = self.chunk().await? {
+            all.extend_from_slice(&part);
+            if all.len() > limit_bytes {
+                return Err(HttpError::TooLarge(limit_bytes));
+            }
+        }
+        Ok(String::from_utf8_lossy(&all).into_owned())
+    }
+
+    /// The body as server-sent events.
+    pub fn events(self) -> EventReader {
+        EventReader { response: self, parser: sse::Parser::default(), ready: VecDeque::new() }
+    }
+
+    /// The start of the body of a response that is an error, as text for people.
+    ///
+    /// # Errors
+    /// [`HttpError`].
+    pub async fn refusal(self) -> Result<String, HttpError> {
+        const LIMIT_BYTES: usize = 64 * 1024;
+        self.text(LIMIT_BYTES).await
+    }
+}
+
+/// Reads server-sent events from a response.
+#[derive(Debug)]
+pub struct EventReader {
+    response: Response,
+    parser: sse::Parser,
+    ready: VecDeque<String>,
+}
+
+impl EventReader {
+    /// The data of the next event; None at the end of the body.
+    ///
+    /// # Errors
+    /// [`HttpError`]; nothing more can be read then.
+    pub async fn next(&mut self) -> Result<Option<String>, HttpError> {
+        loop {
+            if let Some(data) = self.ready.pop_front() {
+                return Ok(Some(data));
+            }
+            match self.response.chunk().await? {
+                None => return Ok(None),
+                Some(bytes) => self.ready.extend(self.parser.push(&bytes)?),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read as _, Write as _};
+    use std::net::TcpListener;
+    use std::thread;
+
+    use super::*;
+
+    const SOON: Duration = Duration::from_secs(5);
+
+    fn listener() -> (TcpListener, Client) {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        (listener, Client::new(&Endpoint { port, key: "k".to_owned() }))
+    }
+
+    /// Answers one connection with these parts, each sent on its own, and closes.
+    fn answering(parts: &'static [&'static [u8]]) -> Client {
+        let (listener, client) = listener();
+        thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            stream.set_nodelay(true).unwrap();
+            let mut asked = Vec::new();
+            let mut part = [0; 1024];
+            while !asked.windows(4).any(|end| end == b"\r\n\r\n") {
+                let count = stream.read(&mut part).unwrap();
+                asked.extend_from_slice(&part[..count]);
+            }
+            assert!(String::from_utf8_lossy(&asked).to_lowercase().contains("\r\nauthorization: bearer k\r\n"));
+            for part in parts {
+                let _ = stream.write_all(part);
+            }
+        });
+        client
+    }
+
+    async fn get(client: Client) -> Result<(u16, String), HttpError> {
+        let response = client.get("/x", true, Instant::now() + SOON).await?;
+        Ok((response.status(), response.text(1000).await?))
+    }
+
+    #[tokio::test]
+    async fn every_framing() {
+        let whole: [(&'static [&'static [u8]], &str); 4] = [
+            (&[b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabcdef"], "abc"),
+            (&[b"HTTP/1.1 200 OK\r\n\r\nab", b"c"], "abc"),
+            (
+                &[
+                    b"HTTP/1.1 200 OK\r\nTransfer-",
+                    b"Encoding: chunked\r\n\r\n1\r\na\r\n",
+                    b"2;x=y\r\nb",
+                    b"c\r\n0\r\n\r\n",
+                ],
+                "abc",
+            ),
+            (&[b"HTTP/1.1 204 No Content\r\ncontent-length:0\r\n\r\n"], ""),
+        ];
+        for (parts, expected) in whole {
+            assert_eq!(get(answering(parts)).await.unwrap().1, expected);
+        }
+    }
+
+    #[tokio::test]
+    async fn bad_answers() {
+        let cut: [&'static [&'static [u8]]; 3] = [
+            &[],
+            &[b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nabc"],
+            &[b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nab"],
+        ];
+        for parts in cut {
+            let error = get(answering(parts)).await.unwrap_err();
+            assert!(matches!(error, HttpError::Cut), "{parts:?}: {error:?}");
+        }
+        let foreign: [&'static [&'static [u8]]; 5] = [
+            &[b"SSH-2.0-x\r\n\r\n"],
+            &[b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n"],
+            &[b"HTTP/1.1 200 OK\r\nnonsense\r\n\r\n"],
+            &[b"HTTP/1.1 200 OK\r\nContent-Length: 2000\r\n\r\n", &[b'a'; 2000]],
+            &[b"HTTP/1.1 200 OK\r\nX: ", &[b'a'; 2 * HEAD_LIMIT_BYTES], b"\r\n\r\n"],
+        ];
+        for parts in foreign {
+            let answer = get(answering(parts)).await;
+            assert!(answer.as_ref().is_err_and(HttpError::is_foreign), "{:.60?}: {answer:?}", parts[0]);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_request_ends_at_its_deadline() {
+        let (listener, client) = listener();
+        thread::spawn(move || {
+            for (number, stream) in listener.incoming().enumerate() {
+                let mut stream = stream.unwrap();
+                // The second one is silent; the first never pauses.
+                if number == 0 {
+                    let _ = stream.read(&mut [0; 1024]);
+                    let _ = stream.write_all(b"HTTP/1.1 200 OK\r\n\r\n");
+                    while stream.write_all(&[b'a'; 65536]).is_ok() {}
+                } else {
+                    let _ = stream.read_to_end(&mut Vec::new());
+                }
+            }
+        });
+        let soon = || Instant::now() + Duration::from_millis(50);
+        let response = client.get("/", false, soon()).await.unwrap();
+        assert!(matches!(response.text(usize::MAX).await, Err(HttpError::Timeout)));
+        assert!(matches!(client.post("/", "{}".to_owned(), soon()).await, Err(HttpError::Timeout)));
+    }
+
+    #[tokio::test]
+    async fn dropping_a_response_closes_its_connection() {
+        let (listener, client) = listener();
+        let server = thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let _ = stream.read(&mut [0; 1024]);
+            stream.write_all(b"HTTP/1.1 200 OK\r\n\r\n").unwrap();
+            stream.read_to_end(&mut Vec::new()).unwrap();
+        });
+        drop(client.get("/", false, Instant::now() + SOON).await.unwrap());
+        let deadline = Instant::now() + SOON;
+        while !server.is_finished() {
+            assert!(Instant::now() < deadline, "the connection is still open");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        server.join().unwrap();
+    }
+}
