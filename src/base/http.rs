@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::io::{self, Read};
 use std::net::IpAddr;
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use ureq::config::Config;
 pub use ureq::http::Method;
@@ -24,6 +24,8 @@ use super::cancel::{Cancel, Cancelled};
 pub const MAX_REDIRECTS: usize = 10;
 /// The longest wait a server may ask for (`Retry-After`); one that asks for more is taken as refusing.
 pub const MAX_WAIT: Duration = Duration::from_secs(330);
+/// A slower connection counts as broken.
+const MIN_BYTES_PER_SECOND: f64 = 1000.0;
 const POLL: Duration = Duration::from_millis(50);
 /// What goes along when a redirect leads to another origin. Everything else may be a secret.
 const PUBLIC_HEADERS: [&str; 4] = ["accept", "if-range", "range", "git-protocol"];
@@ -143,6 +145,33 @@ pub struct Response {
     pub url: String,
     headers: HeaderMap,
     body: ureq::BodyReader<'static>,
+    pace: Pace,
+}
+
+/// Finds a connection that is too slow to be of use: fewer than [`MIN_BYTES_PER_SECOND`] over one stall limit. Only the
+/// time spent waiting for the server counts.
+#[derive(Debug)]
+struct Pace {
+    window: Duration,
+    waited: Duration,
+    bytes: u64,
+}
+
+impl Pace {
+    fn note(&mut self, waited: Duration, bytes: usize) -> io::Result<()> {
+        self.waited += waited;
+        self.bytes += bytes as u64;
+        if self.waited < self.window {
+            return Ok(());
+        }
+        let slow = (self.bytes as f64) < MIN_BYTES_PER_SECOND * self.waited.as_secs_f64();
+        (self.waited, self.bytes) = (Duration::ZERO, 0);
+        if !slow {
+            return Ok(());
+        }
+        let why = format!("fewer than {MIN_BYTES_PER_SECOND} bytes per second came for {:?}", self.window);
+        Err(io::Error::other(why))
+    }
 }
 
 impl std::fmt::Debug for Response {
@@ -153,7 +182,12 @@ impl std::fmt::Debug for Response {
 
 impl Read for Response {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        self.body.read(buffer)
+        let began = Instant::now();
+        let count = self.body.read(buffer)?;
+        if count > 0 {
+            self.pace.note(began.elapsed(), count)?;
+        }
+        Ok(count)
     }
 }
 
@@ -305,7 +339,12 @@ impl Http {
                 Err(HttpError::Broken { why, .. } | HttpError::Unreachable { why, .. }) => (why.clone(), None),
                 _ => return result,
             };
-            let Some(delay) = backoff.after_failure(asked) else { return result };
+            let Some(delay) = backoff.after_failure(asked) else {
+                if let Some(wish) = asked {
+                    waiting(format!("{}: {why}, asked to come again in {} s", shown(request.url), wish.as_secs()));
+                }
+                return result;
+            };
             if asked.is_some() {
                 waiting(format!("{}: {why}, asked to come again in {} s", shown(request.url), delay.as_secs()));
             }
@@ -335,6 +374,7 @@ impl Http {
             url: url.to_string(),
             headers: parts.headers,
             body: body.into_reader(),
+            pace: Pace { window: self.settings.stall_timeout, waited: Duration::ZERO, bytes: 0 },
         })
     }
 
@@ -354,10 +394,10 @@ impl Http {
 /// # Errors
 /// [`Cancelled`].
 pub fn pause(cancel: &Cancel, delay: Duration) -> Result<(), Cancelled> {
-    let end = std::time::Instant::now() + delay;
+    let end = Instant::now() + delay;
     loop {
         cancel.check()?;
-        let left = end.saturating_duration_since(std::time::Instant::now());
+        let left = end.saturating_duration_since(Instant::now());
         if left.is_zero() {
             return Ok(());
         }

@@ -10,7 +10,9 @@
 
 mod part;
 mod server;
+mod state;
 mod transfer;
+mod worker;
 
 use std::io::Read as _;
 use std::path::Path;
@@ -24,7 +26,9 @@ use crate::report::{Task, Unit};
 
 use super::SourceError;
 use part::Part;
-use transfer::{Means, Outcome, Transfer, Wrong};
+use server::Wrong;
+use state::Transfer;
+use transfer::{Means, Outcome};
 
 /// Connections for one file, when nobody says otherwise.
 pub const STREAMS: usize = 4;

@@ -112,8 +112,8 @@ impl HubCache {
         if !fs::exists(blob) {
             return Ok(());
         }
-        task.warn(format!("`{}` in the Hugging Face cache is damaged: it is set aside as `.bad`", blob.display()));
-        fs::rename(blob, &blob.with_extension("bad"))
+        task.warn(format!("`{}` in the Hugging Face cache is damaged: it is renamed to `.bad`", blob.display()));
+        rename_aside(blob)
     }
 
     /// Makes the snapshot's name for a blob, replacing a former one.
@@ -127,6 +127,9 @@ impl HubCache {
         let target = target.join(blob.file_name().unwrap_or_default());
         if fs::read_link(&pointer).is_ok_and(|old| old == target) {
             return Ok(());
+        }
+        if fs::symlink_metadata(&pointer).is_ok_and(|meta| meta.is_dir()) {
+            rename_aside(&pointer)?;
         }
         match fs::replace_by_symlink(&target, &pointer) {
             // Links need a privilege on Windows, and not every file system has them.
@@ -150,13 +153,24 @@ impl HubCache {
     }
 }
 
-/// The file, when it is there and is what the pin says: by size first, then by digest. A link is followed.
+/// Gives a file or folder that is of no use the name `<name>.bad`, or `<name>.bad-<number>` where that is taken by a folder.
+fn rename_aside(path: &Path) -> Result<(), FsError> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let names = std::iter::once(format!("{name}.bad")).chain((1..100).map(|number| format!("{name}.bad-{number}")));
+    let is_folder = |path: &Path| fs::symlink_metadata(path).is_ok_and(|meta| meta.is_dir());
+    let free = names.map(|name| path.with_file_name(name)).find(|free| !is_folder(free));
+    fs::rename(path, &free.unwrap_or_else(|| path.with_extension("bad")))
+}
+
+/// The file, when it is there and is what the pin says: by size first, then by digest. A link is followed. One that cannot be
+/// read (its permissions, a link to itself) is not it.
 fn right(path: &Path, pin: &FilePin, task: &Task) -> Result<Option<Hashed>, SourceError> {
-    match fs::metadata(path) {
-        Ok(meta) if meta.is_file() && meta.len() == pin.size => {}
-        Err(error) if !error.is_not_found() => return Err(error.into()),
-        _ => return Ok(None),
+    if !fs::metadata(path).is_ok_and(|meta| meta.is_file() && meta.len() == pin.size) {
+        return Ok(None);
     }
-    let hashed = hash(task, pin.path.as_str(), &fs::canonical(path)?)?;
-    Ok((hashed.sha256() == pin.sha256).then_some(hashed))
+    match fs::canonical(path).map_err(SourceError::from).and_then(|path| hash(task, pin.path.as_str(), &path)) {
+        Ok(hashed) => Ok((hashed.sha256() == pin.sha256).then_some(hashed)),
+        Err(SourceError::Fs(error)) if error.source.kind() == std::io::ErrorKind::PermissionDenied => Ok(None),
+        Err(error) => Err(error),
+    }
 }

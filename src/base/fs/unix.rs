@@ -13,6 +13,12 @@ pub fn open_without_waiting(path: &Path) -> io::Result<File> {
     fs::OpenOptions::new().read(true).custom_flags(flags.cast_signed()).open(path)
 }
 
+/// Opens an existing file for reading and writing; a symbolic link is an error.
+pub fn open_no_link(path: &Path) -> io::Result<File> {
+    let flags = (rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK).bits();
+    fs::OpenOptions::new().read(true).write(true).custom_flags(flags.cast_signed()).open(path)
+}
+
 pub fn set_read_only(path: &Path, read_only: bool) -> io::Result<()> {
     let mut permissions = fs::metadata(path)?.permissions();
     let mode = permissions.mode();

@@ -14,6 +14,14 @@ pub fn open_without_waiting(path: &Path) -> io::Result<File> {
     File::open(path)
 }
 
+/// Opens an existing file for reading and writing; a symbolic link is an error.
+pub fn open_no_link(path: &Path) -> io::Result<File> {
+    if fs::symlink_metadata(path)?.is_symlink() {
+        return Err(io::Error::other("it is a symbolic link"));
+    }
+    fs::OpenOptions::new().read(true).write(true).open(path)
+}
+
 pub fn set_read_only(path: &Path, read_only: bool) -> io::Result<()> {
     let mut permissions = fs::metadata(path)?.permissions();
     permissions.set_readonly(read_only);

@@ -241,3 +241,42 @@ fn shown_addresses_hold_no_secrets() {
     assert_eq!(shown("https://u:p@host/a@b?sig=1#f"), "https://host/a@b");
     assert_eq!(shown("u:p@host:1"), "host:1");
 }
+
+#[test]
+fn m3_a_connection_that_trickles_counts_as_broken() {
+    let mut pace = Pace { window: Duration::from_secs(30), waited: Duration::ZERO, bytes: 0 };
+    for _ in 0..29 {
+        pace.note(Duration::from_secs(1), 1).unwrap();
+    }
+    assert!(pace.note(Duration::from_secs(1), 1).unwrap_err().to_string().contains("bytes per second"));
+    for _ in 0..100 {
+        pace.note(Duration::from_secs(1), 1001).unwrap();
+    }
+    // Over a real connection: a byte now and then, each long before the stall limit.
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}/", listener.local_addr().unwrap());
+    let trickle = std::thread::spawn(move || {
+        let mut stream = listener.accept().unwrap().0;
+        let _ = stream.read(&mut [0; 4096]);
+        write!(stream, "HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n").unwrap();
+        let began = std::time::Instant::now();
+        while began.elapsed() < Duration::from_secs(20) && stream.write_all(b"x").is_ok() {
+            std::thread::park_timeout(Duration::from_millis(20));
+        }
+    });
+    let hurried = http(|settings| settings.stall_timeout = Duration::from_millis(400));
+    let error = hurried.answer(&Request::get(&url, &[]), 1 << 20).unwrap_err();
+    assert!(matches!(&error, HttpError::Broken { why, .. } if why.contains("bytes per second")), "{error}");
+    trickle.join().unwrap();
+}
+
+#[test]
+fn l4_a_wait_that_is_too_long_is_told() {
+    let server = Server::start(|_, _| Reply::text("").status(429).with("Retry-After", "1000"));
+    let told = Mutex::new(Vec::new());
+    let url = server.url("/f");
+    let answer = http(|_| ()).answer_patiently(&Request::get(&url, &[]), 10, &|text| told.lock().unwrap().push(text));
+    assert_eq!((answer.unwrap().response.status, server.seen().len()), (429, 1));
+    let told = told.into_inner().unwrap();
+    assert!(told.len() == 1 && told[0].contains("1000 s"), "{told:?}");
+}

@@ -98,7 +98,8 @@ impl Bench {
         let result = download(&self.http, &self.task, &ask);
         match &result {
             Ok(came) => {
-                assert_eq!(*came, Hashed::of_file(&to, |_| Ok(())).unwrap(), "what is hashed is what is there");
+                let there = Hashed::of_file(&to, |_| Ok(())).unwrap();
+                assert_eq!((came.sha256(), came.stamp()), (there.sha256(), there.stamp()), "what is hashed is there");
                 assert!(sha256.is_none_or(|sha256| sha256 == came.sha256()));
                 let left = fs::read_dir(&parts).unwrap();
                 assert!(left.iter().all(|path| path.extension().is_some_and(|e| e == "lock")), "{left:?}");
@@ -296,14 +297,33 @@ fn busy_servers_are_waited_for() {
         other => panic!("{other:?}"),
     }
     let server = Server::start(|_, _| Reply::text("").status(429).with("Retry-After", "99999"));
-    assert!(matches!(Bench::new().get(&server.url("/f"), SIZE), Err(SourceError::Network { .. })));
+    match Bench::new().get(&server.url("/f"), SIZE) {
+        Err(SourceError::Network { why, .. }) => assert!(why.contains("99999 s"), "l4: {why}"),
+        other => panic!("{other:?}"),
+    }
     assert_eq!(server.seen().len(), 1);
 }
 
 #[test]
 fn a_stall_is_noticed() {
     let server = good(SIZE, |reply, _, turn| if turn < 2 { reply.stall_after(100_000) } else { reply });
+    let began = Instant::now();
     Bench::with(|settings| settings.stall_timeout = Duration::from_millis(100)).get(&server.url("/f"), SIZE).unwrap();
+    assert!(began.elapsed() < Settings::default().stall_timeout / 2, "{:?}", began.elapsed());
+}
+
+#[test]
+fn m3_a_connection_that_hardly_brings_anything_does_not_hold_up_the_rest() {
+    let slow = AtomicU64::new(0);
+    let server = good(SIZE, move |reply, seen, _| match seen.range(SIZE) {
+        Some((first, _)) if first == 1 << 20 && slow.fetch_add(1, Ordering::SeqCst) == 0 => reply.stall_after(100_000),
+        _ => reply,
+    });
+    let began = Instant::now();
+    Bench::new().get(&server.url("/f"), SIZE).unwrap();
+    assert!(began.elapsed() < Settings::default().stall_timeout / 2, "{:?}", began.elapsed());
+    let starts: Vec<_> = server.seen().iter().map(|seen| seen.range(SIZE).unwrap().0).collect();
+    assert!(starts.iter().any(|start| ((1 << 20) + 1..(1 << 20) + 100_001).contains(start)), "{starts:?}");
 }
 
 #[test]
@@ -328,7 +348,7 @@ fn a_failure_does_not_wait_for_a_silent_sibling() {
 
 #[test]
 fn the_last_ranges_are_smaller_so_that_all_are_done_at_once() {
-    let bytes = |left, streams| transfer::range_bytes(left, streams, (2, 16));
+    let bytes = |left, streams| worker::range_bytes(left, streams, (2, 16));
     assert_eq!([bytes(1 << 30, 4), bytes(80, 4), bytes(80, 8), bytes(9, 4), bytes(0, 1)], [16, 10, 5, 2, 2]);
 }
 
@@ -385,12 +405,17 @@ fn secrets_stay_and_expired_links_are_renewed() {
 #[test]
 fn a_link_that_expires_for_all_connections_is_renewed_once() {
     let size = 8 << 20;
-    let cdn = good(size, |reply, seen, turn| {
+    let (asked, turned) = (Mutex::new(0), std::sync::Condvar::new());
+    let cdn = good(size, move |reply, seen, turn| {
         if turn == 0 || !seen.path.ends_with("sig=0") {
             return reply;
         }
         // All ask before one of them has got another link.
-        std::thread::sleep(Duration::from_millis(300));
+        let mut count = asked.lock().unwrap();
+        *count += 1;
+        turned.notify_all();
+        let all = turned.wait_timeout_while(count, Duration::from_secs(20), |count| *count < STREAMS).unwrap();
+        assert!(!all.1.timed_out());
         Reply::text("expired").status(403)
     });
     let link = cdn.url("/blob?sig=");
@@ -398,6 +423,24 @@ fn a_link_that_expires_for_all_connections_is_renewed_once() {
     Bench::new().get(&hub.url("/f"), size).unwrap();
     let expired = cdn.seen().iter().skip(1).filter(|seen| seen.path.ends_with("sig=0")).count();
     assert_eq!(expired, STREAMS);
+}
+
+#[test]
+fn l7_a_content_host_that_lost_the_file_for_a_moment_is_asked_again_with_a_fresh_link() {
+    for status in [404, 410] {
+        for (times, found) in [(1, true), (usize::MAX, false)] {
+            let cdn =
+                good(SIZE, move |reply, _, turn| if turn < times { Reply::text("").status(status) } else { reply });
+            let link = cdn.url("/blob?sig=");
+            let hub = Server::start(move |_, turn| Reply::redirect(302, &format!("{link}{turn}")));
+            let result = Bench::new().get(&hub.url("/f"), SIZE);
+            assert!(hub.seen().len() >= 2, "{status}");
+            match (found, result) {
+                (true, Ok(_)) | (false, Err(SourceError::Network { .. })) => {}
+                (_, result) => panic!("{status}, {times} times: {result:?}"),
+            }
+        }
+    }
 }
 
 #[test]
@@ -495,7 +538,13 @@ fn start_child(root: &Path, url: &str, size: usize, sha256: &str) -> std::proces
 #[test]
 fn a_killed_download_goes_on_where_the_journal_says() {
     let bench = Bench::new();
-    let server = good(SIZE, |reply, _, turn| if turn < 3 { reply.stall_after(600_000) } else { reply });
+    let killed = Arc::new(AtomicU64::new(0));
+    let over = Arc::clone(&killed);
+    let server = good(SIZE, move |reply, seen, _| match (over.load(Ordering::SeqCst), seen.range(SIZE)) {
+        // Nothing beyond these bytes of each range, whoever asks.
+        (0, Some((first, _))) => reply.stall_after(600_000_usize.saturating_sub(first % (1 << 20))),
+        _ => reply,
+    });
     let sha256 = digest_of(SIZE);
     let mut child = start_child(bench.root.path(), &server.url("/f"), SIZE, &sha256.to_string());
     let parts = bench.root.path().join("p ä");
@@ -506,10 +555,11 @@ fn a_killed_download_goes_on_where_the_journal_says() {
     }
     child.kill().unwrap();
     child.wait().unwrap();
-    let there = resumable_bytes(&parts);
+    killed.store(1, Ordering::SeqCst);
+    let (there, before) = (resumable_bytes(&parts), server.seen().len());
     bench.get(&server.url("/f"), SIZE).unwrap();
     let again: usize =
-        server.seen()[3..].iter().map(|seen| seen.range(SIZE).unwrap()).map(|(first, end)| end - first).sum();
+        server.seen()[before..].iter().map(|seen| seen.range(SIZE).unwrap()).map(|(first, end)| end - first).sum();
     assert_eq!(again as u64, SIZE as u64 - there);
 }
 

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Barrier, Mutex};
+use std::sync::{Arc, Condvar, Mutex};
 
 use super::*;
 use crate::base::cancel::Cancel;
@@ -233,12 +233,18 @@ fn fetched_once_into_the_shared_cache_and_adopted_afterwards() {
 #[test]
 fn small_files_come_side_by_side() {
     // The first answers wait for each other: of GET at lock, of HEAD at fetch.
-    let meet = Barrier::new(FILES_AT_ONCE);
-    let (gets, heads) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let (arrived, turned) = (Mutex::new([0, 0]), Condvar::new());
+    let alone = Arc::new(AtomicUsize::new(0));
+    let late = Arc::clone(&alone);
     let bench = Bench::spoilt(move |_, seen, reply| {
-        let asked = if seen.method == "HEAD" { &heads } else { &gets };
-        if seen.path.contains("/resolve/") && asked.fetch_add(1, Ordering::SeqCst) < FILES_AT_ONCE {
-            meet.wait();
+        let kind = usize::from(seen.method == "HEAD");
+        if seen.path.contains("/resolve/") {
+            let mut count = arrived.lock().unwrap();
+            count[kind] += 1;
+            turned.notify_all();
+            let limit = std::time::Duration::from_secs(20);
+            let waited = turned.wait_timeout_while(count, limit, |count| count[kind] < FILES_AT_ONCE).unwrap().1;
+            late.fetch_add(usize::from(waited.timed_out()), Ordering::SeqCst);
         }
         reply
     });
@@ -248,6 +254,7 @@ fn small_files_come_side_by_side() {
     let pin = bench.resolve(&spec(&["activation/**"])).unwrap();
     assert!(pin.files.is_sorted_by(|one, other| one.path < other.path));
     bench.fetch(&pin).unwrap();
+    assert_eq!(alone.load(Ordering::SeqCst), 0, "requests that waited in vain for others");
 }
 
 #[test]
@@ -277,6 +284,51 @@ fn blobs_that_others_left_wrong_are_set_aside() {
     bench.fetch(&pin).unwrap();
     assert_eq!(read(&blob), big);
     assert_eq!(read(&blob.with_extension("bad")), wrong);
+}
+
+#[cfg(unix)]
+#[test]
+fn l6_what_cannot_be_a_blob_or_a_link_is_renamed_and_fetched_again() {
+    let big = noise(50_000, 3);
+    type Spoil = fn(&Path, &Path);
+    let spoils: [Spoil; 4] = [
+        |blob, _| std::os::unix::fs::symlink(blob, blob).unwrap(),
+        |blob, _| fs::create_dir_all(&blob.join("x")).unwrap(),
+        |_, pointer| fs::create_dir_all(&pointer.join("x")).unwrap(),
+        |blob, _| {
+            fs::write_atomic(blob, b"wrong").unwrap();
+            fs::create_dir_all(&blob.with_extension("bad").join("x")).unwrap();
+        },
+    ];
+    for (number, spoil) in spoils.into_iter().enumerate() {
+        let bench = Bench::good();
+        let commit = bench.push(&[("a.gguf", &big)]);
+        let pin = bench.resolve(&spec(&[])).unwrap();
+        let blob = bench.cache().join("blobs").join(Digest::of(&big).hex());
+        fs::create_dir_all(fs::parent(&blob)).unwrap();
+        spoil(&blob, &bench.cache().join("snapshots").join(&commit).join("a.gguf"));
+        bench.fetch(&pin).unwrap_or_else(|error| panic!("{number}: {error:?}"));
+        assert_eq!(read(&blob), big, "{number}");
+    }
+}
+
+/// A program of another user must not be able to change a file's permissions through us.
+#[cfg(unix)]
+#[test]
+fn m1_a_lock_file_that_is_a_link_is_refused_and_its_target_keeps_its_permissions() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let bench = Bench::good();
+    let big = noise(50_000, 3);
+    bench.push(&[("a.gguf", &big)]);
+    let pin = bench.resolve(&spec(&[])).unwrap();
+    let secret = bench.root.path().join("id_ed25519");
+    fs::create_private(&secret, b"key").unwrap();
+    let locks = bench.cache().join("../.locks/models--Org--Tiny-Model_1.0-gguf");
+    fs::create_dir_all(&locks).unwrap();
+    std::os::unix::fs::symlink(&secret, locks.join(format!("{}.lock", Digest::of(&big).hex()))).unwrap();
+    let error = bench.fetch(&pin).unwrap_err();
+    assert!(matches!(error, SourceError::Fs(_)), "{error:?}");
+    assert_eq!(fs::metadata(&secret).unwrap().permissions().mode() & 0o777, 0o600);
 }
 
 #[test]
@@ -479,20 +531,23 @@ fn wrong_bytes_never_get_a_name_in_the_cache() {
 
 #[test]
 fn links_that_expire_are_asked_for_anew() {
-    let refused = Arc::new(Mutex::new(0));
-    let big = noise(400_000, 7);
+    let refused = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&refused);
+    let size = (2 << 20) + 7;
+    let big = noise(size, 7);
     let bench = Bench::spoilt(move |site, seen, reply| {
-        let late = seen.range(400_000).is_some_and(|(first, _)| first > 100_000);
-        let mut refused = refused.lock().unwrap();
-        if site == Site::Store && late && *refused == 0 {
-            *refused += 1;
+        let late = seen.range(size).is_some_and(|(first, _)| first > 0);
+        if site == Site::Store && late && count.fetch_add(1, Ordering::SeqCst) == 0 {
             return Reply::text("<?xml version=\"1.0\"?><Error>Request has expired</Error>").status(403);
         }
         reply
     });
     bench.push(&[("a.gguf", &big)]);
     let pin = bench.resolve(&spec(&[])).unwrap();
+    let before = bench.asked(Site::Hub).len();
     bench.fetch(&pin).unwrap();
+    assert!(refused.load(Ordering::SeqCst) >= 2, "a range was refused and asked for again");
+    assert!(bench.asked(Site::Hub).len() >= before + 2, "one link, and another when it had expired");
 }
 
 #[test]
