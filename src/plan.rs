@@ -10,6 +10,7 @@ use crate::base::digest::Digest;
 use crate::base::name::{Name, RelPath};
 use crate::base::platform::Variant;
 
+use crate::format::gguf::PartName;
 use crate::format::lockfile::FilePin;
 use crate::format::manifest::{ModelSpec, PypiSpec};
 use crate::store::blobs::Presence;
@@ -38,15 +39,6 @@ pub enum LayoutError {
     Collision(RelPath),
 }
 
-/// The number of this part and of all, for `name-00001-of-00003.gguf`.
-pub fn split_part(path: &str) -> Option<(&str, u32, u32)> {
-    let stem = path.strip_suffix(".gguf").or_else(|| path.strip_suffix(".safetensors"))?;
-    let (rest, count) = stem.rsplit_once("-of-")?;
-    let (base, number) = rest.rsplit_once('-')?;
-    let parse = |digits: &str| (digits.len() == 5).then(|| digits.parse::<u32>().ok()).flatten();
-    Some((base, parse(number)?, parse(count)?))
-}
-
 /// The files that are weights: GGUF files, else one safetensors file or the parts of one. Other folders of safetensors are
 /// inputs of a conversion.
 fn weights_of(files: &[FilePin]) -> Vec<usize> {
@@ -57,9 +49,10 @@ fn weights_of(files: &[FilePin]) -> Vec<usize> {
         return gguf;
     }
     let tensors = ending(".safetensors");
-    let set_of = |index: &usize| split_part(path(index)).map(|(base, _, count)| (base, count));
-    let is_one = tensors.len() < 2
-        || tensors.iter().all(|index| set_of(index).is_some() && set_of(index) == set_of(&tensors[0]));
+    let part = |index: &usize| PartName::of(path(index));
+    let first = tensors.first().and_then(part);
+    let beside = |index: &usize| first.zip(part(index)).is_some_and(|(first, part)| part.is_beside(&first));
+    let is_one = tensors.len() < 2 || tensors.iter().all(beside);
     if is_one { tensors } else { Vec::new() }
 }
 
@@ -79,9 +72,9 @@ pub fn layout(name: &Name, spec: &ModelSpec, files: &[FilePin]) -> Result<Layout
                 .ok_or_else(|| LayoutError::Ambiguous(several.iter().map(|index| sized(&files[*index])).collect()))?,
         ),
     };
-    let parts = match first.and_then(|first| split_part(path(first))) {
-        Some((base, _, count)) => {
-            let in_set = |index: &usize| split_part(path(*index)).is_some_and(|(b, _, c)| b == base && c == count);
+    let parts = match first.and_then(|first| PartName::of(path(first))) {
+        Some(main) => {
+            let in_set = |index: &usize| PartName::of(path(*index)).is_some_and(|part| part.is_beside(&main));
             weights.iter().copied().filter(in_set).collect()
         }
         None => Vec::from_iter(first),
@@ -116,10 +109,10 @@ fn sized(file: &FilePin) -> String {
 
 /// The first of several GGUFs that are the parts of one.
 fn main_of_several<'a>(several: &[usize], path: &dyn Fn(usize) -> &'a str) -> Option<usize> {
-    let set_of = |index: usize| split_part(path(index)).map(|(base, _, count)| (base, count));
-    let one_set = set_of(several[0]).is_some() && several.iter().all(|index| set_of(*index) == set_of(several[0]));
-    let first = several.iter().copied().find(|index| matches!(split_part(path(*index)), Some((_, 1, _))));
-    first.filter(|_| one_set)
+    let main = several.iter().find_map(|index| PartName::of(path(*index)).filter(|part| part.number == 1))?;
+    let part = |index: usize| PartName::of(path(index)).filter(|part| part.is_beside(&main));
+    let first = several.iter().copied().find(|index| part(*index) == Some(main));
+    first.filter(|_| several.iter().all(|index| part(*index).is_some()))
 }
 
 /// The position of an engine in the list of those that are wanted.

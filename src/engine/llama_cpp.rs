@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use serde_json::Value as Json;
 
+use super::cmake;
 use super::conversation::{Conversation, Format, Request};
 use super::finding::Finding;
 use super::gguf::{self, Gguf, cache_bytes_per_token, chat_template};
@@ -21,7 +22,7 @@ use super::{
 use crate::base::platform::{Platform, Variant, executable};
 use crate::build::{BuildRecipe, OutputRule};
 use crate::format::gguf::Header;
-use crate::format::manifest::{BuildType, SourceSpec};
+use crate::format::manifest::SourceSpec;
 use crate::format::policy::Policy;
 
 /// The adapter.
@@ -46,34 +47,14 @@ impl Engine for LlamaCpp {
     }
 
     fn recipe(&self, ask: &RecipeRequest<'_>) -> Result<BuildRecipe, EngineError> {
-        if !self.variants(ask.platform).contains(&ask.variant) {
-            let platform = ask.platform.to_string();
-            return Err(EngineError::NoVariant { engine: ID, variant: ask.variant, platform });
-        }
-        let spec = ask.spec;
-        let own = spec.variant.get(&ask.variant);
-        let mut define: BTreeMap<String, String> = definitions(ask);
-        for (name, value) in spec.define.iter().chain(own.iter().flat_map(|own| &own.define)) {
-            define.insert(name.clone(), value.to_cmake());
-        }
-        let mut require: Vec<String> = accelerator(ask.variant).into_iter().map(str::to_owned).collect();
-        require.extend(spec.require.iter().chain(own.iter().flat_map(|own| &own.require)).cloned());
-        let mut targets = spec.targets.clone();
-        targets.push(SERVER.to_owned());
-        for list in [&mut require, &mut targets] {
-            list.sort();
-            list.dedup();
-        }
-        Ok(BuildRecipe {
-            version: 1,
-            define,
-            outputs: outputs(&targets, ask.platform),
-            targets,
-            require,
-            build_type: format!("{:?}", spec.build_type.unwrap_or(BuildType::Release)),
+        cmake::recipe(ID, self.variants(ask.platform), ask, || cmake::Project {
+            define: definitions(ask),
+            require: accelerator(ask.variant),
+            targets: &[],
+            server: SERVER,
+            outputs,
             edits: Vec::new(),
-            evidence: evidence(ask.variant).map(str::to_owned).into_iter().collect(),
-            native: spec.native,
+            evidence: evidence(ask.variant),
         })
     }
 
@@ -124,12 +105,12 @@ impl Model for LlamaModel {
 }
 
 /// The option that an accelerator is, and that must be ON after configure.
-fn accelerator(variant: Variant) -> Option<&'static str> {
+fn accelerator(variant: Variant) -> &'static [&'static str] {
     match variant {
-        Variant::Cpu => None,
-        Variant::Cuda => Some("GGML_CUDA"),
-        Variant::Rocm => Some("GGML_HIP"),
-        Variant::Metal => Some("GGML_METAL"),
+        Variant::Cpu => &[],
+        Variant::Cuda => &["GGML_CUDA"],
+        Variant::Rocm => &["GGML_HIP"],
+        Variant::Metal => &["GGML_METAL"],
     }
 }
 

@@ -15,6 +15,7 @@
 pub mod answer;
 pub mod backend;
 pub mod client;
+pub mod cmake;
 pub mod conversation;
 pub mod derive;
 pub mod finding;

@@ -161,6 +161,44 @@ pub struct Split {
     pub tensors: Option<u64>,
 }
 
+/// The name of a part of a model in several files, as `gguf-split` of llama.cpp writes it: `<stem>-00001-of-00003.gguf`; those of
+/// safetensors on the Hub have the same form.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct PartName<'a> {
+    /// What all parts have in common: a path without the numbers.
+    pub stem: &'a str,
+    /// Which part this is, from 1.
+    pub number: u32,
+    /// How many parts there are.
+    pub count: u32,
+    /// `.gguf` or `.safetensors`.
+    pub ending: &'static str,
+}
+
+impl<'a> PartName<'a> {
+    /// Reads a path; none when it is not the name of a part.
+    pub fn of(path: &'a str) -> Option<Self> {
+        let endings = [".gguf", ".safetensors"];
+        let (path, ending) = endings.iter().find_map(|ending| Some((path.strip_suffix(ending)?, *ending)))?;
+        let (rest, count) = path.rsplit_once("-of-")?;
+        let (stem, number) = rest.rsplit_once('-')?;
+        let five_digits = |text: &str| text.len() == 5 && text.bytes().all(|byte| byte.is_ascii_digit());
+        let parse = |text: &str| five_digits(text).then(|| text.parse().ok())?;
+        Some(Self { stem, number: parse(number)?, count: parse(count)?, ending })
+    }
+
+    /// Whether both are parts of one model.
+    pub fn is_beside(&self, other: &Self) -> bool {
+        (self.stem, self.count, self.ending) == (other.stem, other.count, other.ending)
+    }
+}
+
+impl std::fmt::Display for PartName<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}-{:05}-of-{:05}{}", self.stem, self.number, self.count, self.ending)
+    }
+}
+
 /// How much of a model has one type.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TypeShare {

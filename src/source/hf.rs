@@ -15,6 +15,7 @@ use crate::base::digest::Digest;
 use crate::base::hashed::Hashed;
 use crate::base::name::RelPath;
 use crate::base::parallel;
+use crate::format::gguf::PartName;
 use crate::format::lockfile::FilePin;
 use crate::format::manifest::HfSpec;
 use crate::report::Task;
@@ -26,6 +27,7 @@ use super::hub_cache::HubCache;
 use super::{Fetched, Source, SourceError, World};
 
 const MAIN: &str = "main";
+const GGUF: &str = ".gguf";
 /// Files outside large file storage are hashed at lock up to this size. (The Hub takes none over 10 MB.)
 const MAX_SMALL_BYTES: u64 = 32 << 20;
 
@@ -154,26 +156,17 @@ fn pin(hub: &Hub<'_>, revision: &Revision, path: &RelPath) -> Result<FilePin, So
     Ok(FilePin { path: path.clone(), size: listed.size, sha256 })
 }
 
-/// What a part of a split GGUF file is called after: `<stem>-00001-of-00003.gguf`, as llama.cpp's `gguf-split` writes it.
-fn split(path: &RelPath) -> Option<(&str, u32)> {
-    let (rest, count) = path.as_str().strip_suffix(".gguf")?.rsplit_once("-of-")?;
-    let (stem, number) = rest.rsplit_once('-')?;
-    let five_digits = |text: &str| text.len() == 5 && text.bytes().all(|byte| byte.is_ascii_digit());
-    (five_digits(number) && five_digits(count)).then_some(())?;
-    Some((stem, count.parse().ok()?))
-}
-
 /// A split file is taken whole: one part alone is of no use.
 fn with_all_parts(
     what: &str,
     mut chosen: BTreeSet<RelPath>,
     there: &BTreeMap<RelPath, Listed>,
 ) -> Result<BTreeSet<RelPath>, SourceError> {
-    let sets: BTreeSet<(String, u32)> =
-        chosen.iter().filter_map(split).map(|(stem, count)| (stem.to_owned(), count)).collect();
-    for (stem, count) in sets {
-        for number in 1..=count {
-            let name = format!("{stem}-{number:05}-of-{count:05}.gguf");
+    let parts = chosen.iter().filter_map(|path| PartName::of(path.as_str())).filter(|part| part.ending == GGUF);
+    let sets: BTreeSet<(String, u32)> = parts.map(|part| (part.stem.to_owned(), part.count)).collect();
+    for (stem, count) in &sets {
+        for number in 1..=*count {
+            let name = PartName { stem, number, count: *count, ending: GGUF }.to_string();
             match name.parse::<RelPath>().ok().filter(|path| there.contains_key(path)) {
                 Some(path) => drop(chosen.insert(path)),
                 None => {

@@ -4,8 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::base::platform::{Platform, Variant};
 use crate::build::{BuildRecipe, OutputRule, SourceEdit};
-use crate::engine::{EngineError, RecipeRequest};
-use crate::format::manifest::BuildType;
+use crate::engine::{EngineError, RecipeRequest, cmake};
 
 use super::{ID, SERVER};
 
@@ -21,37 +20,14 @@ pub(super) fn variants(platform: Platform) -> &'static [Variant] {
 /// # Errors
 /// When there is no such variant on this platform.
 pub(super) fn recipe(ask: &RecipeRequest<'_>) -> Result<BuildRecipe, EngineError> {
-    if !variants(ask.platform).contains(&ask.variant) {
-        let platform = ask.platform.to_string();
-        return Err(EngineError::NoVariant { engine: ID, variant: ask.variant, platform });
-    }
-    let spec = ask.spec;
-    let own = spec.variant.get(&ask.variant);
-    let mut define = definitions(ask);
-    for (name, value) in spec.define.iter().chain(own.iter().flat_map(|own| &own.define)) {
-        define.insert(name.clone(), value.to_cmake());
-    }
-    let mut require: Vec<String> = accelerator(ask.variant).iter().map(|name| (*name).to_owned()).collect();
-    require.extend(spec.require.iter().chain(own.iter().flat_map(|own| &own.require)).cloned());
-    let mut targets = spec.targets.clone();
-    if targets.is_empty() {
-        targets.extend(["main", "quantize"].map(str::to_owned));
-    }
-    targets.push(SERVER.to_owned());
-    for list in [&mut require, &mut targets] {
-        list.sort();
-        list.dedup();
-    }
-    Ok(BuildRecipe {
-        version: 1,
-        define,
-        outputs: outputs(&targets, ask.platform),
-        targets,
-        require,
-        build_type: format!("{:?}", spec.build_type.unwrap_or(BuildType::Release)),
+    cmake::recipe(ID, variants(ask.platform), ask, || cmake::Project {
+        define: definitions(ask),
+        require: accelerator(ask.variant),
+        targets: &["main", "quantize"],
+        server: SERVER,
+        outputs,
         edits: edits(ask),
-        evidence: evidence(ask.variant).map(str::to_owned).into_iter().collect(),
-        native: spec.native,
+        evidence: evidence(ask.variant),
     })
 }
 

@@ -1,6 +1,7 @@
 //! Headers made byte by byte: good ones, each way to be wrong, and every byte changed. Absent: real models.
 
 use super::{GgufError, Header, Magic, Split, TENSOR_TYPES, Tensor, Value};
+use crate::format::gguf::PartName;
 
 /// Builds a file's bytes, as GGUF lays them out.
 #[derive(Debug, Clone)]
@@ -278,5 +279,15 @@ fn no_changed_byte_panics() {
 fn the_table_of_types_has_each_once() {
     for pair in TENSOR_TYPES.windows(2) {
         assert!(pair[0].kind < pair[1].kind && pair[0].name != pair[1].name);
+    }
+}
+
+#[test]
+fn names_of_parts() {
+    let part = PartName::of("d/a-b-00002-of-00003.gguf").expect("a part");
+    assert_eq!((part.stem, part.number, part.count), ("d/a-b", 2, 3));
+    assert_eq!(part.to_string(), "d/a-b-00002-of-00003.gguf");
+    for path in ["a.gguf", "a-1-of-3.gguf", "a-00001-of-00003.bin", "a-00001-of-0000x.gguf", "a-+0001-of-00003.gguf"] {
+        assert_eq!(PartName::of(path), None, "{path}");
     }
 }
