@@ -23,7 +23,8 @@
 //!
 //! Every file that is read or written: `manifests/<name>.toml` and `.lock`, `configs/models/<engine>/<policy>.yaml`,
 //! `configs/settings.toml`, links under `models/`, `build/` and `external/`, logs under `.aitools/` of the project; the
-//! store's folders (see [`store`]); the Hugging Face cache (see [`source::hub_cache`]); one key in the state folder.
+//! store's folders (see [`store`]); the Hugging Face cache (see [`source::hub_cache`]); one key in the state folder; the user's own
+//! `settings.toml` in the configuration folder.
 
 pub mod base;
 pub mod build;

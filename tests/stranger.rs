@@ -2,7 +2,7 @@
 //! cache, send credentials to nobody and come to an end. Everything hostile that a repository or an unpacked archive can
 //! hold is in here; a new idea is one more function.
 #![cfg(unix)]
-#![expect(clippy::unwrap_used, clippy::disallowed_methods, reason = "a test that cannot go on fails")]
+#![expect(clippy::unwrap_used, clippy::panic, clippy::disallowed_methods, reason = "a test that cannot go on fails")]
 
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};

@@ -51,7 +51,7 @@ fn a_stale_lockfile_says_what_differs_and_only_that_is_resolved() {
     );
     for args in [&["lock", "--check"][..], &["sync", "--locked"], &["sync", "--dry-run"]] {
         let ran = world.run(args).expect(1);
-        assert!(ran.stderr.contains("model `n` is in the manifest, but not in the lockfile"), "{}", ran.stderr);
+        assert!(ran.stderr.contains("model `n` is in the manifest but not in the lockfile"), "{}", ran.stderr);
         assert!(ran.stderr.contains("aitools lock"), "{}", ran.stderr);
     }
     let ci = Ran::of(world.command(&["sync"]).env("CI", "true").output().unwrap());

@@ -16,7 +16,7 @@ use clap::builder::{PossibleValue, PossibleValuesParser};
 use clap::{Parser, Subcommand};
 use xshell::Shell;
 
-use job::Job;
+use step::Job;
 
 /// The project's checks, tests and measurements.
 #[derive(Debug, Parser)]

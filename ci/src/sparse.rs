@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use xshell::{Cmd, Shell, cmd};
 
-use crate::job::{Result, Skip, cargo};
+use crate::step::{Result, Skip, cargo};
 
 #[path = "../../tests/support/tiny_powerinfer.rs"]
 pub mod model;

@@ -4,9 +4,38 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use xshell::Shell;
+use xshell::{Cmd, Shell, cmd};
 
-use crate::job::{Job, Skip};
+/// One thing that can pass or fail.
+#[derive(Debug)]
+pub struct Job {
+    pub name: &'static str,
+    /// What passing means.
+    pub about: &'static str,
+    pub run: fn(&Shell) -> Result<()>,
+}
+
+/// What a job says, as its error, when this machine lacks what it needs.
+#[derive(Debug)]
+pub struct Skip(pub String);
+
+impl std::fmt::Display for Skip {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Skip {}
+
+/// An error is words for a person who reads the log.
+pub type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
+
+/// Cargo as a person starts it. What the cargo that started us says of our own crate would make build scripts run again.
+pub fn cargo<'a>(sh: &'a Shell, words: &str) -> Cmd<'a> {
+    const OURS: &[&str] = &["NAME", "VERSION", "VERSION_MAJOR", "VERSION_MINOR", "VERSION_PATCH", "VERSION_PRE"];
+    let cargo = cmd!(sh, "cargo").args(words.split_whitespace()).env_remove("CARGO_MANIFEST_DIR");
+    OURS.iter().fold(cargo, |cargo, name| cargo.env_remove(format!("CARGO_PKG_{name}")))
+}
 
 /// The repository.
 pub fn root() -> PathBuf {

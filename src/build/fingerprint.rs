@@ -73,8 +73,10 @@ pub fn inputs(of: &Ingredients<'_>) -> BTreeMap<String, String> {
 }
 
 fn identities(toolchain: &Toolchain) -> impl Iterator<Item = (&'static str, &str)> {
-    let of = |tool: &'_ Option<ToolPath>| tool.as_ref().map(|tool| tool.identity.as_str());
-    let (cuda, hip) = (of(&toolchain.cuda), of(&toolchain.hip));
+    fn of(tool: Option<&ToolPath>) -> Option<&str> {
+        tool.map(|tool| tool.identity.as_str())
+    }
+    let (cuda, hip) = (of(toolchain.cuda.as_ref()), of(toolchain.hip.as_ref()));
     let always = [("cc", toolchain.cc.identity.as_str()), ("cxx", toolchain.cxx.identity.as_str())];
     let optional = [("cuda", cuda), ("hip", hip)].into_iter().filter_map(|(name, identity)| Some((name, identity?)));
     always.into_iter().chain(optional)

@@ -1,4 +1,4 @@
-//! The command line, as clap sees it: low-level words only. `settings.rs` makes decisions of them.
+//! The command line as clap parses it. No decisions: `settings.rs` merges it with variables and settings files.
 
 use std::path::PathBuf;
 
@@ -9,20 +9,16 @@ use crate::base::platform::Variant;
 
 /// Locks, builds, verifies and runs local LLM engines and their models.
 ///
-/// A manifest says what you want, a lockfile says exactly what that is, and `sync` brings this machine there:
-/// engine sources at their commits, built with named flags, and weights whose every byte was checked.
+/// A manifest names engines and models, a lockfile pins them, and `sync` installs them on this machine:
+/// engine sources at their commits, built with named flags, and weights with their checksums verified.
 #[derive(Debug, Parser)]
-#[command(name = "aitools", version, max_term_width = 110, after_help = EXIT_CODES)]
+#[command(name = "aitools", version, max_term_width = 110, after_help = super::exit::help())]
 pub struct Args {
     #[command(flatten)]
     pub global: Global,
     #[command(subcommand)]
     pub command: Command,
 }
-
-const EXIT_CODES: &str = "Exit codes: 0 done · 1 a checked condition is false (stale lock, not synced) · 2 usage or input \
-error · 3 integrity mismatch · 4 network needed or failed · 5 build failed · 6 not reproducible · 7 engine failed · \
-8 the machine could not (disk full, no permission, missing program) · 130 interrupted";
 
 #[derive(Debug, ClapArgs)]
 pub struct Global {
@@ -35,13 +31,13 @@ pub struct Global {
     /// One JSON object on stdout, also for failures; progress as JSON lines on stderr
     #[arg(long, global = true)]
     pub json: bool,
-    /// Use no network at all, builds included
+    /// Never use the network, not even in builds
     #[arg(long, global = true)]
     pub offline: bool,
-    /// Where verified files, sources and builds are kept [default: the platform's cache folder + `aitools`]
+    /// The cache folder for verified files, sources and builds [default: `aitools` in the platform's cache folder]
     #[arg(long, global = true, value_name = "DIR")]
     pub cache_dir: Option<PathBuf>,
-    /// Say only what went wrong
+    /// Print errors only
     #[arg(short, long, global = true)]
     pub quiet: bool,
     /// When to colour [default: auto]
@@ -60,17 +56,17 @@ pub enum Color {
 pub enum Command {
     /// Write a starter manifest, lockfile and policy: a small real model that runs everywhere
     Init(Init),
-    /// Find out exactly what the manifest means today and write it to the lockfile
+    /// Resolve the manifest and write the lockfile
     Lock(Lock),
-    /// Bring this machine to what the lockfile says: fetch, verify, build, place
+    /// Fetch, verify, build and place everything that the lockfile lists
     Sync(Sync),
     /// Check formats, cross references, model files and policies, with no side effects
     Check(Check),
-    /// Hash everything on disk again, against lockfile and receipts; needs no network
+    /// Hash everything on disk again and compare it with lockfile and receipts; needs no network
     Verify(Verify),
     /// Run one prompt under a policy and stream the answer
     Run(Run),
-    /// Show what is wanted, what is there, and why something would be rebuilt
+    /// Show what is ready, what is missing, and why something would be rebuilt
     Status(Status),
     /// Show what this machine has: compilers, tools, GPUs, folders, space
     Doctor,
@@ -99,17 +95,17 @@ impl Command {
 
 #[derive(Debug, ClapArgs)]
 pub struct Init {
-    /// The folder to make a project of
+    /// The folder to create the project in
     #[arg(default_value = ".")]
     pub path: PathBuf,
 }
 
 #[derive(Debug, ClapArgs)]
 pub struct Lock {
-    /// Write nothing; fail with exit code 1 when the lockfile does not answer the manifest
+    /// Write nothing; fail with exit code 1 when the lockfile is out of date
     #[arg(long)]
     pub check: bool,
-    /// Resolve again though the request did not change: everything, or the entries named
+    /// Resolve again even if the manifest did not change: everything, or the named entries
     #[arg(long, value_name = "NAME", num_args = 0.., conflicts_with = "check")]
     pub upgrade: Option<Vec<Name>>,
     /// The lockfile has merge conflicts: keep what both sides agree on, resolve the rest again
@@ -131,7 +127,7 @@ pub struct LockMode {
 /// What to build with.
 #[derive(Debug, ClapArgs)]
 pub struct BuildWith {
-    /// Which build of an engine to use [default: the policy's, else what this machine has]
+    /// The build variant of engines [default: the policy's, else the best one that this machine supports]
     #[arg(long, env = "AITOOLS_VARIANT", value_name = "VARIANT", value_parser = variant)]
     pub variant: Option<Variant>,
     /// Parallel compile jobs [default: the number of processors]
@@ -167,7 +163,7 @@ pub struct Check {
 pub struct Verify {
     /// Verify what these policies need [default: everything in the manifest]
     pub policies: Vec<String>,
-    /// Fetch or build again what is bad, and only that
+    /// Fetch or build again what does not match, and only that
     #[arg(long)]
     pub repair: bool,
     #[command(flatten)]
@@ -179,10 +175,10 @@ pub struct Run {
     /// The policy, by name or file
     #[arg(required_unless_present = "config")]
     pub policy: Option<String>,
-    /// The prompt; `-` reads it from stdin
+    /// The prompt; `-` reads it from stdin, and other piped text is appended to it
     #[arg(short, long, value_name = "TEXT")]
     pub prompt: Option<String>,
-    /// Read the prompt from a file
+    /// Read the prompt from a file; `-` is stdin
     #[arg(short = 'f', long, value_name = "FILE", conflicts_with = "prompt")]
     pub prompt_file: Option<PathBuf>,
     /// The policy file, instead of a policy's name
@@ -201,14 +197,14 @@ pub struct Run {
     pub lock: LockMode,
     #[command(flatten)]
     pub build: BuildWith,
-    /// Put prompt and answer into the generation log, too
+    /// Write prompt and answer to the generation log
     #[arg(long)]
     pub log_prompts: bool,
 }
 
 #[derive(Debug, ClapArgs)]
 pub struct Status {
-    /// Name the inputs of an engine's build, or of a derived model, that differ from what is there
+    /// Show which inputs of an engine's build or of a derived model have changed
     #[arg(long, value_name = "NAME")]
     pub why: Option<String>,
     #[command(flatten)]

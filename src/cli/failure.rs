@@ -1,5 +1,5 @@
-//! From error to words: a kind for programs, an exit code, and what to do next. Exhaustive: a new failure does not compile
-//! until it has all three.
+//! Maps each failure to a kind for programs, an exit code, a message and a hint. The matches are exhaustive: a new failure does not
+//! compile until it has all four, and a test requires a snapshot of each kind.
 
 use serde::Serialize;
 
@@ -19,29 +19,12 @@ use crate::ops::run::RunError;
 use crate::source::SourceError;
 use crate::store::StoreError;
 
-/// Exit codes, as the README lists them.
-pub mod exit {
-    pub const DONE: u8 = 0;
-    /// A checked condition is false: stale lockfile, not synced, drift.
-    pub const CONDITION: u8 = 1;
-    /// Wrong arguments, or problems in an input file.
-    pub const USAGE: u8 = 2;
-    /// Bytes are not what the lockfile or a receipt says.
-    pub const INTEGRITY: u8 = 3;
-    /// The network is needed, or failed.
-    pub const NETWORK: u8 = 4;
-    pub const BUILD: u8 = 5;
-    pub const NOT_REPRODUCIBLE: u8 = 6;
-    /// The engine failed to start or to answer.
-    pub const ENGINE: u8 = 7;
-    /// The machine could not: disk full, no permission, a missing program.
-    pub const MACHINE: u8 = 8;
-    pub const INTERRUPTED: u8 = 130;
-}
+use super::exit;
+use super::invocation::Invocation;
 
-/// A failure in words.
+/// An error as it is printed, or given to programs as JSON.
 #[derive(Debug, Serialize)]
-pub struct Told {
+pub struct ErrorReport {
     /// Stable, for programs: `lock.stale`.
     pub kind: &'static str,
     pub exit_code: u8,
@@ -87,11 +70,21 @@ impl From<&Diagnostic> for Problem {
     }
 }
 
-impl Told {
+impl ErrorReport {
     fn new(kind: &'static str, exit_code: u8, message: impl ToString) -> Self {
         let message = message.to_string();
         let (details, problems) = (Vec::new(), Vec::new());
         Self { kind, exit_code, message, details, expected: None, actual: None, hint: None, problems }
+    }
+
+    /// The same report, its suggested commands completed with the `-m` and `-C` of this run.
+    #[must_use]
+    pub fn completed(mut self, invocation: &Invocation) -> Self {
+        let problems = self.problems.iter_mut().filter_map(|problem| problem.hint.as_mut());
+        for text in self.hint.iter_mut().chain(&mut self.details).chain(problems) {
+            *text = invocation.complete(text);
+        }
+        self
     }
 
     fn hint(mut self, hint: impl Into<Option<String>>) -> Self {
@@ -110,7 +103,7 @@ impl Told {
         self
     }
 
-    /// The words for a failure.
+    /// The report on a failure.
     pub fn of(failure: &Failure) -> Self {
         if failure.is_interruption() {
             return Self::new("interrupted", exit::INTERRUPTED, "interrupted");
@@ -119,9 +112,9 @@ impl Told {
         match failure {
             Failure::Cancelled(_) => Self::new("interrupted", exit::INTERRUPTED, message),
             Failure::Input(problems) => {
-                let mut told = Self::new("input", exit::USAGE, message);
-                told.problems = problems.0.iter().map(Problem::from).collect();
-                told
+                let mut report = Self::new("input", exit::USAGE, message);
+                report.problems = problems.0.iter().map(Problem::from).collect();
+                report
             }
             Failure::Usage { hint, .. } => Self::new("usage", exit::USAGE, message).hint(hint.clone()),
             Failure::NoManifest { .. } => Self::new("manifest.missing", exit::USAGE, message)
@@ -133,7 +126,7 @@ impl Told {
                 .details(entries.iter().map(stale_line).collect())
                 .hint(stale_hint(entries)),
             Failure::NotSynced { steps } => Self::new("not-synced", exit::CONDITION, message)
-                .details(steps.iter().map(super::verbs::sync::step_line).collect())
+                .details(steps.iter().map(super::wording::step_line).collect())
                 .hint("run `aitools sync`".to_owned()),
             Failure::Source { error, lock_line, .. } => source(error, message, lock_line.as_deref()),
             Failure::Store(error) => store(error, message, None),
@@ -154,7 +147,7 @@ impl Told {
         }
     }
 
-    /// As people read it, on stderr.
+    /// The report for people, as lines that end with a line feed.
     pub fn to_text(&self, colour: bool) -> String {
         let paint = |style: &str, text: &str| match colour {
             true => format!("\x1b[{style}m{text}\x1b[0m"),
@@ -180,12 +173,12 @@ impl Told {
 fn stale_line(entry: &Staleness) -> String {
     let (kind, name) = (entry.kind.as_str(), &entry.name);
     match &entry.why {
-        Why::Added => format!("{kind} `{name}` is in the manifest, but not in the lockfile"),
-        Why::Removed => format!("{kind} `{name}` is in the lockfile, but not in the manifest"),
+        Why::Added => format!("{kind} `{name}` is in the manifest but not in the lockfile"),
+        Why::Removed => format!("{kind} `{name}` is in the lockfile but not in the manifest"),
         Why::Changed { manifest, lock } => {
             format!("{kind} `{name}`: the manifest asks for {manifest}, the lock has {lock}")
         }
-        Why::Inputs => format!("{kind} `{name}`: what it is derived from has changed since it was locked"),
+        Why::Inputs => format!("{kind} `{name}`: its inputs have changed since it was locked"),
         Why::Conflict => format!("{kind} `{name}` has a merge conflict"),
     }
 }
@@ -199,7 +192,7 @@ fn stale_hint(entries: &[Staleness]) -> String {
 /// Lines of an engine's output that are shown; the whole is in its log.
 const SHOWN_LINES: usize = 20;
 
-fn run(policy: &Name, error: &RunError, message: String) -> Told {
+fn run(policy: &Name, error: &RunError, message: String) -> ErrorReport {
     let wrong = match error {
         RunError::Engine { error, .. } | RunError::Backend(BackendError::Engine(error)) => Some(error),
         _ => None,
@@ -207,17 +200,19 @@ fn run(policy: &Name, error: &RunError, message: String) -> Told {
     let hint = match (error, wrong) {
         (_, Some(EngineError::TooLong { .. })) => {
             let hint = "shorten the prompt, or raise `runtime.context_size` in the policy";
-            return Told::new("engine.prompt", exit::USAGE, message).hint(hint.to_owned());
+            return ErrorReport::new("engine.prompt", exit::USAGE, message).hint(hint.to_owned());
         }
         (_, Some(EngineError::Policy { .. })) => {
-            return Told::new("engine.policy", exit::USAGE, message).hint("change the policy".to_owned());
+            return ErrorReport::new("engine.policy", exit::USAGE, message).hint("change the policy".to_owned());
         }
-        (RunError::Timeout { .. }, _) => "raise `runtime.timeout` in the policy, or ask for fewer tokens".to_owned(),
-        _ => format!("the engine's whole output is in `.aitools/{policy}.log`"),
+        (RunError::Timeout { .. }, _) => {
+            "raise `runtime.timeout` or lower `generation.max_tokens` in the policy".to_owned()
+        }
+        _ => format!("the engine's full output is in `.aitools/{policy}.log`"),
     };
     let lines = error.tail();
     let last = &lines[lines.len().saturating_sub(SHOWN_LINES)..];
-    Told::new("engine", exit::ENGINE, message).details(last.to_vec()).hint(hint)
+    ErrorReport::new("engine", exit::ENGINE, message).details(last.to_vec()).hint(hint)
 }
 
 fn damage_line(damage: &Damaged) -> String {
@@ -227,65 +222,73 @@ fn damage_line(damage: &Damaged) -> String {
     format!("{what} `{}`: expected {expected} ({recorded_in}), computed {computed}{size}", path.display())
 }
 
-fn machine(error: &FsError, message: String) -> Told {
+fn machine(error: &FsError, message: String) -> ErrorReport {
     if error.is_no_space() {
         let hint = "free some space, or name another folder with `--cache-dir` or `HF_HOME`; what was fetched is kept";
-        return Told::new("machine.no-space", exit::MACHINE, message).hint(hint.to_owned());
+        return ErrorReport::new("machine.no-space", exit::MACHINE, message).hint(hint.to_owned());
     }
-    Told::new("machine.files", exit::MACHINE, message)
+    ErrorReport::new("machine.files", exit::MACHINE, message)
 }
 
-fn store(error: &StoreError, message: String, lock_line: Option<&str>) -> Told {
+fn store(error: &StoreError, message: String, lock_line: Option<&str>) -> ErrorReport {
     match error {
         StoreError::Fs(error) => machine(error, message),
-        StoreError::Cancelled(_) => Told::new("interrupted", exit::INTERRUPTED, message),
+        StoreError::Cancelled(_) => ErrorReport::new("interrupted", exit::INTERRUPTED, message),
         StoreError::Occupied { .. } => {
-            Told::new("machine.files", exit::MACHINE, message).hint("move the folder elsewhere".to_owned())
+            ErrorReport::new("machine.files", exit::MACHINE, message).hint("move the folder elsewhere".to_owned())
         }
-        StoreError::Tree(_) => Told::new("machine.files", exit::MACHINE, message),
+        StoreError::Tree(_) => ErrorReport::new("machine.files", exit::MACHINE, message),
         StoreError::Mismatch { expected, computed, computed_bytes, expected_bytes, .. } => {
             let at = lock_line.map_or(String::new(), |line| format!(" ({line})"));
             let size = expected_bytes.map_or(String::new(), |bytes| format!(", {bytes} bytes"));
-            Told::new("integrity", exit::INTEGRITY, message)
+            ErrorReport::new("integrity", exit::INTEGRITY, message)
                 .compared(format!("{expected}{size}{at}"), format!("{computed}, {computed_bytes} bytes"))
                 .hint(
-                    "the source changed what it serves, or the lockfile is wrong: compare it with its last commit"
+                    "the source serves other bytes than before, or the lockfile is wrong: compare it with its last commit"
                         .to_owned(),
                 )
         }
     }
 }
 
-fn source(error: &SourceError, message: String, lock_line: Option<&str>) -> Told {
+fn source(error: &SourceError, message: String, lock_line: Option<&str>) -> ErrorReport {
     match error {
-        SourceError::Cancelled(_) => Told::new("interrupted", exit::INTERRUPTED, message),
+        SourceError::Cancelled(_) => ErrorReport::new("interrupted", exit::INTERRUPTED, message),
         SourceError::Fs(error) => machine(error, message),
-        SourceError::Offline { .. } => Told::new("network.offline", exit::NETWORK, message)
-            .hint("run the same command without `--offline`".to_owned()),
-        SourceError::Network { hint, .. } => Told::new("network", exit::NETWORK, message).hint(hint.clone()),
-        SourceError::Missing { hint, .. } => Told::new("source.missing", exit::USAGE, message).hint(hint.clone()),
+        SourceError::Offline { .. } => ErrorReport::new("network.offline", exit::NETWORK, message)
+            .hint("run the command again without `--offline`".to_owned()),
+        SourceError::Network { hint, .. } => ErrorReport::new("network", exit::NETWORK, message).hint(hint.clone()),
+        SourceError::Missing { hint, .. } => {
+            ErrorReport::new("source.missing", exit::USAGE, message).hint(hint.clone())
+        }
         SourceError::Mismatch { expected, actual, likely, .. } => {
             let at = lock_line.map_or(String::new(), |line| format!(" ({line})"));
-            Told::new("integrity", exit::INTEGRITY, message)
+            ErrorReport::new("integrity", exit::INTEGRITY, message)
                 .compared(format!("{expected}{at}"), actual)
                 .details(likely.iter().map(|likely| format!("likely    {likely}")).collect())
         }
-        SourceError::Hostile { .. } => Told::new("integrity.refused", exit::INTEGRITY, message),
-        SourceError::Tool { hint, .. } => Told::new("machine.program", exit::MACHINE, message).hint(hint.clone()),
+        SourceError::Hostile { .. } => ErrorReport::new("integrity.refused", exit::INTEGRITY, message),
+        SourceError::Tool { hint, .. } => {
+            ErrorReport::new("machine.program", exit::MACHINE, message).hint(hint.clone())
+        }
         SourceError::Disagreement { details, hint, .. } => {
-            Told::new("source.disagreement", exit::CONDITION, message).details(details.clone()).hint(hint.clone())
+            ErrorReport::new("source.disagreement", exit::CONDITION, message)
+                .details(details.clone())
+                .hint(hint.clone())
         }
     }
 }
 
-fn build(error: &BuildError, message: String) -> Told {
-    let failed = |kind| Told::new(kind, exit::BUILD, &message);
-    let log = |path: &std::path::Path| format!("the whole log is `{}`", path.display());
+fn build(error: &BuildError, message: String) -> ErrorReport {
+    let failed = |kind| ErrorReport::new(kind, exit::BUILD, &message);
+    let log = |path: &std::path::Path| format!("the full log is `{}`", path.display());
     match error {
-        BuildError::Cancelled(_) => Told::new("interrupted", exit::INTERRUPTED, &message),
+        BuildError::Cancelled(_) => ErrorReport::new("interrupted", exit::INTERRUPTED, &message),
         BuildError::Fs(error) => machine(error, message),
         BuildError::Process(_) | BuildError::Recipe { .. } | BuildError::Edit { .. } => failed("build"),
-        BuildError::NoCompiler { hint, .. } => failed("build.compiler").hint((*hint).to_owned()),
+        BuildError::NoCompiler { hint, .. } => {
+            ErrorReport::new("machine.compiler", exit::MACHINE, &message).hint((*hint).to_owned())
+        }
         BuildError::Failed(what) => {
             let network = what.network.iter().map(|host| format!("the build tried to reach {host}"));
             let first = what.first_error.iter().flat_map(|text| text.lines()).map(str::to_owned);
@@ -298,7 +301,7 @@ fn build(error: &BuildError, message: String) -> Told {
         BuildError::NotIsolated { .. } => failed("build.offline").hint(
             "allow user namespaces (`aitools doctor` says what is missing), or build without `--offline`".to_owned(),
         ),
-        BuildError::NoSpace { .. } => Told::new("machine.no-space", exit::MACHINE, &message)
+        BuildError::NoSpace { .. } => ErrorReport::new("machine.no-space", exit::MACHINE, &message)
             .hint("free some space, or name another folder with `--cache-dir`".to_owned()),
         BuildError::NoOutput { beside, .. } => {
             failed("build.output").details(beside.iter().map(|path| format!("there is {path}")).collect())
@@ -311,33 +314,40 @@ fn build(error: &BuildError, message: String) -> Told {
     }
 }
 
-fn derive(error: &DeriveError, message: String) -> Told {
-    let log = |path: &std::path::Path| format!("the whole log is `{}`", path.display());
+fn derive(error: &DeriveError, message: String) -> ErrorReport {
+    let log = |path: &std::path::Path| format!("the full log is `{}`", path.display());
     match error {
         DeriveError::Engine(EngineError::Underivable { hint, .. }) => {
-            Told::new("derive.refused", exit::USAGE, message).hint(hint.clone())
+            ErrorReport::new("derive.refused", exit::USAGE, message).hint(hint.clone())
         }
-        DeriveError::Engine(_) => Told::new("derive", exit::BUILD, message),
+        DeriveError::Engine(_) => ErrorReport::new("derive", exit::BUILD, message),
         DeriveError::Command(CommandError::Run(error)) => build(error, message),
         DeriveError::Command(CommandError::Failed { tail, log: path, .. }) => {
-            Told::new("derive.failed", exit::BUILD, message).details(tail.clone()).hint(log(path))
+            ErrorReport::new("derive.failed", exit::BUILD, message).details(tail.clone()).hint(log(path))
         }
-        DeriveError::Python(PythonError::Cancelled(_)) => Told::new("interrupted", exit::INTERRUPTED, message),
-        DeriveError::Python(_) => Told::new("machine.program", exit::MACHINE, message).hint(format!(
+        DeriveError::Python(PythonError::Cancelled(_)) => ErrorReport::new("interrupted", exit::INTERRUPTED, message),
+        DeriveError::Python(_) => ErrorReport::new("machine.program", exit::MACHINE, message).hint(format!(
             "set `{}` to a Python that fits, or choose other versions in `[tools]`",
             crate::source::pypi::PYTHON
         )),
-        DeriveError::Useless { log: path, .. } => Told::new("derive.useless", exit::BUILD, message).hint(log(path)),
-    }
-}
-
-fn toolchain(error: &ToolError, message: String) -> Told {
-    match error {
-        ToolError::Missing { hint, .. } => Told::new("build.compiler", exit::BUILD, message).hint((*hint).to_owned()),
-        ToolError::Fs(error) => machine(error, message),
-        ToolError::Process(ProcessError::Cancelled(_)) => Told::new("interrupted", exit::INTERRUPTED, message),
-        ToolError::Variable { .. } | ToolError::Mute { .. } | ToolError::Process(_) => {
-            Told::new("build.compiler", exit::BUILD, message)
+        DeriveError::Useless { log: path, .. } => {
+            ErrorReport::new("derive.useless", exit::BUILD, message).hint(log(path))
         }
     }
 }
+
+fn toolchain(error: &ToolError, message: String) -> ErrorReport {
+    match error {
+        ToolError::Missing { hint, .. } => {
+            ErrorReport::new("machine.compiler", exit::MACHINE, message).hint((*hint).to_owned())
+        }
+        ToolError::Fs(error) => machine(error, message),
+        ToolError::Process(ProcessError::Cancelled(_)) => ErrorReport::new("interrupted", exit::INTERRUPTED, message),
+        ToolError::Variable { .. } | ToolError::Mute { .. } | ToolError::Process(_) => {
+            ErrorReport::new("machine.compiler", exit::MACHINE, message)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

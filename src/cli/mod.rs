@@ -3,14 +3,18 @@
 //! One file per verb under `verbs/`. Data goes to stdout, everything else to stderr.
 
 pub mod args;
+pub mod exit;
 pub mod failure;
 pub mod internal;
+pub mod invocation;
 pub mod jsonl;
 pub mod output;
+pub mod prompt;
 pub mod settings;
 pub mod snippet;
 pub mod terminal;
 pub mod verbs;
+pub mod wording;
 
 use std::process::ExitCode;
 
@@ -19,11 +23,10 @@ use clap::Parser as _;
 use crate::base::cancel::Cancel;
 
 use args::{Args, Command};
-use failure::Told;
 use output::Output;
 use settings::Session;
 
-/// Runs the program: reads arguments and environment, carries out one verb, says what came of it.
+/// Runs the program: reads arguments and environment, carries out one command, and prints its result.
 pub fn main() -> ExitCode {
     let mut words = std::env::args_os().skip(1);
     if words.next().is_some_and(|first| first == "internal") {
@@ -35,33 +38,32 @@ pub fn main() -> ExitCode {
     };
     let cancel = Cancel::default();
     let on_signal = cancel.clone();
-    // A second handler cannot be there; were one, the default (ending at once) would be safe as well.
+    // This is the only handler. Without it a signal ends the program at once, which is safe as well.
     let _ = ctrlc::set_handler(move || on_signal.cancel());
     let output = Output::new(&args.global);
     let code = match dispatch(&args, &output, cancel) {
         Ok(code) => code,
-        Err(failure) => output.failure(args.command.name(), &Told::of(&failure), &failure),
+        Err(failure) => output.failure(args.command.name(), &failure),
     };
-    ExitCode::from(code)
+    ExitCode::from(output.end(code))
 }
 
-/// What a hidden command of ours says, as the system takes it.
+/// The exit code of a hidden command.
 fn exit_code(code: i32) -> ExitCode {
     ExitCode::from(u8::try_from(code).unwrap_or(u8::MAX))
 }
 
-/// clap's own words; help and version go to stdout and are a success.
+/// Help and version go to stdout and are a success; a usage error goes to stderr.
 fn usage(error: &clap::Error) -> ExitCode {
     if error.use_stderr() {
         let json = std::env::args_os().any(|arg| arg == "--json");
         return ExitCode::from(output::usage(error, json));
     }
-    output::help(error);
-    ExitCode::SUCCESS
+    ExitCode::from(output::help(error))
 }
 
 fn dispatch(args: &Args, output: &Output, cancel: Cancel) -> Result<u8, crate::ops::Failure> {
-    let session = Session::new(&args.global, output, cancel)?;
+    let session = Session::new(&args.global, output.reporter(), cancel)?;
     match &args.command {
         Command::Init(ask) => verbs::init::run(ask, &session, output),
         Command::Lock(ask) => verbs::lock::run(ask, &session, output),

@@ -1,5 +1,7 @@
-//! stdout and stderr. A reader that goes away (`aitools status | head -1`) is no error.
+//! stdout and stderr. A reader that goes away (`aitools status | head -1`) is no error; output that is lost otherwise is one, which
+//! [`Output::end`] reports.
 
+use std::cell::RefCell;
 use std::io::{self, IsTerminal as _, Write};
 use std::sync::Arc;
 
@@ -11,7 +13,9 @@ use crate::ops::Failure;
 use crate::report::Reporter;
 
 use super::args::{Color, Global};
-use super::failure::Told;
+use super::exit;
+use super::failure::ErrorReport;
+use super::invocation::Invocation;
 use super::{jsonl, snippet, terminal};
 
 /// How this run speaks.
@@ -21,13 +25,22 @@ pub struct Output {
     quiet: bool,
     colour: bool,
     bars: bool,
+    invocation: Invocation,
+    /// Why output to stdout was lost, the first time.
+    lost: RefCell<Option<io::Error>>,
 }
 
 /// Version of the JSON that commands print: counted up when a field changes its meaning or goes.
 const JSON_VERSION: u32 = 1;
 
-fn write_all(mut to: impl Write, text: &str) -> bool {
-    to.write_all(text.as_bytes()).and_then(|()| to.flush()).is_ok()
+fn write_all(mut to: impl Write, text: &str) -> io::Result<()> {
+    to.write_all(text.as_bytes())?;
+    to.flush()
+}
+
+/// stderr has nowhere to report its own failures.
+fn write_stderr(text: &str) {
+    let _ = write_all(io::stderr().lock(), text);
 }
 
 impl Output {
@@ -41,7 +54,14 @@ impl Output {
             Color::Never => false,
             Color::Auto => terminal && !plain,
         };
-        Self { json: global.json, quiet: global.quiet, colour, bars: terminal && !global.quiet }
+        Self {
+            json: global.json,
+            quiet: global.quiet,
+            colour,
+            bars: terminal && !global.quiet,
+            invocation: Invocation::new(global),
+            lost: RefCell::default(),
+        }
     }
 
     /// Who tells of progress.
@@ -55,61 +75,93 @@ impl Output {
         }
     }
 
-    /// Data for people, to stdout. Says whether somebody still reads.
-    pub fn text(&self, text: &str) -> bool {
-        self.json || write_all(io::stdout().lock(), text)
+    /// The same text, suggested commands completed with the `-m` and `-C` of this run.
+    pub fn complete(&self, text: &str) -> String {
+        self.invocation.complete(text)
     }
 
-    /// A line for people, to stderr.
-    pub fn say(&self, line: &str) {
-        if !self.json && !self.quiet {
-            write_all(io::stderr().lock(), &format!("{line}\n"));
+    fn stdout(&self, text: &str) -> bool {
+        match write_all(io::stdout().lock(), text) {
+            Ok(()) => true,
+            Err(error) => {
+                if error.kind() != io::ErrorKind::BrokenPipe {
+                    self.lost.borrow_mut().get_or_insert(error);
+                }
+                false
+            }
         }
     }
 
-    /// The result, as the one object of `--json`.
+    /// Prints data for people to stdout. False once it cannot be written any more.
+    pub fn text(&self, text: &str) -> bool {
+        self.json || self.stdout(text)
+    }
+
+    /// Prints a line for people to stderr, its suggested commands completed.
+    pub fn say(&self, line: &str) {
+        if !self.json && !self.quiet {
+            write_stderr(&format!("{}\n", self.complete(line)));
+        }
+    }
+
+    /// The exit code of this run, given that of the command: output that was lost makes any success a failure.
+    pub fn end(&self, code: u8) -> u8 {
+        match &*self.lost.borrow() {
+            Some(error) if matches!(code, exit::DONE | exit::CONDITION | exit::INTERRUPTED) => {
+                write_stderr(&format!("error: cannot write to standard output: {error}\n"));
+                exit::MACHINE
+            }
+            _ => code,
+        }
+    }
+
+    /// Prints the result as the one object of `--json`.
     pub fn result(&self, command: &str, ok: bool, result: &impl Serialize) {
         if self.json {
             let object = json!({ "version": JSON_VERSION, "command": command, "ok": ok, "result": result });
-            write_all(io::stdout().lock(), &format!("{object}\n"));
+            self.stdout(&format!("{object}\n"));
         }
     }
 
-    /// Warnings found on the way.
+    /// Prints warnings found on the way.
     pub fn warnings(&self, warnings: &[Diagnostic]) {
         if !warnings.is_empty() && !self.quiet && !self.json {
-            write_all(io::stderr().lock(), &snippet::render(warnings, self.colour));
+            write_stderr(&self.complete(&snippet::render(warnings, self.colour)));
         }
     }
 
-    /// What went wrong, and the exit code.
-    pub fn failure(&self, command: &str, told: &Told, failure: &Failure) -> u8 {
+    /// Prints why a command failed, and gives the exit code.
+    pub fn failure(&self, command: &str, failure: &Failure) -> u8 {
+        let report = ErrorReport::of(failure).completed(&self.invocation);
         if self.json {
-            let object = json!({ "version": JSON_VERSION, "command": command, "ok": false, "error": told });
-            write_all(io::stdout().lock(), &format!("{object}\n"));
+            let object = json!({ "version": JSON_VERSION, "command": command, "ok": false, "error": report });
+            self.stdout(&format!("{object}\n"));
         } else if let Failure::Input(problems) = failure {
-            write_all(io::stderr().lock(), &snippet::render(&problems.0, self.colour));
+            write_stderr(&self.complete(&snippet::render(&problems.0, self.colour)));
         } else {
-            write_all(io::stderr().lock(), &told.to_text(self.colour));
+            write_stderr(&report.to_text(self.colour));
         }
-        told.exit_code
+        report.exit_code
     }
 }
 
-/// clap's complaint.
+/// Prints clap's usage error and gives the exit code.
 pub fn usage(error: &clap::Error, json: bool) -> u8 {
     if json {
         let message = error.to_string();
         let error = json!({ "kind": "usage", "exit_code": 2, "message": message.trim() });
         let object = json!({ "version": JSON_VERSION, "command": null, "ok": false, "error": error });
-        write_all(io::stdout().lock(), &format!("{object}\n"));
+        let _ = write_all(io::stdout().lock(), &format!("{object}\n"));
     } else {
         let _ = error.print();
     }
-    2
+    exit::USAGE
 }
 
-/// Help or version, to stdout.
-pub fn help(error: &clap::Error) {
-    let _ = error.print();
+/// Prints help or the version to stdout and gives the exit code.
+pub fn help(error: &clap::Error) -> u8 {
+    match error.print().and_then(|()| io::stdout().flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => exit::MACHINE,
+        _ => exit::DONE,
+    }
 }

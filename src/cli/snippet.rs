@@ -202,7 +202,7 @@ mod tests {
           |          ^
         "#);
         insta::assert_snapshot!(manifest("version = 7\n"), @r#"
-        error: this manifest has a version that this program does not know
+        error: this manifest was written by a newer version of aitools
          --> manifests/x.toml:1:11
           |
         1 | version = 7

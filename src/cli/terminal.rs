@@ -9,7 +9,7 @@ use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::report::{Event, Reporter, Unit};
 
-use super::verbs::size;
+use super::wording::size;
 
 /// A bar for each piece of work under way; a line for each that ended.
 #[derive(Debug)]

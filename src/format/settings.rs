@@ -1,10 +1,14 @@
-//! This machine's settings: `configs/settings.toml`. A flag wins over an `AITOOLS_*` variable, a variable over this file, this file over
-//! the default; `cli/` puts them together.
+//! Settings files: the project's `configs/settings.toml` and the user's own `settings.toml`. `cli/` merges them with flags and
+//! variables.
+//!
+//! A project's file comes with the project, perhaps from a stranger. It chooses among what aitools offers, and may name neither a
+//! program nor a path outside the project: [`Owner`] says which rules apply.
 
 use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::base::diagnostic::{Diagnostic, Diagnostics};
+use crate::base::name::RelPath;
 use crate::base::platform::Variant;
 
 use super::Parsed;
@@ -14,17 +18,26 @@ use super::schema::Schema;
 /// Bytes of a settings file at most.
 pub const MAX_BYTES: usize = 1 << 20;
 
-/// Every key is optional.
+/// Whose settings file it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Owner {
+    /// `configs/settings.toml` of a project: anyone who wrote the project wrote it.
+    Project,
+    /// `settings.toml` in the user's own configuration folder.
+    User,
+}
+
+/// The keys of a settings file. Every key is optional.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Settings {
-    /// Which `manifests/<name>.toml` is meant without `-m`.
+    /// The manifest to use without `-m`: a name (`manifests/<name>.toml`) or a path.
     pub manifest: Option<String>,
-    /// Where artifacts, blobs and build folders are kept; the platform's cache folder when not given.
+    /// The cache folder; by default `aitools` in the platform's cache folder. Only valid in the user's own file.
     pub cache_dir: Option<String>,
-    /// Which build of an engine to use; what the machine has when not given.
+    /// The build variant of engines; by default the best one that this machine supports.
     pub variant: Option<Variant>,
-    /// Compiler processes at a time; the processor's cores when not given.
+    /// Number of parallel compiler processes, 1 to 1024; by default the number of processors.
     #[schemars(range(min = 1, max = 1024))]
     pub jobs: Option<u32>,
     /// Never use the network.
@@ -33,17 +46,19 @@ pub struct Settings {
     pub locked: Option<bool>,
     /// Use the lockfile as it is.
     pub frozen: Option<bool>,
-    /// The Python whose package index settings are used for `pypi` sources.
+    /// The Python interpreter that fetches `pypi` packages. Only valid in the user's own file: it names a program.
     pub python: Option<String>,
-    /// Write prompts and answers to the log; they are left out otherwise.
+    /// Write prompts and answers to the generation log. They are left out by default.
     pub log_prompts: Option<bool>,
 }
 
 static SCHEMA: Schema<Settings> = Schema::new();
 
+/// Parses the settings file called `name` in messages.
+///
 /// # Errors
-/// Everything that is wrong with the file.
-pub fn parse(name: &str, bytes: &[u8]) -> Result<(Parsed<Settings>, Vec<Diagnostic>), Diagnostics> {
+/// Every problem of the file, keys that its owner may not set included.
+pub fn parse(name: &str, bytes: &[u8], owner: Owner) -> Result<(Parsed<Settings>, Vec<Diagnostic>), Diagnostics> {
     let document = Document::parse(Syntax::Toml, name, bytes, MAX_BYTES)?;
     let value = SCHEMA.decode(&document)?;
     let mut problems = Diagnostics::default();
@@ -57,7 +72,32 @@ pub fn parse(name: &str, bytes: &[u8]) -> Result<(Parsed<Settings>, Vec<Diagnost
             problems.push(problem.hint("leave the key out for the default"));
         }
     }
+    if owner == Owner::Project {
+        refuse_foreign(&value, &document, &mut problems);
+    }
     problems.or(Parsed { value, document })
+}
+
+/// What a project may not decide for the user who runs it.
+fn refuse_foreign(value: &Settings, document: &Document, problems: &mut Diagnostics) {
+    if value.python.is_some() {
+        let problem = document.error(&["python"], "a project cannot choose a program to run");
+        problems.push(
+            problem.hint("set `AITOOLS_PYTHON`, or `python` in your own settings file (`aitools doctor` shows where)"),
+        );
+    }
+    if value.cache_dir.is_some() {
+        let problem = document.error(&["cache_dir"], "a project cannot choose where the cache is");
+        problems.push(
+            problem.hint(
+                "set `AITOOLS_CACHE_DIR`, or `cache_dir` in your own settings file (`aitools doctor` shows where)",
+            ),
+        );
+    }
+    if value.manifest.as_ref().is_some_and(|text| text.parse::<RelPath>().is_err()) {
+        let problem = document.error(&["manifest"], "a project cannot choose a manifest outside itself");
+        problems.push(problem.hint("name a manifest of this project, such as `default`"));
+    }
 }
 
 #[cfg(test)]
@@ -66,10 +106,10 @@ mod tests {
 
     #[test]
     fn every_key_is_optional() {
-        assert_eq!(parse("s.toml", b"# nothing\n").expect("good").0.value, Settings::default());
+        assert_eq!(parse("s.toml", b"# nothing\n", Owner::User).expect("good").0.value, Settings::default());
         let text = "manifest = \"default\"\ncache_dir = \"/tmp/a b\"\nvariant = \"cuda\"\njobs = 4\noffline = false\nlocked = true\n\
                     frozen = false\npython = \"python3\"\nlog_prompts = true\n";
-        let settings = parse("s.toml", text.as_bytes()).expect("good").0.value;
+        let settings = parse("s.toml", text.as_bytes(), Owner::User).expect("good").0.value;
         assert_eq!((settings.jobs, settings.log_prompts), (Some(4), Some(true)));
     }
 
@@ -78,17 +118,27 @@ mod tests {
         let example = include_str!("../../configs/settings.toml");
         let lines = example.lines().filter_map(|line| line.strip_prefix("# ")).filter(|line| line.contains(" = "));
         let text: String = lines.filter(|line| !line.starts_with("frozen")).map(|line| format!("{line}\n")).collect();
-        assert_eq!(text.lines().count(), 8, "{text}");
-        assert!(parse("s.toml", text.as_bytes()).is_ok(), "{text}");
+        assert_eq!(text.lines().count(), 6, "{text}");
+        assert!(parse("s.toml", text.as_bytes(), Owner::Project).is_ok(), "{text}");
     }
 
     #[test]
     fn what_is_wrong() {
         let text = "job = 1\nlocked = 0\nlog_prompts = \"on\"\nvariant = \"\"\noffline = \"yes\"\n";
-        let problems = parse("s.toml", text.as_bytes()).expect_err("refused");
+        let problems = parse("s.toml", text.as_bytes(), Owner::User).expect_err("refused");
         assert_eq!(problems.0.len(), 5, "{problems}");
         assert_eq!(problems.0[0].hint.as_deref(), Some("did you mean `jobs`?"));
-        let problems = parse("s.toml", b"locked = true\nfrozen = true\npython = \" \"\n").expect_err("refused");
+        let problems =
+            parse("s.toml", b"locked = true\nfrozen = true\npython = \" \"\n", Owner::User).expect_err("refused");
         assert_eq!(problems.0.len(), 2, "{problems}");
+    }
+
+    #[test]
+    fn h5b_a_project_names_no_program_and_no_path_outside_itself() {
+        let text = "python = \"./p\"\ncache_dir = \"/var/x\"\nmanifest = \"../other/manifests/x.toml\"\n";
+        let problems = parse("s.toml", text.as_bytes(), Owner::Project).expect_err("refused");
+        assert_eq!(problems.0.len(), 3, "{problems}");
+        assert!(parse("s.toml", text.as_bytes(), Owner::User).is_ok());
+        assert!(parse("s.toml", b"jobs = 2\nmanifest = \"quickstart\"\n", Owner::Project).is_ok());
     }
 }

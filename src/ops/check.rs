@@ -13,6 +13,7 @@ use crate::format::lockfile::Lockfile;
 use crate::format::policy;
 
 use super::demand::{self, Demand, EngineDemand, ModelDemand};
+use super::install::Purpose;
 use super::project::PolicyFile;
 use super::{Failure, Host, Project};
 

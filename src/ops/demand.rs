@@ -220,8 +220,8 @@ impl<'a> DemandBuilder<'_, 'a> {
         let entry = self.lock.engine(name).ok_or_else(|| self.not_locked(Kind::Engine, name))?;
         let spec = &self.project.manifest.value.engines[name];
         let adapter = adapter(self.host, self.project, name, spec)?;
-        let (purpose, linked) = (self.purpose, self.project.linked_build(name));
-        let wanted = Wanted { name, spec, entry, adapter, variant, purpose, linked };
+        let (purpose, in_use) = (self.purpose, self.project.linked_build(name));
+        let wanted = Wanted { name, spec, entry, adapter, variant, purpose, in_use };
         let decided = self.installers.of(adapter).decide(&wanted)?;
         let Decided { variant, inputs, packages, installation } = decided;
         let fingerprint = fingerprint::fingerprint(&inputs);

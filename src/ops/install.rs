@@ -43,7 +43,7 @@ pub struct Wanted<'a> {
     /// What it is for.
     pub purpose: Purpose,
     /// The fingerprint of the installation that the project's link leads to.
-    pub linked: Option<Digest>,
+    pub in_use: Option<Digest>,
 }
 
 /// What an installation is for.
@@ -84,7 +84,7 @@ fn kept(
     // The linked one first, then in the order of the variants.
     let rank = |receipt: &Receipt| {
         let variant = variants.iter().position(|variant| *variant == receipt.variant);
-        (wanted.linked != Some(receipt.fingerprint), variant, receipt.fingerprint)
+        (wanted.in_use != Some(receipt.fingerprint), variant, receipt.fingerprint)
     };
     receipts.sort_by_key(rank);
     for receipt in receipts {

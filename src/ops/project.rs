@@ -140,6 +140,9 @@ impl Project {
         if let Some(known) = self.policies.iter().find(|file| fs::is_same(&file.path, &path)) {
             return Ok(known.name.clone());
         }
+        if !fs::exists(&path) {
+            return Err(Failure::Usage { what: format!("there is no policy file `{asked}`"), hint: None });
+        }
         let (file, _) = load_policy(&path, &self.root)?;
         let name = file.name.clone();
         self.policies.retain(|other| other.name != name);

@@ -6,6 +6,7 @@ use crate::engine::Ready;
 use crate::plan::Step;
 
 use super::demand::demand;
+use super::install::Purpose;
 use super::project::PolicyFile;
 use super::{Failure, Host, Project, check, lock, sync};
 

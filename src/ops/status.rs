@@ -12,7 +12,7 @@ use crate::plan::Step;
 
 use super::demand::{EngineDemand, ModelDemand, demand};
 use super::failure::Staleness;
-use super::survey::{build_link, linked};
+use super::install::Purpose;
 use super::{Failure, Host, Project, lock, sync};
 
 #[derive(Debug, serde::Serialize)]
@@ -116,7 +116,8 @@ fn policy_status(
     file: &super::project::PolicyFile,
 ) -> PolicyStatus {
     let names = [file.name.clone()];
-    let plan = demand(host, project, lockfile, &names, Purpose::Install).and_then(|demand| sync::plan_for(host, project, &demand));
+    let plan = demand(host, project, lockfile, &names, Purpose::Install)
+        .and_then(|demand| sync::plan_for(host, project, &demand));
     let ready = plan.is_ok_and(|plan| plan.steps.iter().all(|step| matches!(step, Step::LinkBuild { .. })));
     PolicyStatus { name: file.name.clone(), engine: file.policy.value.engine.clone(), digest: file.digest, ready }
 }
@@ -199,7 +200,7 @@ fn why_derived(host: &Host, model: &ModelDemand<'_>) -> Result<Option<WhyDerived
 fn why_one(host: &Host, project: &Project, engine: &EngineDemand<'_>) -> Result<WhyBuild, Failure> {
     let wish = &engine.wish;
     let built = host.store.artifact(&wish.fingerprint)?.is_some();
-    let used = linked(&build_link(project, &wish.name)).and_then(|fingerprint| host.store.receipt_of(&fingerprint));
+    let used = project.linked_build(&wish.name).and_then(|fingerprint| host.store.receipt_of(&fingerprint));
     let latest = || newest(host, engine);
     let other = match used.filter(|artifact| artifact.receipt.fingerprint != wish.fingerprint) {
         Some(artifact) => Some(artifact),

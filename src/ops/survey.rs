@@ -1,6 +1,5 @@
 //! What is really there, for a demand: no network, no subprocess, and no byte hashed that was hashed before.
 
-use crate::base::digest::Digest;
 use crate::base::fs;
 use crate::plan::{PackageWish, Survey};
 

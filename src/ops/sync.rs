@@ -11,6 +11,7 @@ use crate::source::World;
 use crate::source::download::RESERVE_BYTES;
 
 use super::demand::{Demand, ModelDemand, demand};
+use super::install::Purpose;
 use super::lock::{self, Locked, Upgrade};
 use super::survey::survey;
 use super::{Failure, Host, Outcome, Project, build, derive, fetch};
@@ -191,7 +192,7 @@ fn step(host: &Host, project: &Project, demand: &Demand<'_>, weights: &Task, ste
         Step::Build { at, .. } => return build::build(host, demand.engine_at(*at)),
         Step::LinkBuild { engine, fingerprint, at, .. } => {
             let target = host.store.artifact_path(fingerprint);
-            fs::link_dir(&target, &super::survey::build_link(project, engine))?;
+            fs::link_dir(&target, &project.build_link(engine))?;
             build::populate_submodule(host, project, demand.engine_at(*at))?;
         }
         Step::Hash { files, at, .. } => return hash(host, project, demand.model_at(*at), files),

@@ -15,6 +15,7 @@ use crate::store::damage::Damage;
 
 use super::demand::{Demand, demand};
 use super::failure::Damaged;
+use super::install::Purpose;
 use super::{Failure, Host, Project, lock};
 
 /// Files hashed at a time: two keep a disk and a core busy, more only help when files are many.

@@ -28,7 +28,7 @@ use super::download::likely_content;
 use super::globs::Globs;
 use super::{Fetched, Source, SourceError, TreeSource, World, bytes_of};
 
-pub use index::PYTHON;
+pub use index::{PYTHON, interpreters};
 pub use wheel::{Cpython, package_for_python, package_here, program, pythons};
 
 /// No package is larger: the limit for one whose size the index does not say.

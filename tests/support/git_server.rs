@@ -1,5 +1,6 @@
 //! A git server over HTTP on loopback: `git http-backend` as CGI behind a few lines of HTTP, which a test may make
 //! misbehave. And the program `git` in a sealed environment, to make repositories with.
+#![allow(dead_code, clippy::expect_used, reason = "shared by tests that use parts of it")]
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use super::Bench;
 use super::ground::{Ground, command};
 use super::measure::{Contender, Series, interleave};
-use crate::job::Result;
+use crate::step::Result;
 
 pub const BENCH: Bench = Bench { name: "build", about: "llama.cpp from source", rounds: 1, warm_up: false, run };
 

@@ -11,7 +11,7 @@ use super::Bench;
 use super::ground::Ground;
 use super::measure::{Contender, Series, interleave};
 use super::server::{NAME, REPO, Server};
-use crate::job::Result;
+use crate::step::Result;
 
 pub const BENCH: Bench = Bench { name: "download", about: "1 GiB from loopback", rounds: 5, warm_up: true, run };
 pub const THROTTLED: Bench = Bench {

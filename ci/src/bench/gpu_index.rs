@@ -9,9 +9,9 @@ use xshell::cmd;
 use super::Bench;
 use super::ground::Ground;
 use super::measure::{Contender, Series, interleave};
-use crate::job::{Result, cargo};
 use crate::sparse::Engine;
 use crate::sparse::model::{self, Shape};
+use crate::step::{Result, cargo};
 
 pub const BENCH: Bench =
     Bench { name: "gpu-index", about: "which neurons go to the GPU: 32 layers", rounds: 5, warm_up: true, run };

@@ -5,7 +5,7 @@ use std::process::Command;
 
 use xshell::{Shell, cmd};
 
-use crate::job::{Result, cargo};
+use crate::step::{Result, cargo};
 
 /// The peers, by their names in the Python package index. Installed into a folder below `target/`.
 const PEERS: &[&str] = &["uv==0.11.*", "cmake==4.4.4", "ninja==1.13.2", "huggingface_hub[cli]"];

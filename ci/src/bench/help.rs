@@ -3,7 +3,7 @@
 use super::Bench;
 use super::ground::{Ground, command};
 use super::measure::{Contender, Series, interleave};
-use crate::job::Result;
+use crate::step::Result;
 
 pub const BENCH: Bench = Bench { name: "help", about: "starting the program", rounds: 30, warm_up: true, run };
 

@@ -10,7 +10,7 @@ use std::time::Instant;
 use serde::Serialize;
 use wait4::Wait4 as _;
 
-use crate::job::Result;
+use crate::step::Result;
 
 /// One run. `first_output_s` is when the first byte came on standard output.
 #[derive(Debug, Clone, Copy, Default, Serialize)]

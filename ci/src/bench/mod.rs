@@ -18,7 +18,7 @@ use std::process::ExitCode;
 
 use xshell::Shell;
 
-use crate::job::Result;
+use crate::step::Result;
 use ground::Ground;
 use measure::Series;
 

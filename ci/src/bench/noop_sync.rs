@@ -9,7 +9,7 @@ use xshell::cmd;
 use super::Bench;
 use super::ground::{Ground, command};
 use super::measure::{Contender, Series, interleave};
-use crate::job::Result;
+use crate::step::Result;
 
 pub const BENCH: Bench =
     Bench { name: "noop-sync", about: "a sync with nothing to do", rounds: 30, warm_up: true, run };

@@ -8,9 +8,9 @@ use std::process::Command;
 use super::Bench;
 use super::ground::Ground;
 use super::measure::{Contender, Sample, Series, interleave, measure_with_words};
-use crate::job::Result;
 use crate::sparse::model::{Shape, Tiny};
 use crate::sparse::{Engine, Project};
+use crate::step::Result;
 
 pub const BENCH: Bench =
     Bench { name: "powerinfer", about: "one answer of a sparse model", rounds: 7, warm_up: true, run };

@@ -13,7 +13,8 @@ use xshell::Shell;
 use super::Bench;
 use super::ground::Ground;
 use super::measure::{Contender, Sample, Series, interleave};
-use crate::job::{Result, quickstart};
+use crate::job::quickstart;
+use crate::step::Result;
 
 pub const BENCH: Bench =
     Bench { name: "run", about: "one short answer, engine started and stopped", rounds: 7, warm_up: true, run };

@@ -12,7 +12,7 @@ use sha2::{Digest as _, Sha256};
 use xshell::Shell;
 
 use super::measure::Sample;
-use crate::job::Result;
+use crate::step::Result;
 
 pub const NAME: &str = "big.gguf";
 pub const REPO: &str = "bench/big";

@@ -2,7 +2,8 @@
 
 use xshell::Shell;
 
-use super::{Job, Result, cargo, need_component};
+use super::need_component;
+use crate::step::{Job, Result, cargo};
 
 pub const JOB: Job = Job { name: "fmt", about: "every source file is formatted", run };
 

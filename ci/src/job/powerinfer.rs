@@ -3,9 +3,9 @@
 
 use xshell::Shell;
 
-use super::{Job, Result, cargo};
 use crate::sparse::model::{self, Tiny};
 use crate::sparse::{Engine, Project, published};
+use crate::step::{Job, Result, cargo};
 
 pub const JOB: Job = Job { name: "powerinfer", about: "PowerInfer's own tree builds, runs and is survived", run };
 

@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use xshell::{Shell, cmd};
 
-use super::{Job, Result, Skip};
 use crate::sparse::model::{TINY, Tiny};
 use crate::sparse::{Engine, LARGE, Project};
+use crate::step::{Job, Result, Skip};
 
 pub const JOB: Job =
     Job { name: "powerinfer-cuda", about: "sparse models lie on a real GPU, within their budgets", run };

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use xshell::{Shell, cmd};
 
-use super::{Job, Result, cargo};
+use crate::step::{Job, Result, cargo};
 
 pub const JOB: Job = Job { name: "quickstart", about: "the README's first command answers", run };
 

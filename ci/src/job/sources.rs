@@ -3,7 +3,7 @@
 
 use xshell::Shell;
 
-use super::{Job, Result, cargo};
+use crate::step::{Job, Result, cargo};
 
 pub const JOB: Job = Job { name: "sources", about: "real packages come, the Hugging Face client agrees", run };
 

@@ -2,7 +2,7 @@
 
 use xshell::Shell;
 
-use super::{Job, Result, cargo};
+use crate::step::{Job, Result, cargo};
 
 pub const JOB: Job = Job { name: "test", about: "every test of the workspace passes", run };
 

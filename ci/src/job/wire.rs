@@ -3,9 +3,10 @@
 
 use xshell::Shell;
 
-use super::{Job, Result, cargo, powerinfer};
+use super::powerinfer;
 use crate::sparse::model::Tiny;
 use crate::sparse::{Engine, Project};
+use crate::step::{Job, Result, cargo};
 
 pub const JOB: Job = Job { name: "wire", about: "PowerInfer's adapter drives a real server of its protocol", run };
 

@@ -3,6 +3,7 @@
 //! A rule is a function from files to problems, so that each is also tested on a sample that breaks it.
 
 mod cli;
+mod cycles;
 mod dependencies;
 mod docs;
 mod layers;

@@ -11,9 +11,9 @@ use crate::ops::lock;
 use crate::ops::{Failure, check};
 
 /// # Errors
-/// Every problem of every policy at once, or a lockfile that does not answer the manifest.
+/// Every problem of every policy at once, or a lockfile that is out of date.
 pub fn run(ask: &args::Check, session: &Session<'_>, output: &Output) -> Result<u8, Failure> {
-    let mut project = session.project(output)?;
+    let mut project = super::load(session, output)?;
     let asked = ask.policies.iter().map(|asked| project.include(asked, &session.cwd));
     let policies = asked.collect::<Result<Vec<_>, _>>()?;
     let host = session.host(&project.root, None)?;
@@ -26,12 +26,12 @@ pub fn run(ask: &args::Check, session: &Session<'_>, output: &Output) -> Result<
     output.warnings(&problems.0);
     for policy in &checked {
         let depth =
-            if policy.weights_checked { "weights looked into" } else { "weights are not here: run `aitools sync`" };
-        output.say(&format!("policy {}: sound ({depth})", policy.policy));
+            if policy.weights_checked { "model file checked" } else { "model not downloaded: run `aitools sync`" };
+        output.say(&format!("policy {}: OK ({depth})", policy.policy));
     }
     lock::require_current(&project)?;
     if checked.is_empty() {
-        output.say("the manifest and its lockfile are sound; it includes no policies");
+        output.say("the manifest and its lockfile are OK; the manifest includes no policies");
     }
     let warnings: Vec<Problem> = problems.0.iter().map(Problem::from).collect();
     output.result("check", true, &json!({ "policies": checked, "warnings": warnings }));

@@ -11,11 +11,11 @@ use crate::ops::{Failure, project};
 /// # Errors
 /// See [`lock::run`].
 pub fn run(ask: &args::Lock, session: &Session<'_>, output: &Output) -> Result<u8, Failure> {
-    let project = session.project(output)?;
+    let project = super::load(session, output)?;
     let shown = project::shown(&project.lock_path, &project.root);
     if ask.check {
         lock::require_current(&project)?;
-        output.say(&format!("`{shown}` answers the manifest"));
+        output.say(&format!("`{shown}` is up to date"));
         output.result("lock", true, &json!({ "lockfile": shown, "changes": [], "written": false }));
         return Ok(0);
     }
@@ -32,7 +32,7 @@ pub fn run(ask: &args::Lock, session: &Session<'_>, output: &Output) -> Result<u
     Ok(0)
 }
 
-/// Says what changed in the lockfile.
+/// Prints what changed in the lockfile.
 pub fn tell(locked: &Locked, shown: &str, output: &Output) {
     for change in &locked.changes {
         output.say(&line(change));

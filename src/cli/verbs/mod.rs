@@ -1,4 +1,4 @@
-//! One file per verb: asks `ops/`, words what came of it.
+//! One file per command: calls `ops/` and prints the result.
 
 pub mod check;
 pub mod completions;
@@ -11,7 +11,16 @@ pub mod status;
 pub mod sync;
 pub mod verify;
 
-/// `1.2 GB`, for people.
-pub fn size(bytes: u64) -> String {
-    indicatif::DecimalBytes(bytes).to_string()
+use super::output::Output;
+use super::settings::Session;
+use crate::ops::{Failure, Project};
+
+/// The project of this run; its warnings are printed.
+///
+/// # Errors
+/// See [`Session::project`].
+fn load(session: &Session<'_>, output: &Output) -> Result<Project, Failure> {
+    let project = session.project()?;
+    output.warnings(&project.warnings);
+    Ok(project)
 }

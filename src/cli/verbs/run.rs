@@ -1,15 +1,16 @@
 //! `aitools run`.
 
-use std::io::{self, IsTerminal as _, Read as _, Write as _};
-use std::path::Path;
+use std::io::{self, Write as _};
 
 use serde_json::json;
 
 use crate::base::fs;
 use crate::cli::args;
-use crate::cli::failure::exit;
+use crate::cli::exit;
 use crate::cli::output::Output;
+use crate::cli::prompt;
 use crate::cli::settings::Session;
+use crate::cli::wording::size;
 use crate::engine::Ready;
 use crate::engine::backend::{Driver, passed_on};
 use crate::engine::conversation::{Finish, Piece};
@@ -19,24 +20,19 @@ use crate::ops::run::{self, Ran};
 use crate::ops::sync::{self, Ask};
 use crate::ops::{Failure, Host, Project, ready};
 
-use super::size;
-
-/// Longer prompts than any context holds.
-const MAX_PROMPT_BYTES: u64 = 16 << 20;
-
 /// # Errors
 /// What is wrong with policy, model or engine.
 pub fn run(ask: &args::Run, session: &Session<'_>, output: &Output) -> Result<u8, Failure> {
-    let mut project = session.project(output)?;
+    let mut project = super::load(session, output)?;
     let asked = ask.config.as_ref().map(|path| path.display().to_string()).or(ask.policy.clone()).unwrap_or_default();
     let name = project.include(&asked, &session.cwd)?;
     let file = project.policy(&name)?;
     require_named(ask, &project, file)?;
-    let prompt = prompt(ask, session)?;
+    let prompt = prompt::read(ask, &session.cwd)?;
     let host = session.host(&project.root, Some(&ask.build))?;
     if ask.sync {
         let names = [file.name.clone()];
-        let mode = session.lock_mode(&ask.lock, &session.settings(&project.root)?);
+        let mode = session.lock_mode(&ask.lock, &project.root)?.value;
         let synced = sync::run(&host, &project, &Ask { policies: &names, mode, dry_run: false })?;
         if !synced.plan.is_empty() {
             super::sync::tell(&synced, &project, output);
@@ -45,7 +41,7 @@ pub fn run(ask: &args::Run, session: &Session<'_>, output: &Output) -> Result<u8
     let (ready, warnings) = ready::ready(&host, &project, file)?;
     host.store.save_records()?;
     output.warnings(&warnings);
-    let keep_text = ask.log_prompts || session.settings(&project.root)?.log_prompts == Some(true);
+    let keep_text = session.log_prompts(&project.root, ask.log_prompts)?.value;
     let ran = answer(&host, &project, &ready, &prompt, keep_text, output)?;
     tell(&ran, &ready, output);
     Ok(if ran.answer.finish == Finish::Cancelled { exit::INTERRUPTED } else { exit::DONE })
@@ -63,32 +59,6 @@ fn require_named(ask: &args::Run, project: &Project, file: &PolicyFile) -> Resul
     };
     differs("engine", &ask.engine, resolved.engine.0.as_str())?;
     differs("model", &ask.model, resolved.model.0.as_str())
-}
-
-fn prompt(ask: &args::Run, session: &Session<'_>) -> Result<String, Failure> {
-    let stdin_is_pipe = !io::stdin().is_terminal();
-    let bytes = match (&ask.prompt, &ask.prompt_file) {
-        (Some(text), _) if text != "-" => return Ok(text.clone()),
-        (None, Some(path)) => fs::read_bounded(&session.cwd.join(path), MAX_PROMPT_BYTES)?,
-        (Some(_), _) => stdin()?,
-        (None, None) if stdin_is_pipe => stdin()?,
-        (None, None) => {
-            let hint = "give `--prompt TEXT`, `--prompt-file FILE`, or pipe it in".to_owned();
-            return Err(Failure::Usage { what: "there is no prompt".to_owned(), hint: Some(hint) });
-        }
-    };
-    String::from_utf8(bytes).map_err(|_| Failure::Usage { what: "the prompt is not UTF-8".to_owned(), hint: None })
-}
-
-fn stdin() -> Result<Vec<u8>, Failure> {
-    let mut bytes = Vec::new();
-    let read = io::stdin().lock().take(MAX_PROMPT_BYTES + 1).read_to_end(&mut bytes);
-    read.map_err(|error| fs::FsError::new("read", Path::new("stdin"), error))?;
-    if bytes.len() as u64 > MAX_PROMPT_BYTES {
-        let what = format!("the prompt is larger than {}", size(MAX_PROMPT_BYTES));
-        return Err(Failure::Usage { what, hint: None });
-    }
-    Ok(bytes)
 }
 
 fn answer(
@@ -185,7 +155,7 @@ fn summary(metrics: &Metrics, finish: Finish) -> String {
     let memory = metrics.peak_memory_bytes.map_or(String::new(), |bytes| format!(", peak memory {}", size(bytes)));
     let end = match finish {
         Finish::Stop | Finish::ToolCalls => "",
-        Finish::Length => ", cut at max_tokens or the context",
+        Finish::Length => ", stopped at max_tokens or the end of the context",
         Finish::Cancelled => ", stopped",
     };
     format!(

@@ -4,16 +4,14 @@ use crate::build::fingerprint::Difference;
 use crate::cli::args;
 use crate::cli::output::Output;
 use crate::cli::settings::Session;
+use crate::cli::wording::{size, step_line};
 use crate::ops::status::{self, Status, Why, WhyBuild, WhyDerived};
 use crate::ops::{Failure, project};
-
-use super::size;
-use super::sync::step_line;
 
 /// # Errors
 /// See [`status::run`] and [`status::why`].
 pub fn run(ask: &args::Status, session: &Session<'_>, output: &Output) -> Result<u8, Failure> {
-    let project = session.project(output)?;
+    let project = super::load(session, output)?;
     let host = session.host(&project.root, Some(&ask.build))?;
     if let Some(engine) = &ask.why {
         let why = status::why(&host, &project, engine)?;
@@ -23,17 +21,21 @@ pub fn run(ask: &args::Status, session: &Session<'_>, output: &Output) -> Result
     }
     let status = status::run(&host, &project)?;
     host.store.save_records()?;
-    output.text(&text(&status, &project));
+    output.text(&output.complete(&text(&status, &project)));
     output.result("status", true, &status);
     Ok(0)
+}
+
+fn entries(count: usize) -> String {
+    if count == 1 { "1 entry".to_owned() } else { format!("{count} entries") }
 }
 
 fn text(status: &Status, project: &project::Project) -> String {
     let mut text = format!("manifest  {}\n", project::shown(&status.manifest, &project.root));
     match &status.stale {
         None => text += "lockfile  missing: run `aitools lock`\n",
-        Some(stale) if stale.is_empty() => text += "lockfile  answers the manifest\n",
-        Some(stale) => text += &format!("lockfile  out of date ({} entries): run `aitools lock`\n", stale.len()),
+        Some(stale) if stale.is_empty() => text += "lockfile  up to date\n",
+        Some(stale) => text += &format!("lockfile  out of date ({}): run `aitools lock`\n", entries(stale.len())),
     }
     let state = |ready: bool| if ready { "ready" } else { "missing" };
     for engine in &status.engines {
@@ -43,15 +45,15 @@ fn text(status: &Status, project: &project::Project) -> String {
             &format!("engine    {} ({}) {built}, {fingerprint}, from {}\n", engine.name, engine.variant, engine.source);
     }
     for model in &status.models {
-        let main = model.main.as_deref().unwrap_or("for others to be derived from");
-        let size = if model.files == 0 { "size not known yet".to_owned() } else { size(model.size_bytes) };
+        let main = model.main.as_deref().unwrap_or("source for derived models");
+        let size = if model.files == 0 { "size unknown".to_owned() } else { size(model.size_bytes) };
         text += &format!("model     {} {}, {size}, {main}\n", model.name, state(model.ready));
     }
     for policy in &status.policies {
         text += &format!("policy    {} {}, on {}\n", policy.name, state(policy.ready), policy.engine);
     }
     if !status.steps.is_empty() {
-        text += "to do     run `aitools sync`, which would\n";
+        text += "to do     run `aitools sync` to\n";
         text.extend(status.steps.iter().map(|step| format!("            {}\n", step_line(step))));
     }
     text
@@ -67,13 +69,13 @@ fn why_text(why: &Why) -> String {
 fn why_built(why: &WhyBuild) -> String {
     let mut text = format!("engine {} ({}), {}\n", why.engine, why.variant, why.fingerprint.short());
     match (why.built, &why.other) {
-        (true, None) => text += "  it is built, and nothing has changed\n",
+        (true, None) => text += "  built; nothing has changed\n",
         (true, Some(other)) => {
-            text += &format!("  it is built; the project still uses {}, whose inputs were\n", other.short())
+            text += &format!("  built; the project still uses {}, which had these inputs:\n", other.short())
         }
-        (false, None) => text += "  it was never built on this machine\n",
+        (false, None) => text += "  never built on this machine\n",
         (false, Some(other)) => {
-            text += &format!("  it has to be built; the last build was {}, and since then\n", other.short())
+            text += &format!("  must be built; changes since the last build ({}):\n", other.short())
         }
     }
     text + &differences(&why.differences)
@@ -82,10 +84,10 @@ fn why_built(why: &WhyBuild) -> String {
 fn why_derived(why: &WhyDerived) -> String {
     let mut text = format!("model {}, {}\n", why.model, why.fingerprint.short());
     match (why.derived, &why.other) {
-        (true, _) => text += "  it is derived, and nothing has changed\n",
-        (false, None) => text += "  it was never derived on this machine\n",
+        (true, _) => text += "  derived; nothing has changed\n",
+        (false, None) => text += "  never derived on this machine\n",
         (false, Some(other)) => {
-            text += &format!("  it has to be derived; the last derivation was {}, and since then\n", other.short())
+            text += &format!("  must be derived; changes since the last derivation ({}):\n", other.short())
         }
     }
     text + &differences(&why.differences)

@@ -3,15 +3,14 @@
 use crate::cli::args;
 use crate::cli::output::Output;
 use crate::cli::settings::Session;
+use crate::cli::wording::{counted, size};
 use crate::ops::sync::{self, Ask, LockMode};
 use crate::ops::{Failure, verify};
-
-use super::size;
 
 /// # Errors
 /// [`Failure::Damaged`] when something is wrong and stays so.
 pub fn run(ask: &args::Verify, session: &Session<'_>, output: &Output) -> Result<u8, Failure> {
-    let project = session.project(output)?;
+    let project = super::load(session, output)?;
     let host = session.host(&project.root, Some(&ask.build))?;
     let mut verified = verify::run(&host, &project, &ask.policies, &[])?;
     if ask.repair && !verified.damages.is_empty() {
@@ -26,7 +25,7 @@ pub fn run(ask: &args::Verify, session: &Session<'_>, output: &Output) -> Result
     if !verified.damages.is_empty() {
         return Err(Failure::Damaged { damages: verified.damages });
     }
-    output.say(&format!("verified: {} files, {}", verified.files, size(verified.size_bytes)));
+    output.say(&format!("verified {} ({})", counted(verified.files, "file"), size(verified.size_bytes)));
     output.result("verify", true, &verified);
     Ok(0)
 }

@@ -161,7 +161,9 @@ impl Installer for Cmake<'_> {
             return decided;
         }
         let why = match &decided {
-            Ok(build) if self.host.store.artifact(&fingerprint::fingerprint(&build.inputs))?.is_some() => return decided,
+            Ok(build) if self.host.store.artifact(&fingerprint::fingerprint(&build.inputs))?.is_some() => {
+                return decided;
+            }
             Ok(_) => "this machine's compilers have changed since it was built".to_owned(),
             Err(Failure::Toolchain { error, .. }) => error.to_string(),
             Err(_) => return decided,

@@ -195,7 +195,7 @@ fn ask(world: &World, asked: &Asked<'_>, args: &[OsString], seen: &mut dyn FnMut
 }
 
 /// Commands that may start a Python with pip, in the order in which they are tried.
-fn interpreters(env: &BTreeMap<String, String>) -> Vec<Vec<&str>> {
+pub fn interpreters(env: &BTreeMap<String, String>) -> Vec<Vec<&str>> {
     if let Some(named) = env.get(PYTHON).filter(|named| !named.is_empty()) {
         return vec![vec![named]];
     }
