@@ -31,7 +31,7 @@ fn documented(page: &str) -> BTreeSet<String> {
 
 #[test]
 fn every_policy_key_is_documented() {
-    let schema = aitools::format::schema::policy();
+    let schema = aitools::format::schema::of::<aitools::format::policy::Policy>();
     let mut known = BTreeSet::new();
     keys(&schema, &schema, "", &mut known);
     assert!(known.contains("generation.top_k") && known.contains("metadata.performance"), "{known:?}");
