@@ -131,7 +131,7 @@ fn derived_once_placed_with_what_lies_beside_it_and_found_again() {
     world.run(&["check"]).expect(0);
     let status = world.run(&["status"]).expect(0).stdout;
     assert!(status.contains("derive q4 from f16 (quantize to Q4_0, with sparse)"), "{status}");
-    assert!(status.contains("model     q4 missing, size not known yet"), "{status}");
+    assert!(status.contains("model     q4 missing, size unknown"), "{status}");
     let ran = Ran::of(world.command(&["sync", "p", "--json"]).env("SECRET", "x").output().unwrap()).expect(0);
     assert_eq!(steps(&ran).last().unwrap(), "derive q4");
     let placed = world.project().join("models/q4");
@@ -198,7 +198,7 @@ fn another_input_is_another_lock_and_another_derivation() {
     assert!(why.contains("from:"), "{why}");
     world.write("manifests/default.lock", &world.read("manifests/default.lock").replace(&after[1], &before[1]));
     let stale = world.run(&["sync", "--locked"]).expect(1);
-    assert!(stale.stderr.contains("derived from has changed"), "{}", stale.stderr);
+    assert!(stale.stderr.contains("its inputs have changed"), "{}", stale.stderr);
     world.run(&["sync"]).expect(0);
     assert_eq!(world.read("models/again/activation/activation_0.pt"), "other statistics");
     // A lockfile that is older than the manifest.

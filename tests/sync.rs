@@ -317,13 +317,31 @@ fn sleeper_runs() -> bool {
 }
 
 #[test]
+fn u7_an_installed_engine_runs_without_its_compiler() {
+    let world = World::new();
+    let synced = world.run(&["sync"]).expect(0);
+    assert!(synced.stderr.contains("compiling code from the folder `engine source`"), "{}", synced.stderr);
+    let tools = world::tools::tools();
+    let path = std::env::join_paths([tools.cmake.parent().unwrap(), tools.ninja.parent().unwrap()]).unwrap();
+    let without = |args: &[&str]| Ran::of(world.command(args).env("PATH", &path).output().unwrap());
+    // The tiny engine ends at once: that it is started is what counts.
+    let ran = without(&["run", "p", "--prompt", "hi"]).expect(7);
+    assert!(ran.stderr.contains("engine `tiny` is used as it is"), "{}", ran.stderr);
+    assert!(ran.stderr.contains("found no C compiler"), "{}", ran.stderr);
+    // Another source is another engine, which only a compiler can make.
+    world.write("engine source/new.c", "int three(void) { return 3; }\n");
+    world.run(&["lock", "--upgrade", "tiny"]).expect(0);
+    without(&["run", "p", "--prompt", "hi"]).expect(8);
+}
+
+#[test]
 fn no_compiler_no_home_no_reader_no_panic() {
     let world = World::new();
     world.run(&["lock"]).expect(0);
     let tools = world::tools::tools();
     let without_compiler =
         std::env::join_paths([tools.cmake.parent().unwrap(), tools.ninja.parent().unwrap()]).unwrap();
-    let ran = Ran::of(world.command(&["sync"]).env("PATH", without_compiler).output().unwrap()).expect(5);
+    let ran = Ran::of(world.command(&["sync"]).env("PATH", without_compiler).output().unwrap()).expect(8);
     assert!(ran.stderr.contains("compiler"), "{}", ran.stderr);
     assert!(ran.stderr.contains("hint:"), "{}", ran.stderr);
     let homeless = Ran::of(world.command(&["status"]).env_remove("HOME").output().unwrap());

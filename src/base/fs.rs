@@ -38,6 +38,11 @@ impl FsError {
         matches!(self.source.kind(), io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::PermissionDenied)
     }
 
+    /// Whether [`read_bounded`] refused a file that is larger than its limit.
+    pub fn is_over_limit(&self) -> bool {
+        self.verb == "read" && self.source.kind() == io::ErrorKind::FileTooLarge
+    }
+
     /// Whether the disk, or the user's share of it, is full.
     pub fn is_no_space(&self) -> bool {
         matches!(self.source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)

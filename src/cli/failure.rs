@@ -223,6 +223,9 @@ fn damage_line(damage: &Damaged) -> String {
 }
 
 fn machine(error: &FsError, message: String) -> ErrorReport {
+    if error.is_over_limit() {
+        return ErrorReport::new("input.too-large", exit::USAGE, message);
+    }
     if error.is_no_space() {
         let hint = "free some space, or name another folder with `--cache-dir` or `HF_HOME`; what was fetched is kept";
         return ErrorReport::new("machine.no-space", exit::MACHINE, message).hint(hint.to_owned());

@@ -216,6 +216,16 @@ impl Origin {
         if let Self::Git { pin, .. } = self { Some(pin.commit) } else { None }
     }
 
+    /// Where it comes from, in words: `PyPI package llama-cpp-python 0.3.36`. Holds no password: addresses with one are refused.
+    pub fn in_words(&self) -> String {
+        match self {
+            Self::Git { request, pin } => format!("{} at commit {}", request.git, pin.commit.short()),
+            Self::Url { request, .. } => request.url.clone(),
+            Self::Path { request } => format!("the folder `{}`", request.path),
+            Self::Pypi { request, .. } => format!("the PyPI package {} {}", request.pypi, request.version),
+        }
+    }
+
     /// The file that is downloaded, where the source is one file.
     pub fn download(&self) -> Option<&FilePin> {
         match self {

@@ -119,6 +119,7 @@ pub fn require(project: &Project) -> Result<Lockfile, Failure> {
 pub fn run(host: &Host, project: &Project, upgrade: &Upgrade, resolve_conflicts: bool) -> Result<Locked, Failure> {
     let name =
         format!("lock-{}", crate::base::digest::Digest::of(project.lock_path.as_os_str().as_encoded_bytes()).hex());
+    require_inside(project)?;
     let waiting = || host.task.waiting("another aitools is locking this project");
     let _held = host.store.lock(&name, host.task.cancel(), waiting)?;
     check_names(project, upgrade)?;
@@ -128,6 +129,16 @@ pub fn run(host: &Host, project: &Project, upgrade: &Upgrade, resolve_conflicts:
     super::demand::check_layouts(project, &lockfile)?;
     let written = fs::write_if_changed(&project.lock_path, lockfile.to_text().as_bytes())?;
     Ok(Locked { changes: changes(&old, &lockfile), lockfile, written })
+}
+
+/// A stranger's project may have a link in place of its `manifests` folder: nothing is written through it.
+fn require_inside(project: &Project) -> Result<(), Failure> {
+    let folder = fs::canonical(fs::parent(&project.lock_path))?;
+    if folder.starts_with(fs::canonical(&project.root)?) {
+        return Ok(());
+    }
+    let what = format!("the lockfile would be written outside the project, to `{}`", folder.display());
+    Err(Failure::Usage { what, hint: Some("replace the link `manifests` by the folder itself".to_owned()) })
 }
 
 fn check_names(project: &Project, upgrade: &Upgrade) -> Result<(), Failure> {

@@ -64,6 +64,9 @@ pub fn run(host: &Host, project: &Project, ask: &Ask<'_>) -> Result<Synced, Fail
         if round == MAX_ROUNDS {
             return Err(Failure::NotSynced { steps: plan.steps });
         }
+        if !ask.dry_run && round == 0 {
+            announce(host, &demand, &plan);
+        }
         let ends = ask.dry_run || plan.is_empty() || {
             let outcome = carry_out(host, project, &demand, &plan);
             tell_what_was_kept(host, project);
@@ -99,6 +102,15 @@ fn lockfile(host: &Host, project: &Project, ask: &Ask<'_>) -> Result<(Lockfile, 
             }
             Err(other) => Err(other),
         },
+    }
+}
+
+/// Says whose code is about to be executed: what is compiled here, or converts a model.
+fn announce(host: &Host, demand: &Demand<'_>, plan: &Plan) {
+    for step in &plan.steps {
+        let Step::Build { at, engine, .. } = step else { continue };
+        let origin = demand.engine_at(*at).entry.origin.in_words();
+        host.task.note(format!("engine `{engine}`: compiling code from {origin}, which runs with your rights later"));
     }
 }
 

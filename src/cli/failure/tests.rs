@@ -32,6 +32,7 @@ fn simple() -> Vec<Failure> {
         recorded_in: "manifests/default.lock:12".to_owned(),
     };
     vec![
+        Failure::Fs(FsError::new("read", Path::new("manifests/default.toml"), io::ErrorKind::FileTooLarge.into())),
         Failure::Cancelled(Cancelled),
         Failure::Input(Diagnostics(vec![Diagnostic::error("`version` is missing").hint("add `version = 1`")])),
         Failure::Usage { what: "there is no policy `p`".to_owned(), hint: Some("did you mean `q`?".to_owned()) },
@@ -111,6 +112,7 @@ fn builds() -> Vec<Failure> {
         BuildError::Failed(Box::new(failed)),
         BuildError::NotBuilt { definition: "GGML_CUDA".to_owned(), value: None, said: Vec::new(), log: log() },
         BuildError::NoSpace { said: "No space left on device".to_owned(), available_bytes: 5, log: log() },
+        BuildError::NotIsolated { why: "user namespaces are off".to_owned() },
         BuildError::NoOutput { glob: "bin/*".to_owned(), beside: vec!["lib/a".to_owned()] },
     ];
     let built = errors.into_iter().map(|error| Failure::Build { engine: name("e"), error });
