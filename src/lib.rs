@@ -31,6 +31,7 @@ pub mod build;
 pub mod cli;
 pub mod engine;
 pub mod format;
+pub mod gateway;
 pub mod ops;
 pub mod plan;
 pub mod report;

@@ -1,0 +1,134 @@
+//! One request about a model: waits until it is let through, and answers it by forwarding it or through the engine's adapter.
+//!
+//! A client that leaves drops the future, or the body, of its response: that takes it out of the queue, or ends the engine's work.
+
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use async_stream::stream;
+use bytes::Bytes;
+use futures_util::StreamExt as _;
+use http_body_util::BodyExt as _;
+use hyper::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderMap, HeaderValue};
+use hyper::{Response, StatusCode};
+
+use super::Context;
+use super::body::{self, Body, Fields};
+use super::catalog::Offer;
+use super::error::ApiError;
+use super::measure::Measure;
+use super::operation::Operation;
+use super::{adapter, forward};
+
+/// How long the status of a stream is held back: an engine that cannot start is told by a true status.
+const GRACE: Duration = Duration::from_secs(2);
+/// How long a stream may be silent before a comment is sent: proxies and clients give up on silent ones.
+pub const SILENCE: Duration = Duration::from_secs(10);
+/// Seconds for one answer when the policy has no `runtime.timeout`.
+const TIMEOUT_S: u32 = 600;
+
+/// A request about a model.
+#[derive(Debug)]
+pub struct Call {
+    pub offer: Arc<Offer>,
+    pub operation: Operation,
+    pub fields: Fields,
+    pub stream: bool,
+    /// Who takes turns in the queue.
+    pub client: String,
+    /// Headers that engines get, too: W3C trace context.
+    pub trace: HeaderMap,
+    pub began: Instant,
+}
+
+/// The response to a call.
+pub async fn answer(context: Arc<Context>, call: Call) -> Response<Body> {
+    let measure = Measure::new(&context, &call.offer, call.operation, call.began, call.stream);
+    let (stream, operation, request_id) = (call.stream, call.operation, measure.request_id.clone());
+    let policy = call.offer.name.clone();
+    let work = work(context, call, measure);
+    let mut response = if stream { held_back(Box::pin(work), operation).await } else { work.await };
+    for (name, value) in [("x-request-id", request_id), ("x-aitools-policy", policy)] {
+        if let Ok(value) = HeaderValue::try_from(value) {
+            response.headers_mut().insert(name, value);
+        }
+    }
+    response
+}
+
+async fn work(context: Arc<Context>, call: Call, mut measure: Measure) -> Response<Body> {
+    let lease = match context.owner.lease(&call.offer.name, &call.client, call.operation.takes_slot()).await {
+        Ok(lease) => lease,
+        Err(error) => return refused(measure, &error),
+    };
+    measure.sent(&lease);
+    let limit_s = call.offer.policy.runtime.timeout.unwrap_or(TIMEOUT_S);
+    let deadline = Instant::now() + Duration::from_secs(limit_s.into());
+    let conversation = Arc::clone(&lease.engine.conversation);
+    match conversation.openai() {
+        Some(api) => forward::send(api, call, lease, measure, deadline).await,
+        None => adapter::send(conversation.as_ref(), call, lease, measure, deadline).await,
+    }
+}
+
+/// The response for an error, which the measurements note.
+pub fn refused(mut measure: Measure, error: &ApiError) -> Response<Body> {
+    measure.answered(error.status.as_u16());
+    measure.error = Some(error.message.clone());
+    body::refusal(error)
+}
+
+/// A response of server-sent events.
+pub fn events(pieces: impl futures_util::Stream<Item = Result<Bytes, io::Error>> + Send + 'static) -> Response<Body> {
+    let mut response = Response::new(body::streamed(pieces));
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream; charset=utf-8"));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
+    response
+}
+
+/// What is sent while nothing else is: clients of OpenAI's API pass over comments, and Anthropic's know an event for it.
+pub fn ping(operation: Operation) -> Bytes {
+    match operation {
+        Operation::Messages => Bytes::from_static(b"event: ping\ndata: {\"type\":\"ping\"}\n\n"),
+        _ => Bytes::from_static(b": waiting\n\n"),
+    }
+}
+
+/// An error in a stream whose status has been sent. No `[DONE]` follows.
+pub fn error_event(body: &[u8], operation: Operation) -> Bytes {
+    let name = if operation == Operation::Messages { "event: error\n" } else { "" };
+    [name.as_bytes(), b"data: ", body, b"\n\n"].concat().into()
+}
+
+/// The response, if it is there soon; else a stream that begins with comments, and then goes on with the response's body.
+async fn held_back(
+    mut work: Pin<Box<impl Future<Output = Response<Body>> + Send + 'static>>,
+    operation: Operation,
+) -> Response<Body> {
+    if let Ok(response) = tokio::time::timeout(GRACE, &mut work).await {
+        return response;
+    }
+    events(stream! {
+        yield Ok(ping(operation));
+        let response = loop {
+            match tokio::time::timeout(SILENCE, &mut work).await {
+                Ok(response) => break response,
+                Err(_) => yield Ok(ping(operation)),
+            }
+        };
+        let (head, body) = response.into_parts();
+        if head.status == StatusCode::OK {
+            let mut pieces = body.into_data_stream();
+            while let Some(piece) = pieces.next().await {
+                yield piece;
+            }
+        } else if let Ok(body) = body.collect().await {
+            yield Ok(error_event(&body.to_bytes(), operation));
+        }
+    })
+}

@@ -1,0 +1,2 @@
+//! Layer 4: the gateway.
+pub mod scheduler;
