@@ -329,7 +329,7 @@ async fn bodies_of_the_openai_api_pass_through() {
     use http_body_util::Full;
     let scene = Scene::new("good", "");
     let backend = scene.start(SOON).await.unwrap();
-    let client = Client::new(backend.conversation().openai().unwrap());
+    let client = backend.conversation().openai().unwrap().client();
     let body = r#"{"messages": [], "seed": 5, "an unknown field": [1]}"#;
     let mut request = hyper::Request::post("/v1/chat/completions").body(Full::new(body.into())).unwrap();
     client.authorize(&mut request).unwrap();

@@ -10,7 +10,8 @@ use futures_util::stream::BoxStream;
 use serde::Serialize;
 use serde_json::Value as Json;
 
-use super::{Endpoint, EngineError};
+use super::EngineError;
+use super::openai::OpenAi;
 use crate::format::policy::Policy;
 
 /// What a policy leaves open is the same for every engine, and sent with every request: a new version of an engine cannot
@@ -41,9 +42,9 @@ pub trait Conversation: std::fmt::Debug + Send + Sync {
     /// Sends a request once the stream is polled. Dropping the stream closes the connection, which stops the engine's work.
     fn generate(&self, request: Request) -> Events;
 
-    /// Where the engine speaks the OpenAI API itself, so that whole request bodies can be forwarded: below `/v1` of this
-    /// endpoint. None for an engine that needs its adapter.
-    fn openai(&self) -> Option<&Endpoint> {
+    /// The engine's API, where it speaks OpenAI's itself, so that whole request bodies can be forwarded. None for an engine that
+    /// needs its adapter.
+    fn openai(&self) -> Option<&OpenAi> {
         None
     }
 }

@@ -15,7 +15,7 @@ use serde_json::{Value as Json, json};
 
 use super::client::Client;
 use super::conversation::{
-    Conversation, Delta, Event, Events, Finish, Format, Message, Part, Piece, Prompt, Request, Tool, ToolCall,
+    Conversation, Delta, Event, Events, Finish, Format, Message, Part, Piece, Prompt, Request, Sampling, Tool, ToolCall,
     ToolCallDelta, Usage,
 };
 use super::{Endpoint, EngineError};
@@ -29,7 +29,9 @@ pub struct Dialect {
     /// Whether the engine refuses requests without the key that it was started with (401). One that does is told from
     /// other programs that took its port.
     pub checks_key: bool,
-    /// Adds the engine's own fields to the body of a request.
+    /// Adds the engine's own fields for sampling.
+    pub sampling: fn(&Sampling, &mut Json),
+    /// Adds the engine's other fields to the body of a request.
     pub extend: fn(&Request, &mut Json),
 }
 
@@ -47,6 +49,29 @@ impl OpenAi {
     /// prompts go to `/v1/completions` as they are.
     pub fn new(endpoint: &Endpoint, dialect: Dialect, chat: bool) -> Self {
         Self { client: Client::new(endpoint), dialect, chat }
+    }
+
+    /// Sends requests to the engine.
+    pub fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// Whether messages can be sent: the model has a chat template.
+    pub fn has_chat_template(&self) -> bool {
+        self.chat
+    }
+
+    /// The fields of a request that say how tokens are chosen.
+    pub fn sampling(&self, sampling: &Sampling) -> Json {
+        let mut fields = json!({
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "presence_penalty": sampling.presence_penalty,
+            "frequency_penalty": sampling.frequency_penalty,
+            "seed": sampling.seed,
+        });
+        (self.dialect.sampling)(sampling, &mut fields);
+        fields
     }
 
     async fn is_ready(&self, deadline: Instant) -> Result<bool, EngineError> {
@@ -78,18 +103,11 @@ impl OpenAi {
     /// # Errors
     /// When the prompt needs a chat template, and the model has none.
     pub fn body(&self, request: &Request) -> Result<(&'static str, Json), EngineError> {
-        let sampling = &request.sampling;
-        let mut body = json!({
-            "stream": true,
-            "stream_options": { "include_usage": true },
-            "max_tokens": request.max_tokens,
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
-            "presence_penalty": sampling.presence_penalty,
-            "frequency_penalty": sampling.frequency_penalty,
-            "seed": sampling.seed,
-            "stop": request.stop,
-        });
+        let mut body = self.sampling(&request.sampling);
+        body["stream"] = true.into();
+        body["stream_options"] = json!({ "include_usage": true });
+        body["max_tokens"] = request.max_tokens.into();
+        body["stop"] = json!(request.stop);
         if !request.tools.is_empty() {
             let function = |tool: &Tool| {
                 let function =
@@ -148,8 +166,8 @@ impl Conversation for OpenAi {
         })
     }
 
-    fn openai(&self) -> Option<&Endpoint> {
-        Some(self.client.endpoint())
+    fn openai(&self) -> Option<&OpenAi> {
+        Some(self)
     }
 }
 
@@ -275,7 +293,7 @@ fn pieces(choice: &Json) -> Vec<Piece> {
 mod tests {
     use super::*;
     use crate::engine::answer::{Answer, Generated};
-    use crate::engine::conversation::{Role, Sampling};
+    use crate::engine::conversation::Role;
     use crate::format::policy;
 
     fn heard(events: &[&str]) -> Result<Generated, EngineError> {
@@ -326,7 +344,7 @@ mod tests {
     }
 
     fn body(request: &Request, chat: bool) -> Result<(&'static str, Json), EngineError> {
-        let dialect = Dialect { checks_key: false, extend: |_, _| () };
+        let dialect = Dialect { checks_key: false, sampling: |_, _| (), extend: |_, _| () };
         OpenAi::new(&Endpoint { port: 1, key: String::new() }, dialect, chat).body(request)
     }
 

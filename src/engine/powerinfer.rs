@@ -43,8 +43,8 @@ use super::derive::{Derivation, DeriveRequest};
 use super::finding::Finding;
 use super::gguf::Gguf;
 use super::{
-    CheckRequest, Endpoint, Engine, EngineError, Launch, LaunchRequest, Model, ModelError, ModelFiles, RecipeRequest,
-    StartupCheck,
+    CheckRequest, Endpoint, Engine, EngineError, Launch, LaunchRequest, Model, ModelError, ModelFiles, ModelSize,
+    RecipeRequest,    StartupCheck,
 };
 use crate::base::platform::{Platform, Variant};
 use crate::build::BuildRecipe;
@@ -99,6 +99,10 @@ struct PowerInferModel(Arc<Gguf>);
 impl Model for PowerInferModel {
     fn check(&self, ask: &CheckRequest<'_>) -> Vec<Finding> {
         check::all(&self.0, ask)
+    }
+
+    fn size(&self, policy: &Policy, variant: Variant) -> Option<ModelSize> {
+        Some(model::size(&self.0, policy, variant))
     }
 
     fn launch(&self, ask: &LaunchRequest<'_>) -> Result<Launch, EngineError> {

@@ -221,7 +221,7 @@ async fn streamed(
             };
         };
         if let Some(error) = failed {
-            measure.error = Some(error.message.clone());
+            measure.fail(&error.message);
             yield Ok(error_event(error.json().to_string().as_bytes(), shape.operation));
             return;
         }

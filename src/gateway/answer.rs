@@ -22,6 +22,7 @@ use super::error::ApiError;
 use super::measure::Measure;
 use super::operation::Operation;
 use super::{adapter, forward};
+use crate::format::policy::Policy;
 
 /// How long the status of a stream is held back: an engine that cannot start is told by a true status.
 const GRACE: Duration = Duration::from_secs(2);
@@ -29,6 +30,16 @@ const GRACE: Duration = Duration::from_secs(2);
 pub const SILENCE: Duration = Duration::from_secs(10);
 /// Seconds for one answer when the policy has no `runtime.timeout`.
 const TIMEOUT_S: u32 = 600;
+
+/// Members of requests that say what is asked, not how it is sampled: clients may send them whatever the policy says.
+const ALWAYS: &[&str] = &[
+    "model", "messages", "prompt", "input", "query", "documents", "top_n", "stream", "stream_options", "tools",
+    "tool_choice", "parallel_tool_calls", "response_format", "text", "system", "instructions", "user", "metadata",
+    "store", "encoding_format", "dimensions", "content", "tokens", "add_special", "with_pieces", "input_prefix",
+    "input_suffix", "input_extra", "suffix", "n", "chat_template_kwargs", "reasoning_effort", "reasoning", "thinking",
+    "continue_final_message", "add_generation_prompt", "include", "previous_response_id", "service_tier", "truncation",
+    "return_progress",
+];
 
 /// A request about a model.
 #[derive(Debug)]
@@ -60,6 +71,9 @@ pub async fn answer(context: Arc<Context>, call: Call) -> Response<Body> {
 }
 
 async fn work(context: Arc<Context>, call: Call, mut measure: Measure) -> Response<Body> {
+    if let Err(error) = allowed(&call.offer.policy, call.operation, &call.fields) {
+        return refused(measure, &error);
+    }
     let lease = match context.owner.lease(&call.offer.name, &call.client, call.operation.takes_slot()).await {
         Ok(lease) => lease,
         Err(error) => return refused(measure, &error),
@@ -74,10 +88,22 @@ async fn work(context: Arc<Context>, call: Call, mut measure: Measure) -> Respon
     }
 }
 
+/// Refuses what the policy does not let clients decide.
+fn allowed(policy: &Policy, operation: Operation, fields: &Fields) -> Result<(), ApiError> {
+    let Some(open) = policy.serve.overrides.as_ref().filter(|_| operation.generates()) else { return Ok(()) };
+    let fixed = fields.keys().find(|key| {
+        fields.has(key) && !ALWAYS.contains(key) && !open.iter().any(|name| name == key)
+    });
+    match fixed {
+        None => Ok(()),
+        Some(key) => Err(ApiError::unsupported(key, format!("`{key}` is set by the policy: its `serve.override` does not list it"))),
+    }
+}
+
 /// The response for an error, which the measurements note.
 pub fn refused(mut measure: Measure, error: &ApiError) -> Response<Body> {
     measure.answered(error.status.as_u16());
-    measure.error = Some(error.message.clone());
+    measure.fail(&error.message);
     body::refusal(error)
 }
 

@@ -26,16 +26,6 @@ use crate::format::policy::Policy;
 /// Bytes of an answer that is not a stream at most.
 const LIMIT_BYTES: usize = 256 << 20;
 
-/// Members of requests that say what is asked, not how it is sampled: clients may send them whatever the policy says.
-const ALWAYS: &[&str] = &[
-    "model", "messages", "prompt", "input", "query", "documents", "top_n", "stream", "stream_options", "tools",
-    "tool_choice", "parallel_tool_calls", "response_format", "text", "system", "instructions", "user", "metadata",
-    "store", "encoding_format", "dimensions", "content", "tokens", "add_special", "with_pieces", "input_prefix",
-    "input_suffix", "input_extra", "suffix", "n", "chat_template_kwargs", "reasoning_effort", "reasoning", "thinking",
-    "continue_final_message", "add_generation_prompt", "include", "previous_response_id", "service_tier", "truncation",
-    "return_progress",
-];
-
 /// Sends a call to the engine and answers with what it answers.
 pub async fn send(api: &OpenAi, mut call: Call, lease: Lease, mut measure: Measure, deadline: Instant) -> Response<Body> {
     let strip_usage = match prepare(api, &mut call, &lease.engine.ready.policy, &mut measure) {
@@ -159,7 +149,7 @@ fn stream_through(
         let unfinished = || ApiError::upstream("the engine ended the stream in the middle of an answer");
         match broken.or_else(|| (!tap.seen.complete && tap.seen.error.is_none()).then(unfinished)) {
             Some(error) => {
-                measure.error = Some(error.message.clone());
+                measure.fail(&error.message);
                 yield Ok(error_event(error.json().to_string().as_bytes(), operation));
             }
             None => measure.complete(),
@@ -181,7 +171,6 @@ fn take_over(tap: &Tap, measure: &mut Measure) {
 
 /// Puts the policy into a request. Gives whether the answer's usage is only for us.
 fn prepare(api: &OpenAi, call: &mut Call, policy: &Policy, measure: &mut Measure) -> Result<bool, ApiError> {
-    allowed(policy, call.operation, &call.fields)?;
     if matches!(call.operation, Operation::Chat | Operation::ApplyTemplate) && !api.has_chat_template() {
         let message = "this model has no chat template: use `/v1/completions`, or set `generation.chat_template`";
         return Err(ApiError::param("messages", message));
@@ -203,18 +192,6 @@ fn prepare(api: &OpenAi, call: &mut Call, policy: &Policy, measure: &mut Measure
     options["include_usage"] = true.into();
     call.fields.set("stream_options", &options);
     Ok(!asked)
-}
-
-/// Refuses what the policy does not let clients decide.
-fn allowed(policy: &Policy, operation: Operation, fields: &Fields) -> Result<(), ApiError> {
-    let Some(open) = policy.serve.overrides.as_ref().filter(|_| operation.generates()) else { return Ok(()) };
-    let fixed = fields.keys().find(|key| {
-        fields.has(key) && !ALWAYS.contains(key) && !open.iter().any(|name| name == key)
-    });
-    match fixed {
-        None => Ok(()),
-        Some(key) => Err(ApiError::unsupported(key, format!("`{key}` is set by the policy: its `serve.override` does not list it"))),
-    }
 }
 
 /// The client's seed, else the policy's, else one that is drawn: the request log has it, so that an answer can be repeated.

@@ -78,6 +78,11 @@ impl Measure {
         self.status = Some(status);
     }
 
+    /// The answer ends with this error.
+    pub fn fail(&mut self, message: &str) {
+        self.error = Some(message.to_owned());
+    }
+
     /// Nothing more follows.
     pub fn complete(&mut self) {
         self.complete = true;

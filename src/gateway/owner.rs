@@ -6,7 +6,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use tokio::sync::{broadcast, mpsc, oneshot};
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
+use tokio::task::JoinSet;
 
 use super::catalog::{Catalog, Offer};
 use super::error::ApiError;
@@ -45,13 +46,19 @@ pub struct Owner {
     messages: mpsc::UnboundedSender<Message>,
     tickets: Arc<AtomicU64>,
     notices: broadcast::Sender<Notice>,
+    directory: watch::Receiver<Directory>,
 }
+
+/// The policies that are served, for finding one quickly.
+pub type Directory = Arc<Vec<Arc<Offer>>>;
 
 /// One policy in a [`Snapshot`].
 #[derive(Debug, Clone)]
 pub struct Status {
     pub offer: Arc<Offer>,
     pub view: View,
+    /// The engine, once it is ready.
+    pub engine: Option<Arc<Engine>>,
     pub pid: Option<u32>,
     /// How long the engine took to start.
     pub load: Option<Duration>,
@@ -75,17 +82,9 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
-    /// The policy that a client means: by name, else by alias.
-    ///
-    /// # Errors
-    /// The error for the client when there is none.
-    pub fn find(&self, asked: &str) -> Result<&Status, ApiError> {
-        let named = self.policies.iter().find(|status| status.offer.name == asked);
-        let alias = || self.policies.iter().find(|status| status.offer.aliases.iter().any(|alias| alias == asked));
-        named.or_else(alias).ok_or_else(|| {
-            let known: Vec<&str> = self.policies.iter().map(|status| status.offer.name.as_str()).collect();
-            ApiError::no_such_model(asked, &known)
-        })
+    /// The policy of that name.
+    pub fn of(&self, name: &str) -> Option<&Status> {
+        self.policies.iter().find(|status| status.offer.name == name)
     }
 }
 
@@ -123,6 +122,7 @@ impl Drop for Place {
 impl Owner {
     /// Starts the owner's task. The second value resolves when it has ended, and with it every engine.
     pub fn start(
+        offers: Vec<Offer>,
         catalog: Arc<dyn Catalog>,
         surroundings: Surroundings,
         limits: Limits,
@@ -130,8 +130,10 @@ impl Owner {
         notices: broadcast::Sender<Notice>,
     ) -> (Self, tokio::task::JoinHandle<()>) {
         let (messages, inbox) = mpsc::unbounded_channel();
-        let owner = Self { messages, tickets: Arc::default(), notices: notices.clone() };
-        let task = Task {
+        let (publish, directory) = watch::channel(Directory::default());
+        let owner = Self { messages, tickets: Arc::default(), notices, directory };
+        let mut task = Task {
+            publish,
             began: Instant::now(),
             budget: limits.budget,
             scheduler: Scheduler::new(limits),
@@ -143,9 +145,11 @@ impl Owner {
             learned,
             catalog,
             surroundings: Arc::new(surroundings),
+            tasks: JoinSet::new(),
             owner: owner.clone(),
             ending: None,
         };
+        task.replace(offers);
         let running = tokio::spawn(task.run(inbox));
         (owner, running)
     }
@@ -153,6 +157,26 @@ impl Owner {
     /// Tells the owner. After its end nobody listens, which is fine.
     pub fn send(&self, message: Message) {
         let _ = self.messages.send(message);
+    }
+
+    /// The policy that a client means: by name, else by alias. One that names none means the only one.
+    ///
+    /// # Errors
+    /// The error for the client when there is none.
+    pub fn find(&self, asked: Option<&str>) -> Result<Arc<Offer>, ApiError> {
+        let offers = Arc::clone(&self.directory.borrow());
+        let Some(asked) = asked else {
+            return match offers.as_slice() {
+                [only] => Ok(Arc::clone(only)),
+                _ => Err(ApiError::param("model", "`model` is missing: several models are served")),
+            };
+        };
+        let named = offers.iter().find(|offer| offer.name == asked);
+        let alias = || offers.iter().find(|offer| offer.aliases.iter().any(|alias| alias == asked));
+        named.or_else(alias).cloned().ok_or_else(|| {
+            let known: Vec<&str> = offers.iter().map(|offer| offer.name.as_str()).collect();
+            ApiError::no_such_model(asked, &known)
+        })
     }
 
     /// News for whoever watches.
@@ -210,7 +234,9 @@ struct Running {
     stop: Option<oneshot::Sender<()>>,
 }
 
+#[derive(Debug)]
 struct Task {
+    publish: watch::Sender<Directory>,
     began: Instant,
     budget: Option<Memory>,
     scheduler: Scheduler,
@@ -223,6 +249,8 @@ struct Task {
     learned: memory::Learned,
     catalog: Arc<dyn Catalog>,
     surroundings: Arc<Surroundings>,
+    /// The tasks of the engines.
+    tasks: JoinSet<()>,
     owner: Owner,
     /// When what still runs is ended.
     ending: Option<Instant>,
@@ -254,16 +282,17 @@ impl Task {
         self.scheduler.is_at_rest() || Instant::now() >= end
     }
 
-    /// Ends what has not ended by itself.
-    async fn end(self) {
+    /// Ends what has not ended by itself, and waits for it.
+    async fn end(mut self) {
         let stops = self.engines.into_values().filter_map(|running| running.stop);
         for stop in stops {
             let _ = stop.send(());
         }
-        // The engines' tasks are waited for by the gateway: see `Gateway::finish`.
+        while self.tasks.join_next().await.is_some() {}
     }
 
     fn tick(&mut self, count: u32) {
+        while self.tasks.try_join_next().is_some() {}
         self.free = memory::free();
         let input = self.free.map_or(Input::Tick, Input::Free);
         self.step(input);
@@ -335,6 +364,7 @@ impl Task {
         let terms = offers.iter().map(|offer| (offer.name.clone(), offer.terms(self.learned.of(offer))));
         let terms = terms.collect();
         self.offers = offers.into_iter().map(|offer| (offer.name.clone(), Arc::new(offer))).collect();
+        self.publish.send_replace(Arc::new(self.offers.values().cloned().collect()));
         self.step(Input::Policies(terms));
         self.owner.notify(What::Policies { names: self.offers.keys().cloned().collect() });
     }
@@ -358,7 +388,7 @@ impl Task {
                 let (stop, stopped) = oneshot::channel();
                 self.engines.insert(policy.clone(), Running { engine: None, stop: Some(stop) });
                 let (catalog, surroundings) = (Arc::clone(&self.catalog), Arc::clone(&self.surroundings));
-                tokio::spawn(instance::run(policy, catalog, surroundings, self.owner.clone(), stopped));
+                self.tasks.spawn(instance::run(policy, catalog, surroundings, self.owner.clone(), stopped));
             }
             Action::Stop(policy) => {
                 if let Some(stop) = self.engines.get_mut(&policy).and_then(|running| running.stop.take()) {
@@ -383,14 +413,15 @@ impl Task {
         let now = self.began.elapsed();
         let status = |(name, view): (&str, View)| {
             let offer = Arc::clone(self.offers.get(name)?);
-            let engine = self.engines.get(name).and_then(|running| running.engine.as_ref());
+            let engine = self.engines.get(name).and_then(|running| running.engine.clone());
             let failed = match &view.state {
                 State::Failed { why, .. } => Some(why.clone()),
                 _ => self.errors.get(name).cloned(),
             };
             Some(Status {
-                pid: engine.map(|engine| engine.pid),
-                load: engine.map(|engine| engine.load),
+                pid: engine.as_ref().map(|engine| engine.pid),
+                load: engine.as_ref().map(|engine| engine.load),
+                engine,
                 idle: now.saturating_sub(view.used),
                 peak: self.learned.of(&offer),
                 error: failed,

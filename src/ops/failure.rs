@@ -18,6 +18,7 @@ use crate::source::SourceError;
 use crate::store::StoreError;
 
 use super::run::RunError;
+use super::serve::ServeError;
 
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
@@ -57,6 +58,8 @@ pub enum Failure {
     Derive { model: Name, error: DeriveError },
     #[error("policy `{policy}`: {error}")]
     Run { policy: Name, error: RunError },
+    #[error(transparent)]
+    Serve(#[from] ServeError),
     /// Files on disk that are not what the lockfile or a receipt says.
     #[error("{}", count_of(.damages.len(), "file does not match|files do not match"))]
     Damaged { damages: Vec<Damaged> },

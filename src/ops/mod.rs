@@ -18,6 +18,7 @@ pub mod project;
 pub mod python;
 pub mod ready;
 pub mod run;
+pub mod serve;
 pub mod status;
 pub mod survey;
 pub mod sync;
