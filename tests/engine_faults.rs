@@ -325,7 +325,6 @@ async fn several_requests_run_at_a_time_and_are_cancelled_one_by_one() {
 /// The way of a gateway: a body of the API goes to the engine as it is, and its bytes come back as they are.
 #[tokio::test]
 async fn bodies_of_the_openai_api_pass_through() {
-    use aitools::engine::client::Client;
     use http_body_util::Full;
     let scene = Scene::new("good", "");
     let backend = scene.start(SOON).await.unwrap();

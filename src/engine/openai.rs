@@ -42,13 +42,21 @@ pub struct OpenAi {
     dialect: Dialect,
     /// Whether the model has a chat template.
     chat: bool,
+    /// The model to name, where a gateway serves several.
+    model: Option<String>,
 }
 
 impl OpenAi {
     /// A conversation with the engine that listens there. `chat`: whether it has a chat template for its model; without one,
     /// prompts go to `/v1/completions` as they are.
     pub fn new(endpoint: &Endpoint, dialect: Dialect, chat: bool) -> Self {
-        Self { client: Client::new(endpoint), dialect, chat }
+        Self { client: Client::new(endpoint), dialect, chat, model: None }
+    }
+
+    /// A conversation with a gateway of ours: it knows the policy, so that only its name and the messages are sent.
+    pub fn of_gateway(endpoint: &Endpoint, policy: &str) -> Self {
+        let dialect = Dialect { checks_key: false, sampling: |_, _| (), extend: |_, _| () };
+        Self { model: Some(policy.to_owned()), ..Self::new(endpoint, dialect, true) }
     }
 
     /// Sends requests to the engine.
@@ -103,11 +111,17 @@ impl OpenAi {
     /// # Errors
     /// When the prompt needs a chat template, and the model has none.
     pub fn body(&self, request: &Request) -> Result<(&'static str, Json), EngineError> {
-        let mut body = self.sampling(&request.sampling);
+        let mut body = match &self.model {
+            Some(model) => json!({ "model": model }),
+            None => {
+                let mut fields = self.sampling(&request.sampling);
+                fields["max_tokens"] = request.max_tokens.into();
+                fields["stop"] = json!(request.stop);
+                fields
+            }
+        };
         body["stream"] = true.into();
         body["stream_options"] = json!({ "include_usage": true });
-        body["max_tokens"] = request.max_tokens.into();
-        body["stop"] = json!(request.stop);
         if !request.tools.is_empty() {
             let function = |tool: &Tool| {
                 let function =

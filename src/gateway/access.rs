@@ -15,13 +15,15 @@ use super::error::ApiError;
 use crate::base::fs;
 
 /// Characters of a key at least: shorter ones can be guessed.
-const SHORTEST_KEY: usize = 16;
+pub const SHORTEST_KEY: usize = 16;
 const KEY_FILE_LIMIT_BYTES: u64 = 64 << 10;
 
 /// What is let in.
 #[derive(Debug)]
 pub struct Access {
     keys: Keys,
+    /// The key of our own commands.
+    control: Keys,
     /// Names of this server beside `localhost` and addresses, in lower case.
     hosts: Vec<String>,
     /// Origins of pages that may use the gateway.
@@ -32,8 +34,6 @@ pub struct Access {
 struct Keys {
     secret: [u8; 32],
     tags: Vec<[u8; 32]>,
-    /// Whether requests need one.
-    required: bool,
 }
 
 impl std::fmt::Debug for Keys {
@@ -43,6 +43,12 @@ impl std::fmt::Debug for Keys {
 }
 
 impl Keys {
+    fn new() -> Result<Self, KeyError> {
+        let mut secret = [0; 32];
+        getrandom::fill(&mut secret).map_err(KeyError::Random)?;
+        Ok(Self { secret, tags: Vec::new() })
+    }
+
     fn tag(&self, key: &[u8]) -> Option<Hmac<Sha256>> {
         let mut mac = Hmac::<Sha256>::new_from_slice(&self.secret).ok()?;
         mac.update(key);
@@ -94,14 +100,13 @@ impl Access {
         if let Some(short) = keys.iter().find(|key| key.len() < SHORTEST_KEY) {
             return Err(KeyError::Short(short.chars().count()));
         }
-        let mut secret = [0; 32];
-        getrandom::fill(&mut secret).map_err(KeyError::Random)?;
-        let mut all = Keys { secret, tags: Vec::new(), required: !keys.is_empty() };
-        for key in keys.iter().map(String::as_str).chain([control]) {
+        let (mut own, mut all) = (Keys::new()?, Keys::new()?);
+        own.add(control);
+        for key in keys {
             all.add(key);
         }
         let hosts = hosts.iter().map(|host| host.to_ascii_lowercase()).collect();
-        Ok(Self { keys: all, hosts, origins: origins.to_vec() })
+        Ok(Self { keys: all, control: own, hosts, origins: origins.to_vec() })
     }
 
     /// Whether a request may come in at all: its `Host` is ours, and no page of another site sent it.
@@ -129,17 +134,21 @@ impl Access {
     /// # Errors
     /// When it has none, or a wrong one.
     pub fn authorize(&self, headers: &HeaderMap) -> Result<(), ApiError> {
-        if !self.keys.required || self.has_key(headers) { Ok(()) } else { Err(ApiError::unauthorized()) }
+        if self.keys.tags.is_empty() || self.has_key(headers) { Ok(()) } else { Err(ApiError::unauthorized()) }
+    }
+
+    /// Whether a request comes from our own commands.
+    ///
+    /// # Errors
+    /// When it does not.
+    pub fn require_control(&self, headers: &HeaderMap) -> Result<(), ApiError> {
+        let own = self.control.accept(key(headers));
+        if own { Ok(()) } else { Err(ApiError::unauthorized()) }
     }
 
     fn has_key(&self, headers: &HeaderMap) -> bool {
-        let bearer = headers.get(AUTHORIZATION).and_then(|value| {
-            let (scheme, key) = value.as_bytes().split_at_checked(7)?;
-            scheme.eq_ignore_ascii_case(b"bearer ").then_some(key)
-        });
-        // Anthropic's clients have a header of their own.
-        let key = bearer.or_else(|| headers.get("x-api-key").map(HeaderValue::as_bytes));
-        key.is_some_and(|key| self.keys.accept(key.trim_ascii()))
+        let key = key(headers);
+        self.keys.accept(key) || self.control.accept(key)
     }
 
     fn is_own_name(&self, host: &str) -> bool {
@@ -169,6 +178,17 @@ impl Access {
     pub fn is_preflight(&self, method: &Method, headers: &HeaderMap) -> bool {
         *method == Method::OPTIONS && headers.get(ORIGIN).is_some_and(|origin| self.allows(origin))
     }
+}
+
+/// The key that a request brings; empty when it brings none.
+fn key(headers: &HeaderMap) -> &[u8] {
+    let bearer = headers.get(AUTHORIZATION).and_then(|value| {
+        let (scheme, key) = value.as_bytes().split_at_checked(7)?;
+        scheme.eq_ignore_ascii_case(b"bearer ").then_some(key)
+    });
+    // Anthropic's clients have a header of their own.
+    let key = bearer.or_else(|| headers.get("x-api-key").map(HeaderValue::as_bytes));
+    key.unwrap_or_default().trim_ascii()
 }
 
 fn without_port(host: &str) -> &str {

@@ -68,7 +68,7 @@ pub fn tls(certificate: &Path, key: &Path) -> Result<Tls, TlsError> {
 }
 
 /// Accepts connections until `ending` says so, then lets those that are open finish.
-pub async fn serve(listener: TcpListener, tls: Option<Tls>, context: Arc<Context>, mut ending: watch::Receiver<bool>) {
+pub(super) async fn serve(listener: TcpListener, tls: Option<Tls>, context: Arc<Context>, mut ending: watch::Receiver<bool>) {
     let places = Arc::new(Semaphore::new(CONNECTIONS));
     loop {
         let place = tokio::select! {

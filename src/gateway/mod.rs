@@ -57,6 +57,7 @@ use self::metrics::Metrics;
 use self::notice::{Notice, What};
 use self::owner::{Message, Owner};
 use self::scheduler::{Input, Limits};
+use crate::base::cancel::Cancel;
 
 /// News that watchers may lag behind before they miss some.
 const NEWS: usize = 1024;
@@ -68,6 +69,8 @@ struct Context {
     access: Access,
     metrics: Metrics,
     log: Log,
+    /// Ends the program that runs the gateway.
+    stop: Cancel,
     /// Makes ids of requests unique: random for each gateway.
     id: u64,
     requests: AtomicU64,
@@ -87,6 +90,8 @@ pub struct Setup {
     pub surroundings: Surroundings,
     pub limits: Limits,
     pub access: Access,
+    /// What ends the program: `aitools stop` sets it.
+    pub stop: Cancel,
     pub tls: Option<Tls>,
     /// The request log.
     pub log: PathBuf,
@@ -137,6 +142,7 @@ impl Gateway {
             access: setup.access,
             metrics: Metrics::new(),
             log: Log::start(&setup.log),
+            stop: setup.stop,
             id: getrandom::u64().map_err(io::Error::other)?,
             requests: AtomicU64::new(0),
         });

@@ -69,6 +69,12 @@ async fn route(
             let fields = Fields::parse(&body::read(body).await?)?;
             control::change(context, &fields, path == "/models/load").await
         }
+        "/aitools/shutdown" => {
+            only(Method::POST, head, || Ok(()))?;
+            context.access.require_control(&head.headers)?;
+            context.stop.cancel();
+            Ok(control::health())
+        }
         "/v1/models" | "/models" => {
             only(Method::GET, head, || Ok(()))?;
             control::models(context).await

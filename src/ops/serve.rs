@@ -308,6 +308,7 @@ pub fn run(host: Host, project: &Project, ask: Ask, tell: &mut dyn FnMut(&Notice
         surroundings,
         limits,
         access,
+        stop: cancel.clone(),
         tls,
         log: folder.join("requests.jsonl"),
         learned: folder.join("memory.json"),

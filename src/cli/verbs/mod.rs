@@ -1,13 +1,17 @@
 //! One file per command: calls `ops/` and prints the result.
 
+pub mod chat;
 pub mod check;
 pub mod completions;
 pub mod doctor;
 pub mod init;
 pub mod lock;
+pub mod ps;
 pub mod run;
 pub mod schema;
+pub mod serve;
 pub mod status;
+pub mod stop;
 pub mod sync;
 pub mod verify;
 
