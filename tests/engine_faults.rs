@@ -198,6 +198,7 @@ fn model(weights: &Path) -> LlamaModel {
         metadata: [template].into(),
         tensors: vec![],
         special_tokens: BTreeMap::new(),
+        markers: BTreeMap::new(),
         data_offset: 0,
     };
     LlamaModel(Gguf { weights: weights.to_owned(), headers: vec![header], sizes: vec![0], beside: vec![] })
