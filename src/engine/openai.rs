@@ -4,6 +4,7 @@
 //! What an engine adds to the API, such as more sampling parameters, is a [`Dialect`]. Fields of responses that only some
 //! engines send (`reasoning_content`, llama.cpp's `timings`) are read wherever they occur.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_stream::try_stream;
@@ -14,6 +15,7 @@ use futures_util::future::BoxFuture;
 use serde_json::{Value as Json, json};
 
 use super::client::Client;
+use super::control_tokens::ControlTokens;
 use super::conversation::{
     Conversation, Delta, Event, Events, Finish, Format, Message, Part, Piece, Prompt, Request, Sampling, Tool, ToolCall,
     ToolCallDelta, Usage,
@@ -44,13 +46,15 @@ pub struct OpenAi {
     chat: bool,
     /// The model to name, where a gateway serves several.
     model: Option<String>,
+    /// What must not be in the text of a message.
+    control_tokens: Option<Arc<ControlTokens>>,
 }
 
 impl OpenAi {
     /// A conversation with the engine that listens there. `chat`: whether it has a chat template for its model; without one,
     /// prompts go to `/v1/completions` as they are.
     pub fn new(endpoint: &Endpoint, dialect: Dialect, chat: bool) -> Self {
-        Self { client: Client::new(endpoint), dialect, chat, model: None }
+        Self { client: Client::new(endpoint), dialect, chat, model: None, control_tokens: None }
     }
 
     /// A conversation with a gateway of ours: it knows the policy, so that only its name and the messages are sent.
@@ -80,6 +84,12 @@ impl OpenAi {
         });
         (self.dialect.sampling)(sampling, &mut fields);
         fields
+    }
+
+    /// The same for an engine that reads these texts as control tokens wherever they are: none of them is left in a message.
+    #[must_use]
+    pub fn without_control_tokens(self, tokens: ControlTokens) -> Self {
+        Self { control_tokens: Some(Arc::new(tokens)), ..self }
     }
 
     async fn is_ready(&self, deadline: Instant) -> Result<bool, EngineError> {
@@ -143,6 +153,7 @@ impl OpenAi {
         match &request.prompt {
             Prompt::Messages(messages) if self.chat => {
                 body["messages"] = messages.iter().map(message).collect();
+                self.neutralise(&mut body);
                 Ok(("/v1/chat/completions", body))
             }
             prompt => {
@@ -182,6 +193,12 @@ impl Conversation for OpenAi {
 
     fn openai(&self) -> Option<&OpenAi> {
         Some(self)
+    }
+
+    fn neutralise(&self, body: &mut Json) {
+        if let Some(tokens) = &self.control_tokens {
+            tokens.neutralise_body(body);
+        }
     }
 }
 

@@ -19,7 +19,7 @@ use super::operation::Operation;
 use super::owner::Lease;
 use super::tap::{self, Tap};
 use crate::engine::client::{HttpError, Response as EngineResponse};
-use crate::engine::conversation::Sampling;
+use crate::engine::conversation::{Conversation as _, Sampling};
 use crate::engine::openai::OpenAi;
 use crate::format::policy::Policy;
 
@@ -181,6 +181,9 @@ fn prepare(api: &OpenAi, call: &mut Call, policy: &Policy, measure: &mut Measure
         defaults(api, call, policy, measure.seed.unwrap_or_default());
     }
     system_prompt(call, policy)?;
+    if call.operation.has_messages() {
+        without_control_tokens(api, &mut call.fields)?;
+    }
     if !(call.stream && call.operation.has_chunks()) {
         return Ok(false);
     }
@@ -247,6 +250,28 @@ fn system_prompt(call: &mut Call, policy: &Policy) -> Result<(), ApiError> {
             call.fields.set("messages", &json!(messages));
         }
         _ => {}
+    }
+    Ok(())
+}
+
+/// Members whose text reaches the model's chat template.
+const TEMPLATED: &[&str] =
+    &["messages", "input", "tools", "functions", "documents", "chat_template_kwargs", "system", "instructions"];
+
+/// No message may forge a control token of the model. What has none stays as it was written.
+fn without_control_tokens(api: &OpenAi, fields: &mut Fields) -> Result<(), ApiError> {
+    let mut sent = serde_json::Map::new();
+    for key in TEMPLATED {
+        if let Some(value) = fields.get::<Json>(key)? {
+            sent.insert((*key).to_owned(), value);
+        }
+    }
+    let mut clean = Json::Object(sent.clone());
+    api.neutralise(&mut clean);
+    for (key, value) in &sent {
+        if clean[key] != *value {
+            fields.set(key, &clean[key]);
+        }
     }
     Ok(())
 }
