@@ -1,4 +1,4 @@
-//! What long work tells while it goes on. Data only: `cli/terminal.rs` draws it, `cli/jsonl.rs` writes it as lines.
+//! Progress of long work, as events. Data only: `cli/terminal.rs` draws them, `cli/jsonl.rs` writes them as lines.
 
 use std::fmt;
 use std::sync::Arc;
@@ -19,14 +19,73 @@ pub enum Unit {
     None,
 }
 
-/// Something happened. `id` joins the events of one piece of work; ids are unique within a process.
+/// What a piece of work does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verb {
+    /// Compile an engine.
+    Build,
+    /// Compare a file that is already there with its digest.
+    Check,
+    /// Prepare the build of an engine.
+    Configure,
+    /// Make a model from another one.
+    Derive,
+    /// Download.
+    Fetch,
+    /// Compute digests.
+    Hash,
+    /// Resolve an entry of the lockfile.
+    Lock,
+    /// Start an engine.
+    Start,
+    /// Extract an archive.
+    Unpack,
+    /// Compare with the lockfile or a receipt.
+    Verify,
+}
+
+impl Verb {
+    /// The present participle, for work in progress: `fetching`.
+    pub fn present(self) -> &'static str {
+        self.forms().0
+    }
+
+    /// The past participle, for finished work: `fetched`.
+    pub fn past(self) -> &'static str {
+        self.forms().1
+    }
+
+    fn forms(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Build => ("building", "built"),
+            Self::Check => ("checking", "checked"),
+            Self::Configure => ("configuring", "configured"),
+            Self::Derive => ("deriving", "derived"),
+            Self::Fetch => (Verb::Fetch, "fetched"),
+            Self::Hash => ("hashing", "hashed"),
+            Self::Lock => ("locking", "locked"),
+            Self::Start => ("starting", "started"),
+            Self::Unpack => ("unpacking", "unpacked"),
+            Self::Verify => ("verifying", "verified"),
+        }
+    }
+}
+
+/// As its present participle.
+impl Serialize for Verb {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.present())
+    }
+}
+
+/// One event. `id` is the same for all events of one piece of work, and unique within a process.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(tag = "event", rename_all = "kebab-case")]
 pub enum Event {
-    /// A piece of work began: `verb` is a present participle (`fetching`), `subject` a name or path.
+    /// A piece of work began; `subject` is a name or path.
     Started {
         id: u64,
-        verb: &'static str,
+        verb: Verb,
         subject: String,
         total: Option<u64>,
         unit: Unit,
@@ -38,16 +97,16 @@ pub enum Event {
         total: Option<u64>,
         detail: Option<String>,
     },
-    /// It ended well. `detail` is what a person wants to know: `98 MB in 1.2 s`, `built`.
+    /// It succeeded. `detail` is what a person wants to know, for example `98.4 MB, 1.2 s`; it may be empty.
     Finished {
         id: u64,
         detail: String,
     },
-    /// It ended otherwise; the error itself comes once, at the end of the command.
+    /// It failed or was cancelled; the error itself is reported once, at the end of the command.
     Abandoned {
         id: u64,
     },
-    /// Waiting for somebody else.
+    /// Waiting for another process or a server.
     Waiting {
         what: String,
     },
@@ -59,12 +118,12 @@ pub enum Event {
     },
 }
 
-/// Takes events from any thread. Must be quick.
+/// Receives events from any thread. Must return quickly.
 pub trait Reporter: Send + Sync {
     fn report(&self, event: &Event);
 }
 
-/// Tells nobody.
+/// Discards every event.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Silent;
 
@@ -72,7 +131,7 @@ impl Reporter for Silent {
     fn report(&self, _: &Event) {}
 }
 
-/// What every long operation is given: whom to tell, and whether to stop. Cloning shares both.
+/// What every long operation is given: a reporter and a cancellation flag. Cloning shares both.
 #[derive(Clone)]
 pub struct Task {
     reporter: Arc<dyn Reporter>,
@@ -80,7 +139,7 @@ pub struct Task {
     whole: Option<Arc<Whole>>,
 }
 
-/// A piece of work of several pieces, told as the bytes of those.
+/// A piece of work that consists of several others; its progress is the sum of their bytes.
 #[derive(Debug)]
 struct Whole {
     /// Until it ends.
@@ -99,7 +158,7 @@ impl Task {
         Self { reporter, cancel, whole: None }
     }
 
-    /// For tests and for work that nobody watches.
+    /// A task that reports nothing, for tests and for work without output.
     pub fn silent() -> Self {
         Self::new(Arc::new(Silent), Cancel::default())
     }
@@ -114,7 +173,7 @@ impl Task {
         self.cancel.check()
     }
 
-    pub fn start(&self, verb: &'static str, subject: impl Into<String>, total: Option<u64>, unit: Unit) -> Progress {
+    pub fn start(&self, verb: Verb, subject: impl Into<String>, total: Option<u64>, unit: Unit) -> Progress {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         let id = NEXT.fetch_add(1, Ordering::Relaxed);
         self.reporter.report(&Event::Started { id, verb, subject: subject.into(), total, unit });
@@ -124,10 +183,10 @@ impl Task {
         Progress { task, id, done: AtomicU64::new(0), total, over: false, whole }
     }
 
-    /// A task whose pieces of work, those in bytes, together make up a `total` that is told beside them, until the last
+    /// A task whose pieces of work in bytes are also reported as one sum of `total` bytes, until the last
     /// clone of the task is gone.
     #[must_use]
-    pub fn summed(&self, verb: &'static str, subject: impl Into<String>, total: u64) -> Self {
+    pub fn summed(&self, verb: Verb, subject: impl Into<String>, total: u64) -> Self {
         let progress = Self { whole: None, ..self.clone() }.start(verb, subject, Some(total), Unit::Bytes);
         Self { whole: Some(Arc::new(Whole { progress: Some(progress), done: AtomicI64::new(0) })), ..self.clone() }
     }
@@ -145,7 +204,7 @@ impl Task {
     }
 }
 
-/// One piece of work under way. Dropped without [`Progress::finish`] it counts as abandoned.
+/// One piece of work in progress. Dropping it without [`Progress::finish`] reports it as abandoned.
 #[derive(Debug)]
 pub struct Progress {
     task: Task,
@@ -157,7 +216,7 @@ pub struct Progress {
 }
 
 impl Whole {
-    /// Never more than there is: an archive may be larger than what is wanted of it.
+    /// Never more than the total: an archive may be larger than the part of it that is needed.
     fn add(&self, change: i64) {
         let Some(progress) = &self.progress else { return };
         let done = self.done.fetch_add(change, Ordering::Relaxed) + change;
@@ -258,18 +317,18 @@ mod tests {
                 _ => 0,
             }
         };
-        let weights = task.summed("fetching", "2 files", 100);
-        let first = weights.start("fetching", "a", Some(60), Unit::Bytes);
+        let weights = task.summed(Verb::Fetch, "2 files", 100);
+        let first = weights.start(Verb::Fetch, "a", Some(60), Unit::Bytes);
         first.set(50, None, None);
         drop(first);
         assert_eq!(sum(), 0, "what was given up does not count");
-        let again = weights.start("fetching", "a", Some(60), Unit::Bytes);
+        let again = weights.start(Verb::Fetch, "a", Some(60), Unit::Bytes);
         again.set(60, None, None);
         again.finish("");
-        weights.start("unpacking", "a", None, Unit::Files).add(7);
-        task.start("fetching", "something else", None, Unit::Bytes).add(7);
+        weights.start(Verb::Unpack, "a", None, Unit::Files).add(7);
+        task.start(Verb::Fetch, "something else", None, Unit::Bytes).add(7);
         assert_eq!(sum(), 60);
-        let second = weights.start("fetching", "b", None, Unit::Bytes);
+        let second = weights.start(Verb::Fetch, "b", None, Unit::Bytes);
         second.add(45);
         second.finish("");
         assert_eq!(sum(), 100, "never more than all");

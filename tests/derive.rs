@@ -134,6 +134,7 @@ fn derived_once_placed_with_what_lies_beside_it_and_found_again() {
     assert!(status.contains("model     q4 missing, size unknown"), "{status}");
     let ran = Ran::of(world.command(&["sync", "p", "--json"]).env("SECRET", "x").output().unwrap()).expect(0);
     assert_eq!(steps(&ran).last().unwrap(), "derive q4");
+    assert!(ran.stderr.contains("model `q4`: running code from"), "{}", ran.stderr);
     let placed = world.project().join("models/q4");
     assert_eq!(fs::read_bounded(&placed.join("modèle q4.gguf"), 64 << 20).unwrap(), quantized());
     assert!(placed.join("activation/activation_0.pt").exists());

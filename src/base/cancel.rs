@@ -1,4 +1,4 @@
-//! A flag that long work looks at, so that Ctrl-C ends it between two steps rather than inside one.
+//! A cancellation flag that long work checks, so that Ctrl-C ends it between two steps rather than inside one.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -1,4 +1,4 @@
-//! What is wrong in an input, where, and how to mend it. Data only: `cli/` draws it.
+//! Problems in an input: message, place and hint. Data only: `cli/` draws them.
 
 use std::fmt;
 use std::ops::Range;
@@ -107,12 +107,12 @@ impl fmt::Display for Diagnostic {
     }
 }
 
-/// All problems of an input at once; as an error it means "at least one of them is an error".
+/// All problems of an input. Used as an error, it contains at least one error.
 #[derive(Debug, Clone, Default, PartialEq, Eq, thiserror::Error)]
 pub struct Diagnostics(pub Vec<Diagnostic>);
 
 impl Diagnostics {
-    /// What is kept of one input: nobody mends more at a time, and a hostile input must not cost more.
+    /// The most problems that are kept of one input: a hostile input must not cost more memory.
     pub const MAX: usize = 50;
 
     /// Past [`Self::MAX`], one last entry says that there are more.
@@ -163,7 +163,7 @@ impl fmt::Display for Diagnostics {
 
 /// The candidate nearest to what was written, for "did you mean".
 pub fn nearest<'a>(written: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
-    // A long text is no slip of the fingers, and comparing it would take time.
+    // A long text is not a typing error, and comparing it would take time.
     const MAX_BYTES: usize = 200;
     let one_slip = |candidate: &str| written.len() > 2 && strsim::osa_distance(written, candidate) == 1;
     candidates

@@ -21,7 +21,7 @@ pub struct Digest([u8; 32]);
 pub struct DigestError(String);
 
 impl Digest {
-    /// What hashing nothing gives: the sign of an empty download.
+    /// The digest of no bytes: the sign of an empty download.
     pub const EMPTY_HEX: &'static str = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
 
     pub fn from_bytes(bytes: [u8; 32]) -> Self {

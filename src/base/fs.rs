@@ -14,7 +14,7 @@ mod platform;
 
 pub use platform::{is_executable, read_dir_link, symlink};
 
-/// What was tried, where, and what the system said.
+/// A failed file system call: the action, the path, and the system's error.
 #[derive(Debug, thiserror::Error)]
 #[error("could not {verb} `{}`: {source}", path.display())]
 pub struct FsError {
@@ -33,7 +33,7 @@ impl FsError {
         self.source.kind() == io::ErrorKind::NotFound
     }
 
-    /// Whether this user may not write there: a file system mounted read-only, or somebody else's folder.
+    /// Whether this user has no permission to write there: a read-only file system, or another user's folder.
     pub fn is_read_only(&self) -> bool {
         matches!(self.source.kind(), io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::PermissionDenied)
     }
@@ -49,9 +49,9 @@ impl FsError {
     }
 }
 
-/// How the names of files begin that are about to get their real names.
+/// The prefix of temporary names of files that will be renamed.
 const STAGED: &str = ".aitools-";
-/// Older ones belong to runs that were killed.
+/// Older temporary files are leftovers of killed runs.
 const MAX_STAGED_AGE: Duration = Duration::from_secs(3600);
 
 type Result<T> = std::result::Result<T, FsError>;
@@ -349,7 +349,7 @@ pub fn write_if_changed(path: &Path, bytes: &[u8]) -> Result<bool> {
     }
 }
 
-/// What identifies a file's content without reading it: equal stamps mean "nobody touched it", as far as the system tells.
+/// What identifies a file's content without reading it: equal stamps mean that the file did not change, as far as the system reports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Stamp {
     pub device: u64,

@@ -27,14 +27,14 @@ pub const MAX_WAIT: Duration = Duration::from_secs(330);
 /// A slower connection counts as broken.
 const MIN_BYTES_PER_SECOND: f64 = 1000.0;
 const POLL: Duration = Duration::from_millis(50);
-/// What goes along when a redirect leads to another origin. Everything else may be a secret.
+/// Headers that are sent after a redirect to another origin. Every other header may be a secret.
 const PUBLIC_HEADERS: [&str; 4] = ["accept", "if-range", "range", "git-protocol"];
 
 #[derive(Debug, Clone)]
 pub struct Settings {
     /// Environment variables: `HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY`, `NO_PROXY` and their lowercase twins are read.
     pub env: BTreeMap<String, String>,
-    /// Send nothing at all.
+    /// Send no request.
     pub offline: bool,
     pub cancel: Cancel,
     pub connect_timeout: Duration,
@@ -80,7 +80,7 @@ impl Agents {
             let value = proxy_for(&settings.env, scheme)?;
             let made = Proxy::new(value)
                 .map(|proxy| (through(settings, scheme, proxy), shown(value)))
-                .map_err(|error| format!("the proxy `{}` is of no use: {error}", shown(value)));
+                .map_err(|error| format!("the proxy `{}` cannot be used: {error}", shown(value)));
             Some((scheme, made))
         });
         Self { direct: agent(settings, None), proxied: proxied.collect() }
@@ -119,22 +119,22 @@ impl<'a> Request<'a> {
 
 #[derive(Debug, thiserror::Error)]
 pub enum HttpError {
-    #[error("`--offline` forbids asking {url}")]
+    #[error("`--offline` forbids a request to {url}")]
     Offline { url: String },
     #[error(transparent)]
     Cancelled(#[from] Cancelled),
-    /// An address, redirect, header or proxy setting that is of no use.
+    /// An invalid address, redirect, header or proxy setting.
     #[error("{url}: {why}")]
     Address { url: String, why: String },
-    /// No connection came about.
+    /// No connection could be made.
     #[error("{url}: {why}")]
     Unreachable { url: String, why: String },
     /// The connection broke or fell silent.
     #[error("{url}: {why}")]
     Broken { url: String, why: String },
-    #[error("{url}: the answer is larger than {limit_bytes} bytes")]
+    #[error("{url}: the response is larger than {limit_bytes} bytes")]
     TooLarge { url: String, limit_bytes: u64 },
-    #[error("{url}: the answer is not what was expected: {why}")]
+    #[error("{url}: unexpected response: {why}")]
     Unexpected { url: String, why: String },
 }
 
@@ -169,7 +169,7 @@ impl Pace {
         if !slow {
             return Ok(());
         }
-        let why = format!("fewer than {MIN_BYTES_PER_SECOND} bytes per second came for {:?}", self.window);
+        let why = format!("received fewer than {MIN_BYTES_PER_SECOND} bytes per second for {:?}", self.window);
         Err(io::Error::other(why))
     }
 }
@@ -241,7 +241,7 @@ impl Http {
         &self.settings
     }
 
-    /// Ends all connections: whoever waits for a byte gets an error at once. What is asked afterwards makes new ones,
+    /// Ends all connections: pending reads fail immediately. Later requests open new connections,
     /// unless the user asked to stop.
     pub fn abort(&self) {
         let mut agents = self.agents.write().unwrap_or_else(PoisonError::into_inner);
@@ -314,7 +314,7 @@ impl Http {
             worker.join()
         });
         self.settings.cancel.check()?;
-        let died = || HttpError::Broken { url: shown(request.url), why: "the request's thread died".to_owned() };
+        let died = || HttpError::Broken { url: shown(request.url), why: "the request's thread panicked".to_owned() };
         result.unwrap_or_else(|_| Err(died()))
     }
 
@@ -340,13 +340,17 @@ impl Http {
                 _ => return result,
             };
             let Some(delay) = backoff.after_failure(asked) else {
-                if let Some(wish) = asked {
-                    waiting(format!("{}: {why}, asked to come again in {} s", shown(request.url), wish.as_secs()));
+                if let Some(required) = asked {
+                    waiting(format!(
+                        "{}: {why}, the server asks for a retry in {} s",
+                        shown(request.url),
+                        required.as_secs()
+                    ));
                 }
                 return result;
             };
             if asked.is_some() {
-                waiting(format!("{}: {why}, asked to come again in {} s", shown(request.url), delay.as_secs()));
+                waiting(format!("{}: {why}, the server asks for a retry in {} s", shown(request.url), delay.as_secs()));
             }
             pause(&self.settings.cancel, delay)?;
         }
@@ -421,7 +425,7 @@ impl Backoff {
     /// Tries in a row that may fail.
     pub const LIMIT: u32 = 6;
 
-    /// Something was achieved: counting begins anew.
+    /// A try succeeded: resets the count of failed tries.
     pub fn progressed(&mut self) {
         self.failures = 0;
     }
@@ -430,21 +434,21 @@ impl Backoff {
         self.failures
     }
 
-    /// How long to wait before the next try; `asked` is the server's own wish. None: give up.
+    /// How long to wait before the next try; `asked` is the time that the server asks for. None: give up.
     pub fn after_failure(&mut self, asked: Option<Duration>) -> Option<Duration> {
         self.failures += 1;
-        if self.failures > Self::LIMIT || asked.is_some_and(|wish| wish > MAX_WAIT) {
+        if self.failures > Self::LIMIT || asked.is_some_and(|required| required > MAX_WAIT) {
             return None;
         }
         let full = (self.pace * 2_u32.pow(self.failures - 1)).min(Duration::from_secs(30));
         let mut byte = [0];
         let _ = getrandom::fill(&mut byte);
         let jittered = full / 2 + full * u32::from(byte[0]) / 512;
-        Some(asked.map_or(jittered, |wish| wish.max(self.pace / 2)))
+        Some(asked.map_or(jittered, |required| required.max(self.pace / 2)))
     }
 }
 
-/// Text without a certificate trusts nobody.
+/// A file without a certificate is an error.
 fn roots(settings: &Settings) -> RootCerts {
     let Some(text) = &settings.certificates else { return RootCerts::PlatformVerifier };
     let certificates = parse_pem(text).filter_map(|item| match item {
@@ -582,9 +586,9 @@ fn parse(text: &str) -> Result<Url, HttpError> {
 
 fn checked(parsed: Result<Url, url::ParseError>, text: &str) -> Result<Url, HttpError> {
     let refused = |why: String| HttpError::Address { url: shown(text), why };
-    let mut url = parsed.map_err(|error| refused(format!("it is not an address: {error}")))?;
+    let mut url = parsed.map_err(|error| refused(format!("not a URL: {error}")))?;
     if !matches!(url.scheme(), "http" | "https") {
-        return Err(refused("it is not an http or https address".to_owned()));
+        return Err(refused("not an http or https URL".to_owned()));
     }
     url.set_fragment(None);
     Ok(url)

@@ -49,10 +49,10 @@ use crate::format::receipt::InstalledFile;
 use settings::Env;
 use toolchain::Toolchain;
 
-/// What an adapter asks of a build. Every field is an input of the fingerprint.
+/// A build as an adapter defines it. Every field is an input of the fingerprint.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BuildRecipe {
-    /// Counted up when the adapter changes something that the other fields do not show.
+    /// Incremented when the adapter changes something that the other fields do not show.
     pub version: u32,
     /// CMake definitions, values as CMake writes them.
     pub define: BTreeMap<String, String>,
@@ -179,7 +179,7 @@ pub enum BuildError {
     Process(#[from] ProcessError),
     #[error(transparent)]
     Cancelled(#[from] Cancelled),
-    /// The recipe holds what CMake would not take as it is meant.
+    /// The recipe contains a value that CMake would interpret differently.
     #[error("{what} `{value}` cannot be given to CMake: {why}")]
     Recipe { what: &'static str, value: String, why: &'static str },
     #[error("could not edit `{path}` of the source: {why}")]
@@ -188,12 +188,12 @@ pub enum BuildError {
     NoCompiler { language: String, hint: &'static str, log: PathBuf },
     #[error("the {} step failed ({})", .0.phase, .0.status)]
     Failed(Box<Failure>),
-    /// A definition that must hold does not, so this would be another build than the one asked for.
+    /// A required definition is not ON, so this is not the requested build.
     #[error(
-        "`{definition}` is asked for, but {}",
+        "`{definition}` is required, but {}",
         match .value {
-            Some(value) => format!("CMake has `{value}`"),
-            None => "the project does not know it".to_owned(),
+            Some(value) => format!("CMake set it to `{value}`"),
+            None => "the project does not use it".to_owned(),
         }
     )]
     NotBuilt {
@@ -204,18 +204,20 @@ pub enum BuildError {
         said: Vec<String>,
         log: PathBuf,
     },
-    #[error("the build went well, but nothing that it made holds `{text}`: this is not the variant that was asked for")]
+    #[error("the build succeeded, but no built file contains `{text}`: it is not the requested variant")]
     NoEvidence { text: String, log: PathBuf },
     /// With `--offline`, on a system that would leave the build its network.
-    #[error("this system cannot cut a build off the network ({why}), and `--offline` forbids a build that has one")]
+    #[error(
+        "this system cannot run a build without network access ({why}), and `--offline` forbids a build with network access"
+    )]
     NotIsolated { why: String },
     #[error("no space left on the disk ({available_bytes} bytes free): {said}")]
     NoSpace { said: String, available_bytes: u64, log: PathBuf },
-    #[error("the build made nothing that matches `{glob}`")]
+    #[error("no built file matches `{glob}`")]
     NoOutput { glob: String, beside: Vec<String> },
     #[error("`{path}`: {why}")]
     Output { path: RelPath, why: &'static str },
-    /// Whoever can write to the folder that a user is in would choose the libraries of the engine.
+    /// Anyone who can write to the current folder of a user could choose the libraries of the engine.
     #[error("`{path}` looks for libraries in the current folder: its RUNPATH has the entry `{entry}`")]
     SearchPath { path: RelPath, entry: String },
     #[error("invalid glob `{glob}`: {why}")]

@@ -23,7 +23,7 @@ pub const BUILD_NAME: &str = "/aitools/build";
 /// A host that cannot exist (RFC 6761): what tries the network in a build fails at once, and names it.
 pub const NO_NETWORK_HOST: &str = "no-network.aitools.invalid";
 
-/// Counted up when a change in this file changes what builds produce. An input of the fingerprint.
+/// Incremented when a change in this file changes what builds produce. An input of the fingerprint.
 pub const VERSION: u32 = 2;
 
 /// Variables of the caller that reach a build. Everything else is dropped.

@@ -46,7 +46,7 @@ pub enum ToolError {
     /// A variable such as `CC` that does not name a program.
     #[error("`{variable}` is `{value}`, which is not a program")]
     Variable { variable: &'static str, value: String },
-    #[error("`{}` does not say its version: {said}", path.display())]
+    #[error("`{}` did not print its version: {said}", path.display())]
     Mute { path: PathBuf, said: String },
     #[error(transparent)]
     Process(#[from] ProcessError),
@@ -240,7 +240,7 @@ impl<'a> Finder<'a> {
 }
 
 fn mute(path: &Path, said: &str) -> ToolError {
-    let said = said.lines().find(|line| !line.trim().is_empty()).unwrap_or("nothing at all");
+    let said = said.lines().find(|line| !line.trim().is_empty()).unwrap_or("no output");
     ToolError::Mute { path: path.to_owned(), said: said.chars().take(200).collect() }
 }
 

@@ -141,7 +141,7 @@ impl ErrorReport {
                 .details(damages.iter().map(damage_line).collect())
                 .hint("run `aitools verify --repair`".to_owned()),
             Failure::NoSpace { .. } => Self::new("machine.no-space", exit::MACHINE, message).hint(
-                "free some space, or name another folder with `--cache-dir` or `HF_HOME`; what was fetched is kept"
+                "free some space, or name another folder with `--cache-dir` or `HF_HOME`; fetched data is kept"
                     .to_owned(),
             ),
         }
@@ -227,7 +227,7 @@ fn machine(error: &FsError, message: String) -> ErrorReport {
         return ErrorReport::new("input.too-large", exit::USAGE, message);
     }
     if error.is_no_space() {
-        let hint = "free some space, or name another folder with `--cache-dir` or `HF_HOME`; what was fetched is kept";
+        let hint = "free some space, or name another folder with `--cache-dir` or `HF_HOME`; fetched data is kept";
         return ErrorReport::new("machine.no-space", exit::MACHINE, message).hint(hint.to_owned());
     }
     ErrorReport::new("machine.files", exit::MACHINE, message)
@@ -307,7 +307,7 @@ fn build(error: &BuildError, message: String) -> ErrorReport {
         BuildError::NoSpace { .. } => ErrorReport::new("machine.no-space", exit::MACHINE, &message)
             .hint("free some space, or name another folder with `--cache-dir`".to_owned()),
         BuildError::NoOutput { beside, .. } => {
-            failed("build.output").details(beside.iter().map(|path| format!("there is {path}")).collect())
+            failed("build.output").details(beside.iter().map(|path| format!("the build folder has {path}")).collect())
         }
         BuildError::Output { .. }
         | BuildError::SearchPath { .. }
@@ -330,7 +330,7 @@ fn derive(error: &DeriveError, message: String) -> ErrorReport {
         }
         DeriveError::Python(PythonError::Cancelled(_)) => ErrorReport::new("interrupted", exit::INTERRUPTED, message),
         DeriveError::Python(_) => ErrorReport::new("machine.program", exit::MACHINE, message).hint(format!(
-            "set `{}` to a Python that fits, or choose other versions in `[tools]`",
+            "set `{}` to a compatible Python, or choose other versions in `[tools]`",
             crate::source::pypi::PYTHON
         )),
         DeriveError::Useless { log: path, .. } => {

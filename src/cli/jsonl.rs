@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use crate::report::{Event, Reporter};
 
-/// A program that reads along wants to know that it goes on, not every chunk.
+/// The least time between two progress lines of one piece of work.
 const PACE: Duration = Duration::from_millis(500);
 
 #[derive(Debug, Default)]

@@ -1,4 +1,4 @@
-//! stdout and stderr. A reader that goes away (`aitools status | head -1`) is no error; output that is lost otherwise is one, which
+//! stdout and stderr. A reader that closes the pipe (`aitools status | head -1`) is not an error; other lost output is one, which
 //! [`Output::end`] reports.
 
 use std::cell::RefCell;
@@ -64,7 +64,7 @@ impl Output {
         }
     }
 
-    /// Who tells of progress.
+    /// The reporter of progress.
     pub fn reporter(&self) -> Arc<dyn Reporter> {
         if self.json {
             Arc::new(jsonl::Lines::default())

@@ -75,7 +75,7 @@ pub enum BackendError {
     Port(io::Error),
     #[error("{0} ports in a row were taken by another program before the engine could listen")]
     PortsTaken(u32),
-    #[error("the system gives no random numbers: {0}")]
+    #[error("could not get random numbers from the system: {0}")]
     Random(getrandom::Error),
 }
 

@@ -1,4 +1,4 @@
-//! What is said to a running engine and what it says back: the one interface for `run`, `chat` and a gateway.
+//! Requests to a running engine and the events of its answers: the one interface for `run` and for a gateway.
 //!
 //! Every engine's protocol is an implementation of [`Conversation`]. A request is a value of its own that owns everything it
 //! needs, so several may be under way at a time. Dropping the stream of its events cancels one request and no other.

@@ -1,21 +1,21 @@
-//! How an engine makes one model from another: what it takes, and what is asked. Carried out by [`crate::ops::derive`].
+//! How an engine makes one model from another: its inputs and its command. Carried out by [`crate::ops::derive`].
 
 use std::path::{Path, PathBuf};
 
-/// What a derivation takes.
+/// The properties of a derivation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Derivation {
-    /// Counted up when the adapter changes something that makes another file of the same inputs.
+    /// Incremented when the adapter changes so that the same inputs give another file.
     pub version: u32,
-    /// Which of the engine's things makes it.
+    /// What part of the engine makes the model.
     pub by: Maker,
-    /// What else of the model is of use to the engine, and goes along unchanged: folders of it.
+    /// Other folders of the model that the engine uses; they are copied unchanged.
     pub beside: &'static [&'static str],
     /// Bytes that come out for 100 bytes that go in, at most.
     pub percent: u64,
 }
 
-/// What of an engine makes a model.
+/// The part of an engine that makes a model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Maker {
     /// A program of its build.
@@ -38,7 +38,7 @@ pub struct DeriveRequest<'a> {
     pub threads: u32,
 }
 
-/// What is done with what.
+/// A step and its inputs.
 #[derive(Debug)]
 pub enum Work<'a> {
     Quantize {

@@ -25,7 +25,7 @@ pub enum Syntax {
     Yaml,
 }
 
-/// A text and the tree that it spells.
+/// A text and its parsed tree.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Document {
     pub source: Arc<SourceText>,
@@ -114,7 +114,7 @@ impl Document {
         Diagnostic::error(message).at(&self.source, self.span_of(path))
     }
 
-    /// Refuses versions of a format that this program does not know, before anything else is said of the file.
+    /// Refuses versions of a format that this program does not support, before anything else is reported.
     ///
     /// # Errors
     /// The version is another one than `known`. (One that is missing or no number is left to the schema.)
@@ -282,7 +282,7 @@ fn from_value(value: Spanned<DeValue<'_>>, depth: usize) -> Result<Node, Range<u
 struct YamlReader<'a> {
     source: &'a Arc<SourceText>,
     parser: Parser<'a, granit_parser::StrInput<'a>>,
-    /// What anchors stand for.
+    /// The nodes that anchors name.
     anchors: HashMap<usize, Node>,
     nodes_left: usize,
     /// Problems that do not stop the reading: keys given twice.

@@ -10,7 +10,7 @@ use std::io;
 /// Bytes of a header at most: the largest vocabularies take some 20 MB.
 pub const MAX_HEADER_BYTES: u64 = 256 << 20;
 
-/// What a model file says of itself.
+/// The header of a model file.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Header {
     pub magic: Magic,
@@ -58,7 +58,7 @@ pub enum Value {
 /// Why a header cannot be read. Names from the file are cut and escaped.
 #[derive(Debug, thiserror::Error)]
 pub enum GgufError {
-    #[error("this is no GGUF file: it begins with `{begins}`{likely}")]
+    #[error("not a GGUF file: it begins with `{begins}`{likely}")]
     NotGguf { begins: String, likely: &'static str },
     #[error("GGUF version 1 is not supported: convert the model again")]
     Version1,
@@ -69,7 +69,7 @@ pub enum GgufError {
     /// The bytes end within the header: of a prefix, more may complete it.
     #[error("the header is cut off: there are only {0} bytes")]
     Ended(u64),
-    #[error("{what} is {actual}, the most that is accepted is {max}")]
+    #[error("{what} is {actual}, but the limit is {max}")]
     Limit { what: String, actual: u64, max: u64 },
     #[error("{what}: {why}")]
     Malformed { what: String, why: String },

@@ -122,7 +122,7 @@ pub struct EngineSpec {
     pub require: Vec<String>,
     /// CMAKE_BUILD_TYPE; `Release` when not given.
     pub build_type: Option<BuildType>,
-    /// Build for exactly this machine's processor instead of for named features. The artifact is then of no use elsewhere.
+    /// Build for exactly this machine's processor instead of for named features. The result then runs on no other processor.
     #[serde(default)]
     pub native: bool,
     /// What each accelerator adds (`cpu`, `cuda`, `rocm`, `metal`). An engine without any has the variant `cpu` alone.
@@ -158,7 +158,7 @@ pub enum DefineValue {
 }
 
 impl DefineValue {
-    /// As CMake writes it: `ON`, `OFF`, or the text itself.
+    /// As CMake writes it: `ON`, `OFF`, or the string itself.
     pub fn to_cmake(&self) -> String {
         match self {
             Self::Bool(true) => "ON".to_owned(),
@@ -243,7 +243,7 @@ pub struct GitSpec {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct HfSpec {
-    /// `organisation/repository`.
+    /// `org/repo`.
     pub hf: String,
     /// A branch, a tag or a full commit id; `main` when not given.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -37,11 +37,13 @@ fn check(policy: &Policy, document: &Document) -> Diagnostics {
     let mut problems = Diagnostics::default();
     match (&policy.model, &policy.model_path) {
         (Some(_), Some(_)) => problems.push(
-            document.error(&["model_path"], "a policy names its model once").expected("either `model` or `model_path`"),
+            document
+                .error(&["model_path"], "a policy names its model only once")
+                .expected("either `model` or `model_path`"),
         ),
         (None, None) => problems.push(
             document
-                .error(&[], "the policy names no model")
+                .error(&[], "the policy does not name a model")
                 .expected("either `model: <name>` or `model_path: models/<engine>/<model>/<file>`"),
         ),
         _ => {}
@@ -53,16 +55,17 @@ fn check(policy: &Policy, document: &Document) -> Diagnostics {
         }
     }
     if policy.smoke.as_ref().is_some_and(|smoke| smoke.expect.trim().is_empty()) {
-        problems
-            .push(document.error(&["smoke", "expect"], "every answer contains an empty text: this expects nothing"));
+        problems.push(
+            document.error(&["smoke", "expect"], "every answer contains the empty string: this test cannot fail"),
+        );
     }
     if let Some(checksum) = &policy.audit.checksum {
         let path = ["audit", "checksum"];
         if is_placeholder(checksum) {
-            let warning = Diagnostic::warning("the checksum is a placeholder: the lockfile's digest alone is checked");
+            let warning = Diagnostic::warning("the checksum is a placeholder: only the lockfile's digest is checked");
             problems.push(warning.at(&document.source, document.span_of(&path)));
         } else if policy.audit.digest().is_none() {
-            let problem = document.error(&path, "the checksum is no digest");
+            let problem = document.error(&path, "the checksum is not a digest");
             problems.push(problem.expected("`sha256:` and 64 hexadecimal digits").actual(format!("`{checksum:.100}`")));
         }
     }
@@ -176,14 +179,14 @@ pub struct Policy {
     pub smoke: Option<Smoke>,
 }
 
-/// How text is made. What is not given is left to the engine's adapter, which documents its defaults.
+/// How text is generated. The engine's adapter has a default for each key.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Generation {
-    /// Tokens to make at most.
+    /// The most tokens to generate.
     #[schemars(range(min = 1, max = 1_048_576))]
     pub max_tokens: Option<u32>,
-    /// 0 takes the most likely token always.
+    /// 0 = greedy decoding.
     #[schemars(range(min = 0.0, max = 10.0))]
     pub temperature: Option<f64>,
     #[schemars(range(min = 0.0, max = 1.0))]

@@ -47,9 +47,9 @@ pub struct InstalledFile {
 pub enum ReceiptError {
     #[error("a receipt of version {0}, this program knows {VERSION}")]
     Version(u64),
-    #[error("{what}: {count}, at most {max} are accepted")]
+    #[error("{what}: {count}, but the limit is {max}")]
     TooMany { what: &'static str, count: usize, max: usize },
-    #[error("no receipt: {0}")]
+    #[error("not a receipt: {0}")]
     Malformed(String),
 }
 
@@ -61,7 +61,7 @@ impl Receipt {
             |what, count, max| if count > max { Err(ReceiptError::TooMany { what, count, max }) } else { Ok(()) };
         most("bytes", bytes.len(), MAX_BYTES)?;
         let malformed = |error: serde_json::Error| ReceiptError::Malformed(error.to_string());
-        // Whatever a newer version added, its number comes first.
+        // The version number is read before anything that a newer version may have added.
         let value: serde_json::Value = serde_json::from_slice(bytes).map_err(malformed)?;
         if let Some(version) = value["version"].as_u64().filter(|version| *version != u64::from(VERSION)) {
             return Err(ReceiptError::Version(version));

@@ -21,13 +21,13 @@ use super::{Failure, Host, Project};
 #[derive(Debug, serde::Serialize)]
 pub struct Checked {
     pub policy: String,
-    /// Whether its weights are on this machine, so that they could be looked into.
+    /// Whether its weights are on this machine, so that the model file could be checked.
     pub weights_checked: bool,
     #[serde(skip)]
     pub problems: Vec<Diagnostic>,
 }
 
-/// Checks policies one by one; a lockfile is needed to look into weights.
+/// Checks policies one by one; model files can only be checked if there is a lockfile.
 ///
 /// # Errors
 /// When the project's own files cannot be read.
@@ -61,12 +61,12 @@ fn check_policy(
             checked.problems.push(file.policy.error(&["runtime", "variant"], error.to_string()));
             return Ok(checked);
         }
-        // The lockfile has no answer for this policy yet: `status` and `sync` tell that, and nothing more is known.
+        // The lockfile has no entry for this policy yet: `status` and `sync` report that.
         Err(Failure::Stale { .. } | Failure::Build { .. }) => return Ok(checked),
         Err(other) => return Err(other),
     };
     if let (Some(engine), Some(model)) = (demand.engines.first(), demand.model()) {
-        // Looking into the weights tells the same, and more.
+        // Checking the model file finds the same, and more.
         checked.problems = checksum(file, model);
         if model_is_here(project, model) {
             checked.weights_checked = true;
@@ -98,8 +98,8 @@ pub fn require_sound(
     let mut problems = Diagnostics::default();
     for file in demand::select(project, names)? {
         let Ok(resolved) = policy::resolve(&file.policy, &project.manifest.value) else { continue };
-        let engine = demand.engines.iter().find(|engine| engine.wish.name == *resolved.engine.0);
-        let model = demand.models.iter().find(|model| model.wish.name == *resolved.model.0);
+        let engine = demand.engines.iter().find(|engine| engine.required.name == *resolved.engine.0);
+        let model = demand.models.iter().find(|model| model.required.name == *resolved.model.0);
         if let (Some(engine), Some(model)) = (engine, model) {
             problems.0.extend(checksum(file, model));
             problems.0.extend(open_and_check(host, project, file, engine, model).1);
@@ -140,7 +140,7 @@ fn checksum(file: &PolicyFile, model: &ModelDemand<'_>) -> Vec<Diagnostic> {
     if model.layout.parts.is_empty() {
         return Vec::new();
     }
-    let locked = model.layout.parts.first().map(|index| model.wish.files[*index].sha256);
+    let locked = model.layout.parts.first().map(|index| model.required.files[*index].sha256);
     if locked == Some(asked) {
         return Vec::new();
     }
@@ -164,8 +164,8 @@ fn open_and_check(
 ) -> (Option<Arc<dyn Model>>, Vec<Diagnostic>) {
     let parts = &model.layout.parts;
     let weights: Vec<_> = parts.iter().map(|index| model.layout.places[*index].under(&project.root)).collect();
-    let beside = (0..model.wish.files.len()).filter(|index| !parts.contains(index));
-    let beside: Vec<_> = beside.map(|index| model.wish.files[index].path.clone()).collect();
+    let beside = (0..model.required.files.len()).filter(|index| !parts.contains(index));
+    let beside: Vec<_> = beside.map(|index| model.required.files[index].path.clone()).collect();
     let opened = match engine.adapter.open(&ModelFiles { weights: &weights, beside: &beside }) {
         Ok(opened) => opened,
         Err(error) => {
@@ -173,11 +173,12 @@ fn open_and_check(
             return (None, vec![problem.hint("run `aitools verify` to compare it with the lockfile")]);
         }
     };
-    let gpus = (engine.wish.variant == Variant::Cuda).then(|| accelerator::gpus(&host.os_env())).and_then(Result::ok);
+    let gpus =
+        (engine.required.variant == Variant::Cuda).then(|| accelerator::gpus(&host.os_env())).and_then(Result::ok);
     let commit = engine.entry.origin.commit().map(|commit| commit.to_string());
     let findings = opened.check(&CheckRequest {
         policy: &file.policy.value,
-        variant: engine.wish.variant,
+        variant: engine.required.variant,
         cores: platform::physical_cores(),
         memory_bytes: platform::memory_bytes(),
         gpus: gpus.as_deref(),

@@ -117,7 +117,7 @@ pub enum Why {
     Removed,
     /// Both have it, with different requests; what each says.
     Changed { manifest: String, lock: String },
-    /// What a model is derived from is locked otherwise than it was.
+    /// What a model is derived from is locked differently than before.
     Inputs,
     /// The lockfile's text has an unresolved merge conflict here.
     Conflict,
@@ -145,7 +145,7 @@ fn count_of(count: usize, words: &str) -> String {
 }
 
 impl Failure {
-    /// Whether this is the user's wish to stop, however deep it was noticed.
+    /// Whether the user cancelled, in any nested error.
     pub fn is_interruption(&self) -> bool {
         let store =
             |error: &StoreError| matches!(error, StoreError::Cancelled(_) | StoreError::Tree(TreeError::Cancelled(_)));

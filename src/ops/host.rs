@@ -44,7 +44,7 @@ impl Host {
         |_| self.task.check().map_err(std::io::Error::other)
     }
 
-    /// What sources are told of the world.
+    /// The environment of sources.
     pub fn world(&self, project: &Project) -> World {
         World {
             task: self.task.clone(),

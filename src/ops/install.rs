@@ -23,7 +23,7 @@ use crate::engine::Engine;
 use crate::format::lockfile::{EngineEntry, Lockfile};
 use crate::format::manifest::EngineSpec;
 use crate::format::receipt::Receipt;
-use crate::plan::PackageWish;
+use crate::plan::PackageRequirement;
 
 use super::{Failure, Host};
 
@@ -105,7 +105,7 @@ pub struct Decided {
     /// Every input that decides what is installed, by name: the fingerprint is their digest.
     pub inputs: BTreeMap<String, String>,
     /// Packages of `[tools]` that must be in the store before the installation.
-    pub packages: Vec<PackageWish>,
+    pub packages: Vec<PackageRequirement>,
     /// The rest.
     pub installation: Box<dyn Installation>,
 }

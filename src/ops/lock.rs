@@ -6,13 +6,13 @@ use crate::base::fs;
 use crate::base::name::Name;
 use crate::format::lockfile::{self, EngineEntry, Entry, Lockfile, ModelEntry, ModelPin, ToolEntry};
 use crate::format::manifest::{Kind, Manifest, PypiSpec, Request, SourceSpec};
-use crate::report::Unit;
+use crate::report::{Unit, Verb};
 use crate::source::{self, SourceError, World};
 
 use super::failure::{Staleness, Why};
 use super::{Failure, Host, Project};
 
-/// Which entries to resolve anew though their request did not change.
+/// Which entries to resolve again although their request did not change.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum Upgrade {
     #[default]
@@ -41,7 +41,7 @@ pub struct Locked {
     pub written: bool,
 }
 
-/// One entry that is not what it was.
+/// One entry that changed.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct Change {
     pub kind: Kind,
@@ -62,7 +62,7 @@ pub fn requests(manifest: &Manifest) -> Vec<(Kind, Name, Request)> {
     tools.chain(engines).chain(models).collect()
 }
 
-/// Where lockfile and manifest differ; empty when the lockfile answers the manifest.
+/// Where lockfile and manifest differ; empty when the lockfile is up to date.
 pub fn staleness(manifest: &Manifest, lock: &Lockfile) -> Vec<Staleness> {
     let mut stale = Vec::new();
     let requests = requests(manifest);
@@ -94,7 +94,7 @@ fn in_words(request: &Request) -> String {
     serde_json::to_string(request).unwrap_or_default()
 }
 
-/// The lockfile, required to answer the manifest.
+/// The lockfile, which must be up to date.
 ///
 /// # Errors
 /// [`Failure::NoLock`], [`Failure::Stale`].
@@ -112,7 +112,7 @@ pub fn require(project: &Project) -> Result<Lockfile, Failure> {
     project.lockfile()?.ok_or_else(|| Failure::NoLock { path: project.lock_path.clone() })
 }
 
-/// Resolves what is new, changed, asked for anew or in conflict, and writes the lockfile when it differs.
+/// Resolves entries that are new, changed, in conflict or named by `upgrade`, and writes the lockfile if it differs.
 ///
 /// # Errors
 /// When something cannot be resolved; the old lockfile then stays.
@@ -229,7 +229,7 @@ fn resolve_one<T>(
     shown: impl for<'e> FnOnce(&'e T) -> Entry<'e>,
 ) -> Result<T, Failure> {
     world.task.check()?;
-    let progress = world.task.start("locking", name.as_str(), None, Unit::None);
+    let progress = world.task.start(Verb::Lock, name.as_str(), None, Unit::None);
     let entry = resolve().map_err(|error| Failure::source(kind, name, error, None))?;
     progress.finish(shown(&entry).short_pin());
     Ok(entry)

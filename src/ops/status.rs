@@ -74,12 +74,12 @@ pub fn run(host: &Host, project: &Project) -> Result<Status, Failure> {
     let demand = demand(host, project, &lockfile, &[], Purpose::Install)?;
     let plan = sync::plan_for(host, project, &demand)?;
     let engines = demand.engines.iter().map(|engine| engine_status(host, engine, &plan.steps)).collect();
-    let models = demand.models.iter().filter(|model| model.wish.wanted).map(|model| ModelStatus {
-        name: model.wish.name.clone(),
-        files: model.wish.files.len(),
-        size_bytes: model.wish.files.iter().map(|file| file.size).sum(),
+    let models = demand.models.iter().filter(|model| model.required.wanted).map(|model| ModelStatus {
+        name: model.required.name.clone(),
+        files: model.required.files.len(),
+        size_bytes: model.required.files.iter().map(|file| file.size).sum(),
         main: model.layout.main.as_ref().map(ToString::to_string),
-        ready: !plan.steps.iter().any(|step| step.is_about(&model.wish.name)),
+        ready: !plan.steps.iter().any(|step| step.is_about(&model.required.name)),
     });
     let models = models.collect();
     let policies = project.policies.iter().map(|file| policy_status(host, project, &lockfile, file)).collect();
@@ -97,15 +97,15 @@ fn engine_status(host: &Host, engine: &EngineDemand<'_>, steps: &[Step]) -> Engi
     let origin = &engine.entry.origin;
     let package = origin.download().map(|file| file.path.to_string());
     EngineStatus {
-        name: engine.wish.name.clone(),
+        name: engine.required.name.clone(),
         adapter: engine.adapter.id(),
-        variant: engine.wish.variant,
+        variant: engine.required.variant,
         source: origin.commit().map(|commit| commit.to_string()).or(package).unwrap_or_else(|| "path".to_owned()),
-        fingerprint: engine.wish.fingerprint,
+        fingerprint: engine.required.fingerprint,
         built: !steps
             .iter()
-            .any(|step| matches!(step, Step::Build { fingerprint, .. } if *fingerprint == engine.wish.fingerprint)),
-        artifact: host.store.artifact_path(&engine.wish.fingerprint),
+            .any(|step| matches!(step, Step::Build { fingerprint, .. } if *fingerprint == engine.required.fingerprint)),
+        artifact: host.store.artifact_path(&engine.required.fingerprint),
     }
 }
 
@@ -164,16 +164,16 @@ pub enum Why {
 pub fn why(host: &Host, project: &Project, name: &str) -> Result<Vec<Why>, Failure> {
     let lockfile = lock::require(project)?;
     let demand = demand(host, project, &lockfile, &[], Purpose::Install)?;
-    let engines = demand.engines.iter().filter(|found| found.wish.name.as_str() == name);
+    let engines = demand.engines.iter().filter(|found| found.required.name.as_str() == name);
     let mut whys: Vec<Why> =
         engines.map(|engine| why_one(host, project, engine).map(Why::Build)).collect::<Result<_, _>>()?;
     let derived = |model: &&ModelDemand<'_>| model.derive.is_some();
-    for model in demand.models.iter().filter(derived).filter(|model| model.wish.name.as_str() == name) {
+    for model in demand.models.iter().filter(derived).filter(|model| model.required.name.as_str() == name) {
         whys.extend(why_derived(host, model)?.map(Why::Derived));
     }
     if whys.is_empty() {
-        let engines = demand.engines.iter().map(|known| known.wish.name.as_str());
-        let models = demand.models.iter().filter(derived).map(|known| known.wish.name.as_str());
+        let engines = demand.engines.iter().map(|known| known.required.name.as_str());
+        let models = demand.models.iter().filter(derived).map(|known| known.required.name.as_str());
         let near = crate::base::diagnostic::nearest(name, engines.chain(models));
         let hint = near.map(|near| format!("did you mean `{near}`?"));
         return Err(Failure::Usage { what: format!("the manifest has no engine or derived model `{name}`"), hint });
@@ -182,14 +182,14 @@ pub fn why(host: &Host, project: &Project, name: &str) -> Result<Vec<Why>, Failu
 }
 
 fn why_derived(host: &Host, model: &ModelDemand<'_>) -> Result<Option<WhyDerived>, Failure> {
-    let (Some(derive), Some(wish)) = (&model.derive, &model.wish.derive) else { return Ok(None) };
-    let derived = host.store.derived(&wish.fingerprint).is_some();
-    let own = |receipt: &Receipt| receipt.notes.get("model").is_some_and(|name| name == model.wish.name.as_str());
+    let (Some(derive), Some(required)) = (&model.derive, &model.required.derive) else { return Ok(None) };
+    let derived = host.store.derived(&required.fingerprint).is_some();
+    let own = |receipt: &Receipt| receipt.notes.get("model").is_some_and(|name| name == model.required.name.as_str());
     let other = if derived { None } else { host.store.all_derived()?.into_iter().find(own) };
     let differences = other.as_ref().map(|receipt| fingerprint::differences(&receipt.inputs, &derive.inputs));
     Ok(Some(WhyDerived {
-        model: model.wish.name.clone(),
-        fingerprint: wish.fingerprint,
+        model: model.required.name.clone(),
+        fingerprint: required.fingerprint,
         derived,
         other: other.map(|receipt| receipt.fingerprint),
         differences: differences.unwrap_or_default(),
@@ -198,20 +198,20 @@ fn why_derived(host: &Host, model: &ModelDemand<'_>) -> Result<Option<WhyDerived
 }
 
 fn why_one(host: &Host, project: &Project, engine: &EngineDemand<'_>) -> Result<WhyBuild, Failure> {
-    let wish = &engine.wish;
-    let built = host.store.artifact(&wish.fingerprint)?.is_some();
-    let used = project.linked_build(&wish.name).and_then(|fingerprint| host.store.receipt_of(&fingerprint));
+    let required = &engine.required;
+    let built = host.store.artifact(&required.fingerprint)?.is_some();
+    let used = project.linked_build(&required.name).and_then(|fingerprint| host.store.receipt_of(&fingerprint));
     let latest = || newest(host, engine);
-    let other = match used.filter(|artifact| artifact.receipt.fingerprint != wish.fingerprint) {
+    let other = match used.filter(|artifact| artifact.receipt.fingerprint != required.fingerprint) {
         Some(artifact) => Some(artifact),
         None if built => None,
         None => latest()?,
     };
     let differences = other.as_ref().map(|artifact| fingerprint::differences(&artifact.receipt.inputs, &engine.inputs));
     Ok(WhyBuild {
-        engine: wish.name.clone(),
-        variant: wish.variant,
-        fingerprint: wish.fingerprint,
+        engine: required.name.clone(),
+        variant: required.variant,
+        fingerprint: required.fingerprint,
         built,
         other: other.map(|artifact| artifact.receipt.fingerprint),
         differences: differences.unwrap_or_default(),
@@ -222,9 +222,9 @@ fn why_one(host: &Host, project: &Project, engine: &EngineDemand<'_>) -> Result<
 /// The artifact of this engine and variant that was installed last.
 fn newest(host: &Host, engine: &EngineDemand<'_>) -> Result<Option<crate::store::artifacts::Artifact>, Failure> {
     let same = |artifact: &crate::store::artifacts::Artifact| {
-        artifact.receipt.engine == engine.wish.name
-            && artifact.receipt.variant == engine.wish.variant
-            && artifact.receipt.fingerprint != engine.wish.fingerprint
+        artifact.receipt.engine == engine.required.name
+            && artifact.receipt.variant == engine.required.variant
+            && artifact.receipt.fingerprint != engine.required.fingerprint
     };
     let when = |artifact: &crate::store::artifacts::Artifact| {
         fs::metadata(&artifact.path)

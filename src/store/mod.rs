@@ -50,7 +50,7 @@ pub struct Store {
     kept: Mutex<Vec<(PathBuf, PathBuf)>>,
 }
 
-/// Why the store could not do what it was told to.
+/// Why an operation of the store failed.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     #[error(transparent)]
@@ -62,12 +62,12 @@ pub enum StoreError {
     /// A folder has the place of a file.
     #[error("`{}` is a folder, where a file belongs", path.display())]
     Occupied { path: PathBuf },
-    /// What was staged is not what the lockfile says.
+    /// The staged file does not match the lockfile.
     #[error("{what} does not match the lockfile")]
     Mismatch { what: String, expected: Digest, computed: Digest, expected_bytes: Option<u64>, computed_bytes: u64 },
 }
 
-/// Told the size of each piece that was hashed; its error stops the work, [`Cancelled`] among them.
+/// Called with the size in bytes of each piece that was hashed; an error, such as [`Cancelled`], stops the work.
 pub type Seen<'a> = &'a mut (dyn FnMut(u64) -> std::io::Result<()> + Send);
 
 impl From<FsError> for StoreError {

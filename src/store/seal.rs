@@ -42,7 +42,7 @@ impl Key {
             }
             create(path)?;
         }
-        Err(FsError::new("read", path, std::io::Error::other("it is damaged and comes back damaged")))
+        Err(FsError::new("read", path, std::io::Error::other("it is damaged, and replacing it did not help")))
     }
 
     fn mac(&self, purpose: &str, bytes: &[u8]) -> Hmac<Sha256> {

@@ -1,4 +1,4 @@
-//! What Linux, macOS and their kin have: modes, links for everybody, device and inode, a time of change.
+//! File system calls of Linux, macOS and other Unix systems: modes, links without privileges, device and inode, status change time.
 
 use std::fs::{self, File, Metadata};
 use std::io;

@@ -10,7 +10,7 @@ use crate::base::digest::Digest;
 use crate::format::gguf::{Magic, Tensor, Value};
 use crate::format::manifest::EngineSpec;
 
-/// A small sound model.
+/// A small valid model.
 pub(super) fn header() -> Header {
     let text = |text: &str| Value::Text(text.to_owned());
     let metadata = [

@@ -8,7 +8,7 @@ use crate::engine::{EngineError, RecipeRequest, cmake};
 
 use super::{ID, SERVER};
 
-/// Metal is in the tree, but PowerInfer turns it off: its sparse operations do not exist there.
+/// Metal is in the tree, but PowerInfer turns it off: it has no sparse operations for Metal.
 pub(super) fn variants(platform: Platform) -> &'static [Variant] {
     match platform.os {
         "linux" => &[Variant::Cpu, Variant::Cuda, Variant::Rocm],
@@ -31,8 +31,8 @@ pub(super) fn recipe(ask: &RecipeRequest<'_>) -> Result<BuildRecipe, EngineError
     })
 }
 
-/// The option that an accelerator is, and what CMake knows only once it found the toolkit: without one PowerInfer warns,
-/// leaves the option ON and builds for the processor alone.
+/// The CMake option of an accelerator, and a variable that CMake sets only after it found the toolkit: without the toolkit PowerInfer warns,
+/// leaves the option ON and builds for the CPU only.
 fn accelerator(variant: Variant) -> &'static [&'static str] {
     match variant {
         Variant::Cuda => &["LLAMA_CUBLAS", "CMAKE_CUDA_FLAGS_RELEASE"],
@@ -41,7 +41,7 @@ fn accelerator(variant: Variant) -> &'static [&'static str] {
     }
 }
 
-/// What its programs import from the vendor's library.
+/// Symbols that its programs import from the vendor's library.
 fn evidence(variant: Variant) -> Option<&'static str> {
     match variant {
         Variant::Cuda => Some("cublasCreate"),
@@ -50,12 +50,12 @@ fn evidence(variant: Variant) -> Option<&'static str> {
     }
 }
 
-/// Every option by name: what is not said here would follow the machine, or a later commit.
+/// Every option by name: the default of a missing one would depend on the machine or on a later commit.
 fn definitions(ask: &RecipeRequest<'_>) -> BTreeMap<String, String> {
     const ON: &str = "ON";
     const OFF: &str = "OFF";
     let chosen = |variant| if ask.variant == variant { ON } else { OFF };
-    // The Intel features; on other processors CMakeLists.txt does not look at them. Those of the machines of ten years.
+    // x86 processor features, which CMakeLists.txt ignores on other processors: those of machines of the last ten years.
     let features = if ask.spec.native { OFF } else { ON };
     let mut define = vec![
         ("BUILD_SHARED_LIBS", OFF),
@@ -97,7 +97,7 @@ fn definitions(ask: &RecipeRequest<'_>) -> BTreeMap<String, String> {
     define.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
 }
 
-/// The build asks git for a number and a commit, and finds those of any repository that its folder lies in.
+/// The build asks git for a number and a commit, and would find those of any repository around its folder.
 fn edits(ask: &RecipeRequest<'_>) -> Vec<SourceEdit> {
     let commit = ask.commit.map_or_else(|| ask.tree.hex(), |commit| commit.to_string());
     let commit: String = commit.chars().take(9).collect();

@@ -293,7 +293,7 @@ fn conflict(ours: &str, theirs: &str, base: Option<&str>) -> String {
 fn conflict_markers_are_one_problem() {
     let text = sample().to_text().replace("version = 2\n", &conflict("version = 2\n", "version = 2\n", None));
     let problems = refused(&text);
-    assert_eq!(problems.to_string(), "x.lock:2:1: the lockfile holds conflict markers of git");
+    assert_eq!(problems.to_string(), "x.lock:2:1: the lockfile contains git conflict markers");
     assert!(problems.0[0].hint.as_ref().is_some_and(|hint| hint.contains("--resolve-conflicts")));
     assert!(parse_conflicted("x.lock", text.as_bytes()).is_ok());
 }

@@ -151,12 +151,12 @@ impl Check<'_> {
         self.known(&at("engine"), "engine", &spec.engine, self.manifest.engines.keys());
         match (&spec.quantize, &spec.convert) {
             (None, None) => {
-                let message = format!("model `{name}`: `derive` does not say what is done");
+                let message = format!("model `{name}`: `derive` has neither `quantize` nor `convert`");
                 self.say(&at("from")[..3], message, "add `quantize = \"…\"` or `convert = { … }`");
             }
             (Some(_), Some(_)) => {
-                let message = format!("model `{name}`: `derive` says both `quantize` and `convert`");
-                self.say(&at("convert"), message, "derive one model from the other");
+                let message = format!("model `{name}`: `derive` has both `quantize` and `convert`");
+                self.say(&at("convert"), message, "use two models, one derived from the other");
             }
             _ => {}
         }

@@ -143,29 +143,29 @@ include = ["/etc/*.yaml"]
         told(&problems),
         [
             "4:1: no build and no conversion uses the tool `cmak`; expected one of `cmake`, `ninja`; hint did you mean `cmake`?",
-            "4:36: this is no exact version; expected such as `4.4.4`, without `==`, `>=` or `*`",
+            "4:36: not an exact version; expected such as `4.4.4`, without `==`, `>=` or `*`",
             "5:10: `a` and `A` differ in case alone",
             "6:18: an address must not carry a user or password: it would be written to the lockfile; expected an address without `user:password@`",
-            "6:99: a git source names one thing; expected at most one of `rev`, `tag` and `branch`; actual `rev`, `tag`",
-            "6:99: this is no name that git allows; expected a branch, tag or commit: no spaces, no `..`, none of `~^:?*[\\`, no `-` at the beginning",
+            "6:99: a git source names exactly one revision; expected at most one of `rev`, `tag` and `branch`; actual `rev`, `tag`",
+            "6:99: not a valid git name; expected a branch, tag or commit: no spaces, no `..`, none of `~^:?*[\\`, no `-` at the beginning",
             "7:12: not a CMake target; expected a word that does not begin with `-`",
-            "8:20: this is no name of a CMake definition; expected letters, digits, `_`, `-` and `.`, beginning with a letter or `_`",
-            "8:20: a definition holds a control character; expected one line of text",
-            "12:1: a Hugging Face repository holds weights, nothing to build; expected a `git`, `url`, `path` or `pypi` source",
-            "14:18: a file of this machine is a `path` source; hint write `path = \"…\"` instead",
+            "8:20: not the name of a CMake definition; expected letters, digits, `_`, `-` and `.`, beginning with a letter or `_`",
+            "8:20: a definition contains a control character; expected one line of text",
+            "12:1: a Hugging Face repository holds weights, not sources to build; expected a `git`, `url`, `path` or `pypi` source",
+            "14:18: a local file is a `path` source; hint write `path = \"…\"` instead",
             "14:48: `files` is for models: of an engine everything is taken",
             "16:45: the engines `A` and `e` name the same submodule",
-            "18:17: this is no name of a Hugging Face repository; expected `organisation/repository`; hint write `org/repo`",
+            "18:17: not the name of a Hugging Face repository; expected `org/repo`; hint write `org/repo`",
             "18:71: invalid glob: a glob is relative, has `/` between its parts and no part `..`",
             "18:79: invalid glob: unclosed character class; missing ']'",
             "18:84: invalid glob: a glob is relative, has `/` between its parts and no part `..`",
             "19:9: the models `m` and `n` go to the same place; hint give one of them another `place` or `weights`",
-            "20:18: this is no address of a file; expected `https://…` or `http://…`",
+            "20:18: not the URL of a file; expected `https://…` or `http://…`",
             "23:19: a model's source and its place lie within each other; actual from `models/o/sub` to `models/o`; hint choose another `place`",
-            "25:19: this is no name of a Python package; expected letters, digits, `.`, `_` and `-`",
-            "25:35: this is no exact version; expected such as `4.4.4`, without `==`, `>=` or `*`",
+            "25:19: not the name of a Python package; expected letters, digits, `.`, `_` and `-`",
+            "25:35: not an exact version; expected such as `4.4.4`, without `==`, `>=` or `*`",
             "27:12: invalid glob: a glob is relative, has `/` between its parts and no part `..`",
-            "29:20: a mirror replaces the beginning of addresses; expected addresses such as `https://…` on both sides",
+            "29:20: a mirror maps one URL prefix to another; expected addresses such as `https://…` on both sides",
         ]
     );
 }
@@ -194,12 +194,16 @@ source = { git = "http://%0Ahost=x@example.org/y", rev = "D3EBD7C5666348CF43C22F
 fn h5c_no_key_of_a_manifest_writes_where_programs_are_run_from() {
     for place in [".git/hooks", "models", "modelsx/a", "Models/a", "build/x", ".github/workflows", "src"] {
         let text = format!("version = 1\n[models.m]\nsource = {{ hf = 'a/b' }}\nplace = '{place}'\n");
-        assert_eq!(told(&bad(&text)), ["4:9: a model's place is below `models/`; expected `models/…`"], "{place}");
+        assert_eq!(
+            told(&bad(&text)),
+            ["4:9: a model's `place` must be below `models/`; expected `models/…`"],
+            "{place}"
+        );
     }
     for submodule in [".git/hooks", "external/.git", "GIT~1/hooks", ".vscode", "models/x", "Build", "configs"] {
         let source = format!("{{ git = 'https://example.org/x', submodule = '{submodule}' }}");
         let told = told(&bad(&format!("version = 1\n[engines.e]\nsource = {source}\n")));
-        assert!(told.len() == 1 && told[0].contains("no submodule can be there"), "{submodule}: {told:?}");
+        assert!(told.len() == 1 && told[0].contains("a submodule cannot be at this path"), "{submodule}: {told:?}");
     }
 }
 
@@ -277,7 +281,7 @@ fn derived_models() {
         [
             "6:9: model `b` has neither `source` nor `derive`; hint say where it comes from with `source`, or what it is made from with `derive`",
             "9:1: model `c` has both `source` and `derive`; hint remove one of them",
-            "10:11: model `d`: `derive` does not say what is done; hint add `quantize = \"…\"` or `convert = { … }`",
+            "10:11: model `d`: `derive` has neither `quantize` nor `convert`; hint add `quantize = \"…\"` or `convert = { … }`",
             "11:8: the manifest has no model `aa`; hint did you mean `a`?",
             "12:10: the manifest has no engine `f`",
             "14:8: model `x` is derived from itself: `x` from `y` from `x`; hint name another model",

@@ -174,16 +174,16 @@ fn what_types_cannot_say() {
             "engine: e\nmodel: m\nmodel_path: a/b\ngeneration:\n  stop: ['']\naudit:\n  checksum: sha256:12\nsmoke: {prompt: a, expect: ' '}\n"
         ),
         [
-            "3:13: a policy names its model once; expected either `model` or `model_path`",
+            "3:13: a policy names its model only once; expected either `model` or `model_path`",
             "5:10: an empty stop text would end every answer at once",
-            "7:13: the checksum is no digest; expected `sha256:` and 64 hexadecimal digits; actual `sha256:12`",
-            "8:28: every answer contains an empty text: this expects nothing",
+            "7:13: the checksum is not a digest; expected `sha256:` and 64 hexadecimal digits; actual `sha256:12`",
+            "8:28: every answer contains the empty string: this test cannot fail",
         ]
     );
     assert_eq!(
         refused("engine: e\n"),
         [
-            "1:1: the policy names no model; expected either `model: <name>` or `model_path: models/<engine>/<model>/<file>`"
+            "1:1: the policy does not name a model; expected either `model: <name>` or `model_path: models/<engine>/<model>/<file>`"
         ]
     );
     assert_eq!(refused(""), ["1:1: the document has the wrong type; expected a table; actual nothing"]);

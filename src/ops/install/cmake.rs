@@ -15,7 +15,7 @@ use crate::engine::RecipeRequest;
 use crate::format::lockfile::{Lockfile, ToolEntry};
 use crate::format::manifest::{self, EngineSpec};
 use crate::ops::{Failure, Host};
-use crate::plan::PackageWish;
+use crate::plan::PackageRequirement;
 use crate::source::pypi;
 
 use super::{Decided, Folders, Installation, Installer, Purpose, Wanted};
@@ -36,7 +36,7 @@ enum Tool {
     /// One of this machine.
     Found(ToolPath),
     /// One of a locked package. Where it lies is known once the package is in the store.
-    Locked(PackageWish),
+    Locked(PackageRequirement),
 }
 
 impl Tool {
@@ -44,19 +44,21 @@ impl Tool {
     fn identity(&self) -> String {
         match self {
             Self::Found(found) => found.identity.clone(),
-            Self::Locked(wish) => format!("{} {}", wish.request.version, wish.package.sha256),
+            Self::Locked(required) => format!("{} {}", required.request.version, required.package.sha256),
         }
     }
 
     /// The program with its path; none when its package is not in the store, or damaged there.
     fn located(&self, host: &Host) -> Result<Option<ToolPath>, Failure> {
-        let wish = match self {
+        let required = match self {
             Self::Found(found) => return Ok(Some(found.clone())),
-            Self::Locked(wish) => wish,
+            Self::Locked(required) => required,
         };
-        let Some(folder) = host.store.tool(&wish.package.sha256, true, host.task.cancel())? else { return Ok(None) };
-        let path = pypi::program(&folder, wish.name.as_str()).ok_or_else(|| Failure::Usage {
-            what: format!("the package of tool `{}` has no program of that name", wish.name),
+        let Some(folder) = host.store.tool(&required.package.sha256, true, host.task.cancel())? else {
+            return Ok(None);
+        };
+        let path = pypi::program(&folder, required.name.as_str()).ok_or_else(|| Failure::Usage {
+            what: format!("the package of tool `{}` has no program of that name", required.name),
             hint: Some("correct `[tools]` in the manifest".to_owned()),
         })?;
         Ok(Some(ToolPath { path, identity: self.identity() }))
@@ -142,13 +144,17 @@ impl<'a> Cmake<'a> {
     }
 
     /// This platform's package of every locked build tool.
-    fn packages(&self) -> Result<Vec<PackageWish>, Failure> {
+    fn packages(&self) -> Result<Vec<PackageRequirement>, Failure> {
         let package = |entry: &ToolEntry| {
             let package = pypi::package_here(&entry.packages).ok_or_else(|| Failure::Usage {
                 what: format!("the lockfile has no package of tool `{}` for {}", entry.name, Platform::HOST),
                 hint: Some("remove the tool from the manifest to use the one of this machine".to_owned()),
             })?;
-            Ok(PackageWish { name: entry.name.clone(), request: entry.request.clone(), package: package.clone() })
+            Ok(PackageRequirement {
+                name: entry.name.clone(),
+                request: entry.request.clone(),
+                package: package.clone(),
+            })
         };
         self.lock.tools.iter().filter(|entry| manifest::TOOLS.contains(&entry.name.as_str())).map(package).collect()
     }
@@ -198,7 +204,8 @@ impl Cmake<'_> {
         let (cuda, rocm) = (variant == Variant::Cuda, variant == Variant::Rocm);
         let compilers = self.finder.toolchain(cuda, rocm).map_err(broken)?;
         let packages = self.packages()?;
-        let locked = |tool: &str| packages.iter().find(|wish| wish.name.as_str() == tool).cloned().map(Tool::Locked);
+        let locked =
+            |tool: &str| packages.iter().find(|required| required.name.as_str() == tool).cloned().map(Tool::Locked);
         let cmake = match locked("cmake") {
             Some(locked) => locked,
             None => Tool::Found(self.finder.cmake().map_err(broken)?),
@@ -234,8 +241,8 @@ impl Cmake<'_> {
         };
         let packages = self.packages()?;
         let identity = |tool: &str| {
-            let wish = packages.iter().find(|wish| wish.name.as_str() == tool)?;
-            Some(Tool::Locked(wish.clone()).identity())
+            let required = packages.iter().find(|required| required.name.as_str() == tool)?;
+            Some(Tool::Locked(required.clone()).identity())
         };
         let (cmake, ninja) = (identity("cmake"), identity("ninja"));
         let expected = |variant| {
@@ -252,7 +259,7 @@ impl Cmake<'_> {
                 processor: &toolchain::processor(self.env),
             }))
         };
-        let locked: Vec<&str> = packages.iter().map(|wish| wish.name.as_str()).collect();
+        let locked: Vec<&str> = packages.iter().map(|required| required.name.as_str()).collect();
         super::kept(self.host, wanted, &variants, &locked, &expected)
     }
 }

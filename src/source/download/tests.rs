@@ -287,7 +287,7 @@ fn busy_servers_are_waited_for() {
     });
     let (bench, began) = (Bench::new(), Instant::now());
     bench.get(&server.url("/f"), SIZE).unwrap();
-    assert!(began.elapsed() >= Duration::from_secs(1), "the server's wish counts");
+    assert!(began.elapsed() >= Duration::from_secs(1), "the server's required counts");
     let waited = bench.waited();
     assert!(waited.len() == 2 && waited[1].contains("503") && waited[1].contains("`x`"), "{waited:?}");
 

@@ -178,7 +178,7 @@ impl<'w> Git<'w> {
                 (seen, changed) = ((bytes, count), Instant::now());
                 progress.set(bytes, None, latest);
             } else if changed.elapsed() > MAX_SILENCE {
-                return Ok(Err(format!("timed out: nothing came for {} s", MAX_SILENCE.as_secs())));
+                return Ok(Err(format!("timed out: received nothing for {} s", MAX_SILENCE.as_secs())));
             }
             std::thread::park_timeout(POLL);
         };
@@ -236,7 +236,7 @@ impl Messages {
         let rest = printable(&self.line);
         let lines: Vec<&str> = self.lines.iter().map(String::as_str).chain([rest.as_str()]).collect();
         let text = lines.into_iter().filter(|line| !line.is_empty()).collect::<Vec<_>>().join("; ");
-        if text.is_empty() { format!("git ended with {otherwise}") } else { text }
+        if text.is_empty() { format!("git failed with {otherwise}") } else { text }
     }
 }
 
