@@ -28,7 +28,9 @@ pub struct Layout {
     pub places: Vec<RelPath>,
 }
 
+/// Why the files of a model cannot be placed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[expect(missing_docs, reason = "the message of each variant documents it and its fields")]
 pub enum LayoutError {
     #[error("none of the files is a GGUF file")]
     NoWeights,
@@ -197,11 +199,15 @@ pub struct DeriveRequirement {
 /// What is present: made by `ops/survey.rs`, or by hand in tests.
 #[derive(Debug, Clone, Default)]
 pub struct Survey {
+    /// Installed engines, by fingerprint.
     pub artifacts: BTreeSet<Digest>,
+    /// Source trees.
     pub trees: BTreeSet<Digest>,
     /// By package digest.
     pub tools: BTreeSet<Digest>,
+    /// Files of the store, by digest.
     pub blobs: BTreeMap<Digest, Presence>,
+    /// Files at the places of models.
     pub places: BTreeMap<RelPath, Presence>,
     /// Which artifact each engine's `build/<engine>` link points at.
     pub links: BTreeMap<Name, Digest>,
@@ -222,6 +228,7 @@ pub enum Reason {
 /// One thing to do. It carries everything that it needs, or the position of the engine or model it is about.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(tag = "step", rename_all = "kebab-case")]
+#[expect(missing_docs, reason = "a step names what it is about; the variant says what is done")]
 pub enum Step {
     /// Bring a package of a tool into the store.
     FetchTool {
@@ -334,10 +341,12 @@ impl Step {
 /// In an order that can be carried out one by one.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Plan {
+    /// The steps, in an order that works.
     pub steps: Vec<Step>,
 }
 
 impl Plan {
+    /// Whether nothing is left to do.
     pub fn is_empty(&self) -> bool {
         self.steps.is_empty()
     }

@@ -12,10 +12,13 @@ use crate::base::cancel::{Cancel, Cancelled};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Unit {
+    /// Bytes.
     Bytes,
+    /// Files.
     Files,
     /// Edges of a build graph: ninja's `[n/m]`.
     Steps,
+    /// Nothing.
     None,
 }
 
@@ -61,7 +64,7 @@ impl Verb {
             Self::Check => ("checking", "checked"),
             Self::Configure => ("configuring", "configured"),
             Self::Derive => ("deriving", "derived"),
-            Self::Fetch => (Verb::Fetch, "fetched"),
+            Self::Fetch => ("fetching", "fetched"),
             Self::Hash => ("hashing", "hashed"),
             Self::Lock => ("locking", "locked"),
             Self::Start => ("starting", "started"),
@@ -81,45 +84,27 @@ impl Serialize for Verb {
 /// One event. `id` is the same for all events of one piece of work, and unique within a process.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(tag = "event", rename_all = "kebab-case")]
+#[expect(missing_docs, reason = "the fields are described with their variant")]
 pub enum Event {
     /// A piece of work began; `subject` is a name or path.
-    Started {
-        id: u64,
-        verb: Verb,
-        subject: String,
-        total: Option<u64>,
-        unit: Unit,
-    },
+    Started { id: u64, verb: Verb, subject: String, total: Option<u64>, unit: Unit },
     /// `done` of `total` so far.
-    Progressed {
-        id: u64,
-        done: u64,
-        total: Option<u64>,
-        detail: Option<String>,
-    },
+    Progressed { id: u64, done: u64, total: Option<u64>, detail: Option<String> },
     /// It succeeded. `detail` is what a person wants to know, for example `98.4 MB, 1.2 s`; it may be empty.
-    Finished {
-        id: u64,
-        detail: String,
-    },
+    Finished { id: u64, detail: String },
     /// It failed or was cancelled; the error itself is reported once, at the end of the command.
-    Abandoned {
-        id: u64,
-    },
+    Abandoned { id: u64 },
     /// Waiting for another process or a server.
-    Waiting {
-        what: String,
-    },
-    Note {
-        text: String,
-    },
-    Warning {
-        text: String,
-    },
+    Waiting { what: String },
+    /// Something that a user may want to know.
+    Note { text: String },
+    /// Something that may be wrong; shown even with `--quiet`.
+    Warning { text: String },
 }
 
 /// Receives events from any thread. Must return quickly.
 pub trait Reporter: Send + Sync {
+    /// Receives one event.
     fn report(&self, event: &Event);
 }
 
@@ -154,6 +139,7 @@ impl fmt::Debug for Task {
 }
 
 impl Task {
+    /// A task that reports to `reporter` and stops on `cancel`.
     pub fn new(reporter: Arc<dyn Reporter>, cancel: Cancel) -> Self {
         Self { reporter, cancel, whole: None }
     }
@@ -163,6 +149,7 @@ impl Task {
         Self::new(Arc::new(Silent), Cancel::default())
     }
 
+    /// The cancellation flag.
     pub fn cancel(&self) -> &Cancel {
         &self.cancel
     }
@@ -173,6 +160,7 @@ impl Task {
         self.cancel.check()
     }
 
+    /// Reports the start of a piece of work of `total` units, when their number is known.
     pub fn start(&self, verb: Verb, subject: impl Into<String>, total: Option<u64>, unit: Unit) -> Progress {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         let id = NEXT.fetch_add(1, Ordering::Relaxed);
@@ -191,14 +179,17 @@ impl Task {
         Self { whole: Some(Arc::new(Whole { progress: Some(progress), done: AtomicI64::new(0) })), ..self.clone() }
     }
 
+    /// Reports something that a user may want to know.
     pub fn note(&self, text: impl Into<String>) {
         self.reporter.report(&Event::Note { text: text.into() });
     }
 
+    /// Reports something that may be wrong.
     pub fn warn(&self, text: impl Into<String>) {
         self.reporter.report(&Event::Warning { text: text.into() });
     }
 
+    /// Reports what this process waits for.
     pub fn waiting(&self, what: impl Into<String>) {
         self.reporter.report(&Event::Waiting { what: what.into() });
     }
@@ -261,6 +252,7 @@ impl Progress {
         }
     }
 
+    /// Units done so far.
     pub fn done(&self) -> u64 {
         self.done.load(Ordering::Relaxed)
     }
@@ -269,6 +261,7 @@ impl Progress {
         self.task.reporter.report(&Event::Progressed { id: self.id, done, total: self.known_total(), detail });
     }
 
+    /// Reports the end. `detail` as in [`Event::Finished`].
     pub fn finish(mut self, detail: impl Into<String>) {
         self.over = true;
         self.task.reporter.report(&Event::Finished { id: self.id, detail: detail.into() });

@@ -30,13 +30,16 @@ const POLL: Duration = Duration::from_millis(50);
 /// Headers that are sent after a redirect to another origin. Every other header may be a secret.
 const PUBLIC_HEADERS: [&str; 4] = ["accept", "if-range", "range", "git-protocol"];
 
+/// What a client needs from its environment.
 #[derive(Debug, Clone)]
 pub struct Settings {
     /// Environment variables: `HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY`, `NO_PROXY` and their lowercase twins are read.
     pub env: BTreeMap<String, String>,
     /// Send no request.
     pub offline: bool,
+    /// Ends every request when the user asks to stop.
     pub cancel: Cancel,
+    /// How long connecting may take.
     pub connect_timeout: Duration,
     /// How long no byte may come.
     pub stall_timeout: Duration,
@@ -87,6 +90,7 @@ impl Agents {
     }
 }
 
+/// Which redirects are followed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Follow {
     /// Up to [`MAX_REDIRECTS`], secrets staying at the first origin.
@@ -97,27 +101,36 @@ pub enum Follow {
     Nowhere,
 }
 
+/// One request.
 #[derive(Debug, Clone)]
 pub struct Request<'a> {
+    /// The method.
     pub method: Method,
+    /// The address, with scheme.
     pub url: &'a str,
     /// May hold secrets (`authorization`): they stay at the origin of `url`.
     pub headers: &'a [(&'a str, &'a str)],
+    /// The request body, if there is one.
     pub body: Option<&'a [u8]>,
+    /// Which redirects are followed.
     pub follow: Follow,
 }
 
 impl<'a> Request<'a> {
+    /// A GET that follows redirects.
     pub fn get(url: &'a str, headers: &'a [(&'a str, &'a str)]) -> Self {
         Self { method: Method::GET, url, headers, body: None, follow: Follow::Anywhere }
     }
 
+    /// A HEAD that follows redirects.
     pub fn head(url: &'a str, headers: &'a [(&'a str, &'a str)]) -> Self {
         Self { method: Method::HEAD, ..Self::get(url, headers) }
     }
 }
 
+/// Why a request failed.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the message of each variant documents it and its fields")]
 pub enum HttpError {
     #[error("`--offline` forbids a request to {url}")]
     Offline { url: String },
@@ -140,6 +153,7 @@ pub enum HttpError {
 
 /// An answer, whatever its status. Reading it gives the body; the stall limit applies to each read.
 pub struct Response {
+    /// The HTTP status code.
     pub status: u16,
     /// Where the answer came from, after redirects.
     pub url: String,
@@ -192,10 +206,12 @@ impl Read for Response {
 }
 
 impl Response {
+    /// The value of a header; None when it is absent or not text.
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.get(name)?.to_str().ok()
     }
 
+    /// Whether the status is 2xx.
     pub fn is_success(&self) -> bool {
         (200..300).contains(&self.status)
     }
@@ -219,7 +235,9 @@ impl Response {
 /// A whole answer, body included.
 #[derive(Debug)]
 pub struct Answer {
+    /// Status and headers.
     pub response: Response,
+    /// The whole body.
     pub body: Vec<u8>,
 }
 
@@ -233,10 +251,12 @@ impl Answer {
 }
 
 impl Http {
+    /// A client with these settings. Nothing is connected yet.
     pub fn new(settings: Settings) -> Self {
         Self { agents: Arc::new(RwLock::new(Agents::new(&settings))), settings }
     }
 
+    /// The settings of this client.
     pub fn settings(&self) -> &Settings {
         &self.settings
     }
@@ -356,6 +376,7 @@ impl Http {
         }
     }
 
+    /// The delays between tries of one request of this client.
     pub fn backoff(&self) -> Backoff {
         Backoff { failures: 0, pace: self.settings.pace }
     }
@@ -430,6 +451,7 @@ impl Backoff {
         self.failures = 0;
     }
 
+    /// How many tries in a row have failed.
     pub fn failures(&self) -> u32 {
         self.failures
     }

@@ -26,19 +26,25 @@ const ROCM_TARGETS: [&str; 3] = ["GPU_TARGETS", "AMDGPU_TARGETS", "CMAKE_HIP_ARC
 /// CMake's definitions of a build, by name.
 pub type Definitions = BTreeMap<String, String>;
 
+/// The GPUs and GPU compilers of this machine.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Accelerators {
+    /// NVIDIA's GPUs.
     pub gpus: Vec<Gpu>,
     /// AMD's graphics processors, as ROCm's compiler names them: `gfx1100`.
     pub amd: Vec<String>,
     /// Why NVIDIA's library is installed but fails: a driver that does not match the kernel, no permission.
     pub trouble: Option<String>,
+    /// NVIDIA's compiler, if it is installed.
     pub nvcc: Option<Nvcc>,
+    /// AMD's compiler, if it is installed.
     pub hipcc: Option<Tool>,
 }
 
+/// One NVIDIA GPU.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Gpu {
+    /// The product name: `NVIDIA H100 80GB HBM3`.
     pub name: String,
     /// All of its memory, in bytes.
     pub vram_bytes: u64,
@@ -60,12 +66,16 @@ impl Gpu {
 /// A compiler, for reports.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Tool {
+    /// Where it is.
     pub path: String,
+    /// Its version line.
     pub identity: String,
 }
 
+/// NVIDIA's compiler and what it supports.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Nvcc {
+    /// The compiler.
     #[serde(flatten)]
     pub tool: Tool,
     /// `(13, 0)` for CUDA 13.0.
@@ -76,6 +86,7 @@ pub struct Nvcc {
 
 /// Why a build for an accelerator cannot be used on this machine.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[expect(missing_docs, reason = "the message of each variant documents it and its fields")]
 pub enum Unfit {
     #[error("this machine has no GPU for it, or no compiler")]
     Absent,

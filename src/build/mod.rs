@@ -56,9 +56,11 @@ pub struct BuildRecipe {
     pub version: u32,
     /// CMake definitions, values as CMake writes them.
     pub define: BTreeMap<String, String>,
+    /// CMake targets; all when empty.
     pub targets: Vec<String>,
     /// Definitions that must be ON in CMakeCache.txt after configure.
     pub require: Vec<String>,
+    /// `CMAKE_BUILD_TYPE`.
     pub build_type: String,
     /// Replacements in the exported source before configure: what the build would otherwise find out from git.
     pub edits: Vec<SourceEdit>,
@@ -71,10 +73,14 @@ pub struct BuildRecipe {
     pub native: bool,
 }
 
+/// A text replacement in a source file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SourceEdit {
+    /// The file, relative to the source.
     pub path: RelPath,
+    /// The text to replace, which must occur exactly once.
     pub find: String,
+    /// The text that replaces it.
     pub replace: String,
 }
 
@@ -92,6 +98,7 @@ pub struct OutputRule {
 /// A program that a build uses.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ToolPath {
+    /// The program's file.
     pub path: PathBuf,
     /// What identifies it in the fingerprint: `4.4.4 sha256:…` for a locked tool, a version line for the machine's own.
     pub identity: String,
@@ -108,10 +115,13 @@ pub struct BuildRequest {
     pub folder: PathBuf,
     /// An empty folder for what is installed. Left empty when the build fails.
     pub prefix: PathBuf,
+    /// What to build.
     pub recipe: BuildRecipe,
+    /// CMake.
     pub cmake: ToolPath,
     /// Without it make is used (on Windows nmake).
     pub ninja: Option<ToolPath>,
+    /// The compilers.
     pub compilers: Toolchain,
     /// Compilers at a time.
     pub jobs: u32,
@@ -136,6 +146,7 @@ impl BuildRequest {
         self.folder.join("home")
     }
 
+    /// The folder for temporary files.
     pub fn temp(&self) -> PathBuf {
         self.folder.join("tmp")
     }
@@ -152,10 +163,13 @@ pub struct Built {
     pub warnings: Vec<String>,
 }
 
+/// A step of a build.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Phase {
+    /// CMake's configure step.
     Configure,
+    /// Compiling and linking.
     Build,
 }
 
@@ -171,7 +185,9 @@ impl fmt::Display for Phase {
 /// The generator without ninja on Windows.
 pub(crate) const NMAKE: &str = "NMake Makefiles";
 
+/// Why a build failed.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the message of each variant documents it and its fields")]
 pub enum BuildError {
     #[error(transparent)]
     Fs(#[from] FsError),
@@ -231,9 +247,11 @@ pub enum BuildError {
 /// CMake or a compiler failed.
 #[derive(Debug)]
 pub struct Failure {
+    /// The step that failed.
     pub phase: Phase,
     /// How the driver ended: `exit status: 1`.
     pub status: String,
+    /// The full log.
     pub log: PathBuf,
     /// The first error with some lines after it; nothing when no line looks like one.
     pub first_error: Option<String>,

@@ -16,7 +16,7 @@ use super::{
 };
 use crate::base::fs::{self, FsError};
 use crate::base::process::Program;
-use crate::report::{Progress, Task, Unit};
+use crate::report::{Progress, Task, Unit, Verb};
 
 /// What is kept of a log on disk.
 const MAX_LOG_BYTES: u64 = 256 << 20;

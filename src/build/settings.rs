@@ -144,6 +144,7 @@ fn search_path(ask: &BuildRequest) -> OsString {
     std::env::join_paths(folders).unwrap_or_default()
 }
 
+/// Whether a compiler is Microsoft's `cl`, by its name.
 pub fn is_msvc(cc: &Path) -> bool {
     cc.file_stem().is_some_and(|stem| stem.eq_ignore_ascii_case("cl"))
 }

@@ -27,16 +27,23 @@ use super::invocation::Invocation;
 pub struct ErrorReport {
     /// Stable, for programs: `lock.stale`.
     pub kind: &'static str,
+    /// The exit code of the program.
     pub exit_code: u8,
+    /// What is wrong.
     pub message: String,
+    /// More lines about it.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub details: Vec<String>,
+    /// What would be correct.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub expected: Option<String>,
+    /// What was found instead.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub actual: Option<String>,
+    /// What to do next.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hint: Option<String>,
+    /// The problems in input files, when that is what is wrong.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub problems: Vec<Problem>,
 }
@@ -44,13 +51,21 @@ pub struct ErrorReport {
 /// A problem in an input file, for programs.
 #[derive(Debug, Serialize)]
 pub struct Problem {
+    /// `error` or `warning`.
     pub severity: &'static str,
+    /// The file.
     pub file: Option<String>,
+    /// The line, from 1.
     pub line: Option<usize>,
+    /// The column, from 1, in characters.
     pub column: Option<usize>,
+    /// What is wrong.
     pub message: String,
+    /// What would be correct.
     pub expected: Option<String>,
+    /// What was found instead.
     pub actual: Option<String>,
+    /// What to do next.
     pub hint: Option<String>,
 }
 

@@ -10,6 +10,7 @@ use crate::report::{Event, Reporter};
 /// The least time between two progress lines of one piece of work.
 const PACE: Duration = Duration::from_millis(500);
 
+/// Writes events as JSON lines to stderr.
 #[derive(Debug, Default)]
 pub struct Lines(Mutex<BTreeMap<u64, Instant>>);
 

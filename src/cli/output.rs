@@ -21,6 +21,7 @@ use super::{jsonl, snippet, terminal};
 /// How this run speaks.
 #[derive(Debug)]
 pub struct Output {
+    /// Print one JSON object instead of text.
     pub json: bool,
     quiet: bool,
     colour: bool,
@@ -44,6 +45,7 @@ fn write_stderr(text: &str) {
 }
 
 impl Output {
+    /// Decides about colour, progress and JSON from the global options and the environment.
     #[expect(clippy::disallowed_methods, reason = "colour is decided before the session reads the environment")]
     pub fn new(global: &Global) -> Self {
         let terminal = io::stderr().is_terminal();

@@ -61,6 +61,7 @@ fn style(unit: Unit, known: bool) -> ProgressStyle {
 }
 
 impl Bars {
+    /// Bars on stderr.
     pub fn new(colour: bool) -> Self {
         let all = MultiProgress::with_draw_target(ProgressDrawTarget::stderr_with_hz(10));
         Self { all, bars: Mutex::default(), colour }
@@ -160,6 +161,7 @@ impl Spoken {
 }
 
 impl Plain {
+    /// Lines on stderr; only warnings if `quiet`.
     pub fn new(quiet: bool) -> Self {
         Self { quiet, subjects: Mutex::default() }
     }

@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::base::commit::Commit;
+
 /// The properties of a derivation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Derivation {
@@ -27,9 +29,10 @@ pub enum Maker {
 /// One derivation to carry out.
 #[derive(Debug)]
 pub struct DeriveRequest<'a> {
+    /// What is done.
     pub work: Work<'a>,
     /// The commit that the engine is of, when it came from git.
-    pub commit: Option<&'a str>,
+    pub commit: Option<Commit>,
     /// The file to make.
     pub output: &'a Path,
     /// A folder for whatever the program writes beside it.
@@ -41,21 +44,26 @@ pub struct DeriveRequest<'a> {
 /// A step and its inputs.
 #[derive(Debug)]
 pub enum Work<'a> {
+    /// Change the type of the weights.
     Quantize {
+        /// The type, in the engine's words: `Q4_0`.
         kind: &'a str,
         /// The main weights file.
         input: &'a Path,
         /// The engine's installed artifact.
         artifact: &'a Path,
     },
+    /// Make a model file from the files that a model is published in.
     Convert {
         /// Folders with whole models, each file under its own name.
         model: &'a Path,
+        /// The folder of the model that predicts active neurons.
         predictor: &'a Path,
         /// The engine's source tree; not to be written to.
         source: &'a Path,
         /// The interpreter, and unpacked packages for it.
         python: &'a Path,
+        /// Folders of unpacked Python packages.
         packages: &'a [PathBuf],
     },
 }

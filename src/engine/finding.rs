@@ -11,7 +11,9 @@ pub struct Finding {
     pub error: bool,
     /// The policy key it is about (`runtime.context_size`), or empty when it is about the model.
     pub key: &'static str,
+    /// What is wrong.
     pub message: String,
+    /// What to do about it.
     pub hint: Option<String>,
 }
 

@@ -19,46 +19,64 @@ const MAX_DEPTH: usize = 32;
 /// Values in a YAML document, with those that aliases repeat.
 const MAX_YAML_NODES: usize = 50_000;
 
+/// The language of a document.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Syntax {
+    /// TOML 1.0.
     Toml,
+    /// YAML 1.2, core schema.
     Yaml,
 }
 
 /// A text and its parsed tree.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Document {
+    /// The text.
     pub source: Arc<SourceText>,
+    /// The whole document.
     pub root: Node,
+    /// The language that it is written in.
     pub syntax: Syntax,
 }
 
+/// A value and its place.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Node {
+    /// The value.
     pub value: Value,
     /// Byte offsets.
     pub span: Range<usize>,
 }
 
+/// A value of a document.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Value {
+    /// YAML's null, or a key without a value.
     Null,
+    /// A truth value.
     Bool(bool),
+    /// A whole number.
     Int(i64),
     /// Also an integer beyond 64 bits.
     Float(f64),
+    /// A string.
     Text(String),
     /// A TOML date or time: no format uses one.
     Date,
+    /// A list.
     Array(Vec<Node>),
     /// In the order of the text.
     Table(Vec<Entry>),
 }
 
+/// A key of a table with its value.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Entry {
+    /// The key.
     pub key: String,
+    /// Where the key is, as byte offsets.
     pub key_span: Range<usize>,
+    /// The value.
     pub node: Node,
 }
 

@@ -13,9 +13,13 @@ pub const MAX_HEADER_BYTES: u64 = 256 << 20;
 /// The header of a model file.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Header {
+    /// Which kind of file it is.
     pub magic: Magic,
+    /// The version of the format: 2 or 3.
     pub version: u32,
+    /// Metadata by key.
     pub metadata: BTreeMap<String, Value>,
+    /// The tensors, in the order of the file.
     pub tensors: Vec<Tensor>,
     /// Tokens that no text makes: the numbers of the control and user-defined ones (`tokenizer.ggml.token_type` 3 and 4) by
     /// their text in `tokenizer.ggml.tokens`.
@@ -24,15 +28,19 @@ pub struct Header {
     pub data_offset: u64,
 }
 
+/// The first four bytes of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Magic {
+    /// Models for llama.cpp and most other engines.
     Gguf,
     /// PowerInfer's sparse models.
     Pwri,
 }
 
+/// The description of one tensor.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Tensor {
+    /// Its name: `blk.0.ffn_up.weight`.
     pub name: String,
     /// Elements per dimension, fastest first.
     pub shape: Vec<u64>,
@@ -47,16 +55,26 @@ pub struct Tensor {
 /// A metadata value. Arrays keep their length alone.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Value {
+    /// A truth value.
     Bool(bool),
+    /// A signed integer of any size.
     Int(i64),
+    /// An unsigned integer of any size.
     Uint(u64),
+    /// A floating point number of any size.
     Float(f64),
+    /// A string.
     Text(String),
-    Array { length: u64 },
+    /// A list.
+    Array {
+        /// The number of its items.
+        length: u64,
+    },
 }
 
 /// Why a header cannot be read. Names from the file are cut and escaped.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the message of each variant documents it and its fields")]
 pub enum GgufError {
     #[error("not a GGUF file: it begins with `{begins}`{likely}")]
     NotGguf { begins: String, likely: &'static str },
@@ -92,8 +110,11 @@ impl GgufError {
 pub struct TensorType {
     /// The number in files.
     pub kind: u32,
+    /// The name in messages: `Q4_K`.
     pub name: &'static str,
+    /// Elements of a block.
     pub block_elements: u64,
+    /// Bytes of a block.
     pub block_bytes: u64,
 }
 
@@ -146,6 +167,7 @@ impl Tensor {
         TENSOR_TYPES.iter().find(|known| known.kind == self.kind)
     }
 
+    /// The number of elements, over all dimensions.
     pub fn elements(&self) -> u64 {
         self.shape.iter().fold(1, |product: u64, size| product.saturating_mul(*size))
     }
@@ -156,6 +178,7 @@ impl Tensor {
 pub struct Split {
     /// Which part this is, from 0.
     pub number: u64,
+    /// How many parts there are.
     pub count: u64,
     /// Tensors of all parts together.
     pub tensors: Option<u64>,
@@ -204,11 +227,14 @@ impl std::fmt::Display for PartName<'_> {
 pub struct TypeShare {
     /// `Q4_K`, or `type 99` when it is unknown.
     pub name: String,
+    /// How many tensors have it.
     pub tensors: u64,
+    /// Bytes of these tensors.
     pub size_bytes: u64,
 }
 
 impl Header {
+    /// The metadata value of `key`, if it is a string.
     pub fn text(&self, key: &str) -> Option<&str> {
         match self.metadata.get(key)? {
             Value::Text(text) => Some(text),
@@ -225,6 +251,7 @@ impl Header {
         }
     }
 
+    /// The metadata value of `key`, if it is a floating point number.
     pub fn float(&self, key: &str) -> Option<f64> {
         match *self.metadata.get(key)? {
             Value::Float(number) => Some(number),
@@ -232,6 +259,7 @@ impl Header {
         }
     }
 
+    /// The length of the list at `key`, if it is one.
     pub fn array_length(&self, key: &str) -> Option<u64> {
         match *self.metadata.get(key)? {
             Value::Array { length } => Some(length),
@@ -244,6 +272,7 @@ impl Header {
         self.text("general.architecture")
     }
 
+    /// The name that the model's authors gave it.
     pub fn name(&self) -> Option<&str> {
         self.text("general.name")
     }
@@ -258,14 +287,17 @@ impl Header {
         self.architecture_uint("context_length")
     }
 
+    /// The number of layers.
     pub fn block_count(&self) -> Option<u64> {
         self.architecture_uint("block_count")
     }
 
+    /// The width of an embedding.
     pub fn embedding_length(&self) -> Option<u64> {
         self.architecture_uint("embedding_length")
     }
 
+    /// The neurons of a feed-forward block; None when the header does not state one number.
     pub fn feed_forward_length(&self) -> Option<u64> {
         self.architecture_uint("feed_forward_length")
     }
@@ -280,6 +312,7 @@ impl Header {
         self.array_length("tokenizer.ggml.tokens")
     }
 
+    /// Which part of a model in several files this is; None when it is not split.
     pub fn split(&self) -> Option<Split> {
         let count = self.uint("split.count").filter(|count| *count > 1)?;
         Some(Split { number: self.uint("split.no")?, count, tensors: self.uint("split.tensors.count") })

@@ -87,7 +87,9 @@ impl Parsed<Policy> {
 /// What a policy's words mean in a manifest.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Resolved<'m> {
+    /// The engine's name and entry.
     pub engine: (&'m Name, &'m EngineSpec),
+    /// The model's name and entry.
     pub model: (&'m Name, &'m ModelSpec),
 }
 
@@ -168,14 +170,19 @@ pub struct Policy {
     pub model: Option<Name>,
     /// The weights file, relative to the project: `models/<engine>/<model>/<file>`.
     pub model_path: Option<RelPath>,
+    /// How text is generated.
     #[serde(default)]
     pub generation: Generation,
+    /// How the engine is started.
     #[serde(default)]
     pub runtime: Runtime,
+    /// Where the model came from.
     #[serde(default)]
     pub audit: Audit,
+    /// Notes for people.
     #[serde(default)]
     pub metadata: Metadata,
+    /// A prompt that shows whether the model works.
     pub smoke: Option<Smoke>,
 }
 
@@ -189,19 +196,25 @@ pub struct Generation {
     /// 0 = greedy decoding.
     #[schemars(range(min = 0.0, max = 10.0))]
     pub temperature: Option<f64>,
+    /// Nucleus sampling: only the most likely tokens with this total probability are considered.
     #[schemars(range(min = 0.0, max = 1.0))]
     pub top_p: Option<f64>,
     /// 0 turns it off.
     #[schemars(range(min = 0, max = 1_000_000))]
     pub top_k: Option<u32>,
+    /// The least probability of a token relative to the most likely one.
     #[schemars(range(min = 0.0, max = 1.0))]
     pub min_p: Option<f64>,
+    /// Penalty for repeated tokens; 1 = none.
     #[schemars(range(min = 0.0, max = 10.0))]
     pub repeat_penalty: Option<f64>,
+    /// Penalty for tokens that occurred; 0 = none.
     #[schemars(range(min = -10.0, max = 10.0))]
     pub presence_penalty: Option<f64>,
+    /// Penalty for tokens by how often they occurred; 0 = none.
     #[schemars(range(min = -10.0, max = 10.0))]
     pub frequency_penalty: Option<f64>,
+    /// The seed of the sampler; drawn at random and recorded when not given.
     pub seed: Option<u32>,
     /// Texts that end the generation; they are not part of the answer.
     #[serde(default)]
@@ -246,12 +259,15 @@ pub struct Runtime {
 #[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Audit {
+    /// Free text.
     pub model_version: Option<String>,
     /// For example `hf://organisation/repository`.
     pub source_repo: Option<String>,
     /// `sha256:<hex>` of the weights file. `sha256:...` is a placeholder and counts as absent.
     pub checksum: Option<String>,
+    /// Free text.
     pub created_at: Option<String>,
+    /// Free text.
     pub sparsity: Option<String>,
 }
 
@@ -266,13 +282,19 @@ impl Audit {
 #[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Metadata {
+    /// A title.
     pub name: Option<String>,
+    /// Free text.
     pub description: Option<String>,
+    /// What the policy is for.
     #[serde(default)]
     pub use_cases: Vec<String>,
+    /// Free keywords.
     #[serde(default)]
     pub tags: Vec<String>,
+    /// The model's licence.
     pub license: Option<String>,
+    /// Who wrote the policy.
     pub author: Option<String>,
     /// Free text by measure, such as `tokens_per_second: "15-20"`.
     #[serde(default)]
@@ -283,9 +305,11 @@ pub struct Metadata {
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Smoke {
+    /// The prompt.
     pub prompt: String,
     /// The answer must contain this, whatever the case of its letters.
     pub expect: String,
+    /// The most tokens to generate.
     #[schemars(range(min = 1, max = 4096))]
     pub max_tokens: Option<u32>,
 }

@@ -11,17 +11,22 @@ use crate::base::digest::Digest;
 use crate::base::name::{Name, RelPath};
 use crate::base::platform::Variant;
 
+/// The version of the format that this program reads and writes.
 pub const VERSION: u32 = 1;
 /// Bytes of a receipt at most.
 pub const MAX_BYTES: usize = 16 << 20;
 const MAX_FILES: usize = 100_000;
 const MAX_INPUTS: usize = 10_000;
 
+/// What was installed or derived, and from which inputs.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Receipt {
+    /// The version of this format.
     pub version: u32,
+    /// The engine's name in the manifest.
     pub engine: Name,
+    /// The accelerator.
     pub variant: Variant,
     /// Digest of `inputs`: the artifact's name in the store.
     pub fingerprint: Digest,
@@ -33,17 +38,21 @@ pub struct Receipt {
     pub notes: BTreeMap<String, String>,
 }
 
+/// One installed file.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct InstalledFile {
     /// Size in bytes.
     pub size: u64,
+    /// SHA-256 of its bytes.
     pub sha256: Digest,
+    /// Whether it may be executed.
     pub executable: bool,
 }
 
 /// Why bytes are no receipt.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[expect(missing_docs, reason = "the message of each variant documents it and its fields")]
 pub enum ReceiptError {
     #[error("a receipt of version {0}, this program knows {VERSION}")]
     Version(u64),

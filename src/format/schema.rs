@@ -44,6 +44,7 @@ impl<T> Default for Schema<T> {
 }
 
 impl<T> Schema<T> {
+    /// Rules that are compiled at their first use.
     pub const fn new() -> Self {
         Self { rule: OnceLock::new(), of: PhantomData }
     }

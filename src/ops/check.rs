@@ -20,9 +20,11 @@ use super::{Failure, Host, Project};
 /// What was found about one policy.
 #[derive(Debug, serde::Serialize)]
 pub struct Checked {
+    /// The policy's name.
     pub policy: String,
     /// Whether its weights are on this machine, so that the model file could be checked.
     pub weights_checked: bool,
+    /// Its errors and warnings.
     #[serde(skip)]
     pub problems: Vec<Diagnostic>,
 }
@@ -175,14 +177,13 @@ fn open_and_check(
     };
     let gpus =
         (engine.required.variant == Variant::Cuda).then(|| accelerator::gpus(&host.os_env())).and_then(Result::ok);
-    let commit = engine.entry.origin.commit().map(|commit| commit.to_string());
     let findings = opened.check(&CheckRequest {
         policy: &file.policy.value,
         variant: engine.required.variant,
         cores: platform::physical_cores(),
         memory_bytes: platform::memory_bytes(),
         gpus: gpus.as_deref(),
-        commit: commit.as_deref(),
+        commit: engine.entry.origin.commit(),
     });
     let problems = findings.iter().map(|finding| diagnostic(file, finding)).collect();
     (Some(opened), problems)

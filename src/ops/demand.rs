@@ -41,16 +41,22 @@ pub struct EngineDemand<'a> {
 /// A model and where its files go.
 #[derive(Debug)]
 pub struct ModelDemand<'a> {
+    /// For the plan.
     pub required: ModelRequirement,
+    /// Where its files go.
     pub layout: Layout,
+    /// What is locked.
     pub entry: &'a ModelEntry,
+    /// What the manifest says.
     pub spec: &'a ModelSpec,
+    /// How it is derived; None when it is fetched.
     pub derive: Option<DeriveDemand<'a>>,
 }
 
 /// How a model is derived: everything that decides what comes out.
 #[derive(Debug)]
 pub struct DeriveDemand<'a> {
+    /// What is done to the model.
     pub step: manifest::Step<'a>,
     /// Of what comes out, at most.
     pub size_bytes: u64,
@@ -67,7 +73,9 @@ pub struct DeriveDemand<'a> {
 /// Models come after those that they are derived from.
 #[derive(Debug, Default)]
 pub struct Demand<'a> {
+    /// The engines, each in one variant.
     pub engines: Vec<EngineDemand<'a>>,
+    /// The models, each after those that it is derived from.
     pub models: Vec<ModelDemand<'a>>,
 }
 
@@ -223,7 +231,7 @@ impl<'a> DemandBuilder<'_, 'a> {
         let adapter = adapter(self.host, self.project, name, spec)?;
         let (purpose, in_use) = (self.purpose, self.project.linked_build(name));
         let wanted = Wanted { name, spec, entry, adapter, variant, purpose, in_use };
-        let decided = self.installers.of(adapter).decide(&wanted)?;
+        let decided = self.installers.decide(&wanted)?;
         let Decided { variant, inputs, packages, installation } = decided;
         let fingerprint = fingerprint::fingerprint(&inputs);
         let (name, tree, wanted) = (name.clone(), entry.tree, true);

@@ -197,8 +197,8 @@ fn finish(
     let staging = host.store.stage()?;
     let began = Instant::now();
     let output = file.under(staging.path());
-    let commit = engine.entry.origin.commit().map(|commit| commit.to_string());
-    let ask = DeriveRequest { work, commit: commit.as_deref(), output: &output, scratch, threads: host.jobs.max(1) };
+    let commit = engine.entry.origin.commit();
+    let ask = DeriveRequest { work, commit, output: &output, scratch, threads: host.jobs.max(1) };
     let log = host.store.logs().join(format!("{name}-{}.log", job.required.fingerprint.short()));
     run(host, engine, job, &ask, &log)?;
     look_at(engine, job, &ask, &log)?;

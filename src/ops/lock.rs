@@ -15,9 +15,12 @@ use super::{Failure, Host, Project};
 /// Which entries to resolve again although their request did not change.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum Upgrade {
+    /// None: only entries whose request changed.
     #[default]
     None,
+    /// Every entry.
     All,
+    /// The entries with these names.
     Names(BTreeSet<Name>),
 }
 
@@ -34,8 +37,10 @@ impl Upgrade {
 /// What `lock` did.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct Locked {
+    /// The lockfile as it is now.
     #[serde(skip)]
     pub lockfile: Lockfile,
+    /// The entries that changed.
     pub changes: Vec<Change>,
     /// Whether the file on disk changed.
     pub written: bool,
@@ -44,7 +49,9 @@ pub struct Locked {
 /// One entry that changed.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct Change {
+    /// What the entry is for.
     pub kind: Kind,
+    /// Its name in the manifest.
     pub name: Name,
     /// What the old pin was, in a few letters; none when it is new.
     pub from: Option<String>,

@@ -13,6 +13,7 @@ use crate::format::policy::{self, Policy};
 
 use super::Failure;
 
+/// The largest manifest that is read, in bytes.
 pub const MAX_MANIFEST_BYTES: u64 = 1 << 20;
 const MAX_POLICIES: usize = 10_000;
 const MAX_FOLDERS: usize = 10_000;
@@ -20,10 +21,15 @@ const MAX_FOLDERS: usize = 10_000;
 /// A folder with manifests, configs and models, seen through one manifest.
 #[derive(Debug)]
 pub struct Project {
+    /// The project folder, absolute.
     pub root: PathBuf,
+    /// The manifest's file.
     pub manifest_path: PathBuf,
+    /// The lockfile, which may not exist.
     pub lock_path: PathBuf,
+    /// The manifest.
     pub manifest: Parsed<Manifest>,
+    /// The policies that the manifest includes.
     pub policies: Vec<PolicyFile>,
     /// What is doubtful, but stops nothing.
     pub warnings: Vec<Diagnostic>,
@@ -34,9 +40,11 @@ pub struct Project {
 pub struct PolicyFile {
     /// The file's name without its ending.
     pub name: String,
+    /// The policy's file.
     pub path: PathBuf,
     /// Digest of the file's bytes: the "policy hash" of metrics and logs.
     pub digest: Digest,
+    /// The policy.
     pub policy: Parsed<Policy>,
 }
 

@@ -33,7 +33,9 @@ pub type Sink<'a> = dyn FnMut(&Piece) -> bool + 'a;
 /// The prompt, and where the engine's files go.
 #[derive(Debug)]
 pub struct Ask<'a> {
+    /// The prompt.
     pub prompt: &'a str,
+    /// Ties the engine's life to this process; see [`Driver`].
     pub driver: Option<&'a Driver>,
     /// The whole environment of the engine: [`crate::engine::backend::passed_on`].
     pub env: &'a BTreeMap<OsString, OsString>,
@@ -52,7 +54,9 @@ pub struct Ask<'a> {
 /// An answer and its measurements.
 #[derive(Debug)]
 pub struct Ran {
+    /// The answer.
     pub answer: Generated,
+    /// Its measurements.
     pub metrics: Metrics,
     /// The policy's seed, or the one that was drawn.
     pub seed: u32,
@@ -60,6 +64,7 @@ pub struct Ran {
 
 /// Why there is no whole answer.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the message of each variant documents it and its fields")]
 pub enum RunError {
     #[error(transparent)]
     Backend(#[from] BackendError),

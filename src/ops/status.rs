@@ -15,45 +15,67 @@ use super::failure::Staleness;
 use super::install::Purpose;
 use super::{Failure, Host, Project, lock, sync};
 
+/// The state of a project on this machine.
 #[derive(Debug, serde::Serialize)]
 pub struct Status {
+    /// The manifest's file.
     pub manifest: PathBuf,
     /// None when there is no lockfile.
     pub stale: Option<Vec<Staleness>>,
+    /// The engines that the policies need.
     pub engines: Vec<EngineStatus>,
+    /// The models that the policies need.
     pub models: Vec<ModelStatus>,
+    /// The policies.
     pub policies: Vec<PolicyStatus>,
     /// What `sync` would do.
     pub steps: Vec<Step>,
 }
 
+/// One engine in one variant.
 #[derive(Debug, serde::Serialize)]
 pub struct EngineStatus {
+    /// Its name in the manifest.
     pub name: Name,
+    /// The id of its adapter.
     pub adapter: &'static str,
+    /// The accelerator.
     pub variant: Variant,
     /// The commit, or the package, it is built from.
     pub source: String,
+    /// Digest of every input of its installation.
     pub fingerprint: Digest,
+    /// Whether it is installed.
     pub built: bool,
+    /// The folder of its installation.
     pub artifact: PathBuf,
 }
 
+/// One model.
 #[derive(Debug, serde::Serialize)]
 pub struct ModelStatus {
+    /// Its name in the manifest.
     pub name: Name,
+    /// The number of its files.
     pub files: usize,
+    /// The size of its files together, in bytes.
     pub size_bytes: u64,
     /// None when others are derived from it, and no engine could run it.
     pub main: Option<String>,
+    /// Whether every file is verified and in its place.
     pub ready: bool,
 }
 
+/// One policy.
 #[derive(Debug, serde::Serialize)]
 pub struct PolicyStatus {
+    /// Its name.
     pub name: String,
+    /// The engine that it uses.
     pub engine: Name,
+    /// The digest of its file.
     pub digest: Digest,
+    /// Whether it can run now.
     pub ready: bool,
 }
 
@@ -125,9 +147,13 @@ fn policy_status(
 /// Why an engine would be built again, or is not built.
 #[derive(Debug, serde::Serialize)]
 pub struct WhyBuild {
+    /// The engine's name in the manifest.
     pub engine: Name,
+    /// The accelerator.
     pub variant: Variant,
+    /// Digest of every input of its installation.
     pub fingerprint: Digest,
+    /// Whether it is installed.
     pub built: bool,
     /// The build that the project uses now, when it is another one.
     pub other: Option<Digest>,
@@ -140,7 +166,9 @@ pub struct WhyBuild {
 /// Why a model would be derived again, or is not derived.
 #[derive(Debug, serde::Serialize)]
 pub struct WhyDerived {
+    /// The model's name in the manifest.
     pub model: Name,
+    /// Digest of every input of the derivation.
     pub fingerprint: Digest,
     /// Whether it was derived on this machine from just these inputs.
     pub derived: bool,
@@ -152,10 +180,13 @@ pub struct WhyDerived {
     pub inputs: std::collections::BTreeMap<String, String>,
 }
 
+/// Why something would be made again.
 #[derive(Debug, serde::Serialize)]
 #[serde(untagged)]
 pub enum Why {
+    /// An engine.
     Build(WhyBuild),
+    /// A derived model.
     Derived(WhyDerived),
 }
 

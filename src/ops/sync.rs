@@ -27,21 +27,28 @@ pub enum LockMode {
     Frozen,
 }
 
+/// What to bring up to date, and how.
 #[derive(Debug)]
 pub struct Ask<'a> {
     /// Policies; the whole manifest when empty.
     pub policies: &'a [String],
+    /// How the lockfile is treated.
     pub mode: LockMode,
+    /// Change nothing, and report what would be done.
     pub dry_run: bool,
 }
 
 /// What `sync` did, or would do.
 #[derive(Debug, serde::Serialize)]
 pub struct Synced {
+    /// The steps that were done, or would be.
     pub plan: Plan,
+    /// The lockfile that was used.
     #[serde(skip)]
     pub lockfile: Lockfile,
+    /// What changed in the lockfile; None when it was not written.
     pub locked: Option<Locked>,
+    /// Whether nothing was changed.
     pub dry_run: bool,
 }
 

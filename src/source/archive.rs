@@ -33,6 +33,7 @@ use super::SourceError;
 pub struct Limits {
     /// Of all files together, unpacked.
     pub total_bytes: u64,
+    /// Of files.
     pub files: usize,
 }
 
@@ -57,9 +58,12 @@ pub struct Select {
     pub subdir: Option<RelPath>,
 }
 
+/// What a member of an archive is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Content {
+    /// A plain file.
     File {
+        /// Whether it may be executed.
         executable: bool,
     },
     /// The target, relative to the link's folder; it stays inside.
@@ -71,7 +75,9 @@ pub enum Content {
 /// A file or link of an archive.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Member {
+    /// Unpacked, in bytes; of a link, of its target's text.
     pub size_bytes: u64,
+    /// What it is.
     pub content: Content,
 }
 
@@ -92,7 +98,9 @@ pub struct Archive<'a> {
 /// What unpacking wrote.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Unpacked {
+    /// Of all files, in bytes.
     pub size_bytes: u64,
+    /// Files written.
     pub files: usize,
     /// What is not a plain file, for file systems that cannot tell.
     pub modes: Modes,

@@ -32,6 +32,7 @@ use transfer::{Means, Outcome};
 
 /// Connections for one file, when nobody says otherwise.
 pub const STREAMS: usize = 4;
+/// The most connections for one file.
 pub const MAX_STREAMS: usize = 8;
 /// Left free on the disk, in bytes, when space is checked before a download.
 pub const RESERVE_BYTES: u64 = 64 << 20;
@@ -47,6 +48,7 @@ pub struct Download<'a> {
     pub headers: &'a [(&'a str, &'a str)],
     /// In bytes. Believed, as is the digest; what the server says is compared with it.
     pub size_bytes: Option<u64>,
+    /// The digest that the file must have, when it is known.
     pub sha256: Option<Digest>,
     /// The folder for the part; best on the file system of `to`.
     pub parts: &'a Path,

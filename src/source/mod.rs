@@ -34,6 +34,7 @@ const MAX_CERTIFICATES_BYTES: u64 = 16 << 20;
 /// Everything that a source knows about its environment. Nothing in `source/` reads the environment itself.
 #[derive(Debug, Clone)]
 pub struct World {
+    /// Receives progress, and says whether the user wants to stop.
     pub task: Task,
     /// The project's folder: `path` sources and submodules are relative to it.
     pub project: PathBuf,
@@ -257,6 +258,7 @@ impl From<Modes> for Fetched {
 
 /// Why a source could not resolve or fetch something.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the message of each variant documents it and its fields")]
 pub enum SourceError {
     #[error(transparent)]
     Cancelled(#[from] Cancelled),

@@ -26,6 +26,7 @@ pub enum Presence {
 }
 
 impl Store {
+    /// Where the file with this digest is, or would be.
     pub fn blob_path(&self, digest: &Digest) -> PathBuf {
         self.root.join("blobs").join(digest.hex())
     }

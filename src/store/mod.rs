@@ -39,6 +39,7 @@ use crate::base::tree::TreeError;
 use records::Records;
 use seal::Key;
 
+/// The verified files of this machine.
 #[derive(Debug)]
 pub struct Store {
     root: PathBuf,
@@ -52,6 +53,7 @@ pub struct Store {
 
 /// Why an operation of the store failed.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the message of each variant documents it and its fields")]
 pub enum StoreError {
     #[error(transparent)]
     Fs(FsError),
@@ -97,6 +99,7 @@ pub struct Staging {
 }
 
 impl Staging {
+    /// The folder.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -131,6 +134,7 @@ impl Store {
         Ok(Self { root: root.to_owned(), key, records, swept: Mutex::default(), kept: Mutex::default() })
     }
 
+    /// The cache folder.
     pub fn root(&self) -> &Path {
         &self.root
     }
@@ -145,6 +149,7 @@ impl Store {
         self.root.join("logs")
     }
 
+    /// What was hashed before.
     pub fn records(&self) -> &Records {
         &self.records
     }

@@ -12,6 +12,7 @@ use sha2::Sha256;
 use crate::base::digest::{Digest, hex};
 use crate::base::fs::{self, FsError};
 
+/// The key that seals receipts and records.
 #[derive(Clone)]
 pub struct Key([u8; 32]);
 

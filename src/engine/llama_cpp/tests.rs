@@ -7,6 +7,7 @@ use serde_json::json;
 
 use super::*;
 use crate::base::digest::Digest;
+use crate::engine::cmake::RecipeRequest;
 use crate::format::gguf::{Magic, Tensor, Value};
 use crate::format::manifest::EngineSpec;
 

@@ -15,7 +15,9 @@ use crate::base::fs::{self, FsError};
 const OVERHEAD_BYTES: u64 = 256 * 1024;
 const PICKLE_LIMIT_BYTES: u64 = 16 * 1024;
 
+/// Why activation statistics cannot be used.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the message of each variant documents it and its fields")]
 pub enum ActivationError {
     #[error(transparent)]
     Fs(#[from] FsError),

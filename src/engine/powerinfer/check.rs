@@ -4,6 +4,7 @@
 mod gpu;
 
 use super::{chat, launch, model, wire};
+use crate::base::commit::Commit;
 use crate::base::name::{Name, RelPath};
 use crate::base::platform::Variant;
 use crate::engine::conversation::{Message, Prompt, Role, Sampling};
@@ -66,7 +67,7 @@ pub(super) fn of_name(policy: &Policy) -> Option<Finding> {
 }
 
 /// Findings about the model itself, whose file has `size` bytes, for a commit of the engine.
-pub(super) fn of_model(size: u64, commit: Option<&str>, header: &Header) -> Vec<Finding> {
+pub(super) fn of_model(size: u64, commit: Option<Commit>, header: &Header) -> Vec<Finding> {
     let sparse = model::is_sparse(header);
     let known = if sparse { SPARSE } else { DENSE };
     let Some(name) = header.architecture().filter(|name| known.contains(name)) else {
@@ -102,9 +103,9 @@ pub(super) fn of_model(size: u64, commit: Option<&str>, header: &Header) -> Vec<
 }
 
 /// Other commits may load them; they were not examined.
-fn of_experts(commit: Option<&str>) -> Finding {
+fn of_experts(commit: Option<Commit>) -> Finding {
     match commit {
-        Some(commit) if commit != MAIN => warning(
+        Some(commit) if commit.to_string() != MAIN => warning(
             "",
             format!("the model is a mixture of experts: it is not known whether commit {commit} can run it"),
             None,
@@ -469,11 +470,14 @@ mod tests {
         }
         let (error, message) =
             one(&SPARSE, &|header| set(header, "tokenizer.ggml.model", Value::Text("gpt2".to_owned())));
-        assert!(!error && message.contains("breaks characters"), "{message}");
+        assert!(!error && message.contains("split across BPE tokens"), "{message}");
         let mut experts = header(&SPARSE);
         experts.metadata.insert("llama.expert_count".to_owned(), Value::Uint(8));
         let policy = policy(&quiet);
-        let other = CheckRequest { commit: Some("09d79ec"), ..ask(&policy, Variant::Cpu) };
+        let other = CheckRequest {
+            commit: Some("09d79ec0ac0c1d494cdf535504c6712294c359c1".parse().unwrap()),
+            ..ask(&policy, Variant::Cpu)
+        };
         assert!(
             all(&model(vec![experts], &[1 << 30], &[]), &other).iter().all(|finding| !finding.error),
             "another commit may load them"

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use crate::base::platform::{Platform, Variant};
 use crate::build::{BuildRecipe, OutputRule, SourceEdit};
-use crate::engine::{EngineError, RecipeRequest, cmake};
+use crate::engine::EngineError;
+use crate::engine::cmake::{self, BuildDescription, RecipeRequest};
 
 use super::{ID, SERVER};
 
@@ -20,7 +21,7 @@ pub(super) fn variants(platform: Platform) -> &'static [Variant] {
 /// # Errors
 /// When there is no such variant on this platform.
 pub(super) fn recipe(ask: &RecipeRequest<'_>) -> Result<BuildRecipe, EngineError> {
-    cmake::recipe(ID, variants(ask.platform), ask, || cmake::Project {
+    cmake::recipe(ID, variants(ask.platform), ask, || BuildDescription {
         define: definitions(ask),
         require: accelerator(ask.variant),
         targets: &["main", "quantize"],

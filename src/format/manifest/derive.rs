@@ -41,7 +41,9 @@ pub struct ConvertSpec {
 /// What is done to the model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step<'a> {
+    /// To this type, in the engine's words.
     Quantize(&'a str),
+    /// From the published files.
     Convert(&'a ConvertSpec),
 }
 
@@ -76,11 +78,14 @@ impl std::fmt::Display for Step<'_> {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(untagged)]
 pub enum Request {
+    /// It is fetched.
     Source(SourceSpec),
+    /// It is made on this machine.
     Derive(DeriveSpec),
 }
 
 impl Request {
+    /// The source; None when the model is derived.
     pub fn source(&self) -> Option<&SourceSpec> {
         if let Self::Source(source) = self { Some(source) } else { None }
     }

@@ -11,14 +11,14 @@ use crate::build::fingerprint::{self, Ingredients};
 use crate::build::settings::Env;
 use crate::build::toolchain::{self, Finder, ToolError, Toolchain};
 use crate::build::{self, BuildRecipe, BuildRequest, Built, ToolPath};
-use crate::engine::RecipeRequest;
+use crate::engine::cmake::{CmakeProject, RecipeRequest};
 use crate::format::lockfile::{Lockfile, ToolEntry};
 use crate::format::manifest::{self, EngineSpec};
 use crate::ops::{Failure, Host};
 use crate::plan::PackageRequirement;
 use crate::source::pypi;
 
-use super::{Decided, Folders, Installation, Installer, Purpose, Wanted};
+use super::{Decided, Folders, Installation, Purpose, Wanted};
 
 /// CMake builds on this machine.
 #[derive(Debug)]
@@ -97,10 +97,11 @@ impl<'a> Cmake<'a> {
     /// The best variant that manifest, adapter and machine have in common. The machine is examined only when there is a choice.
     fn best(
         &mut self,
+        project: &dyn CmakeProject,
         wanted: &Wanted<'_>,
         recipe_of: &impl Fn(Variant) -> Result<BuildRecipe, Failure>,
     ) -> Result<Variant, Failure> {
-        let (name, possible) = (wanted.name, wanted.adapter.variants(Platform::HOST));
+        let (name, possible) = (wanted.name, project.variants(Platform::HOST));
         let listed = wanted.spec.variant.keys().copied().filter(|variant| possible.contains(variant));
         let listed: Vec<Variant> = listed.collect();
         if !listed.iter().any(|variant| *variant != Variant::Cpu) {
@@ -160,9 +161,13 @@ impl<'a> Cmake<'a> {
     }
 }
 
-impl Installer for Cmake<'_> {
-    fn decide(&mut self, wanted: &Wanted<'_>) -> Result<Decided, Failure> {
-        let decided = self.build(wanted);
+impl Cmake<'_> {
+    /// Decides everything about a build of `project`.
+    ///
+    /// # Errors
+    /// When it cannot be built on this machine.
+    pub fn decide(&mut self, project: &dyn CmakeProject, wanted: &Wanted<'_>) -> Result<Decided, Failure> {
+        let decided = self.build(project, wanted);
         if wanted.purpose == Purpose::Install {
             return decided;
         }
@@ -174,28 +179,26 @@ impl Installer for Cmake<'_> {
             Err(Failure::Toolchain { error, .. }) => error.to_string(),
             Err(_) => return decided,
         };
-        let Some(kept) = self.kept(wanted)? else { return decided };
+        let Some(kept) = self.kept(project, wanted)? else { return decided };
         let name = wanted.name;
         self.host.task.warn(format!("engine `{name}` is used as it is, and `sync` would build it again: {why}"));
         Ok(kept)
     }
-}
 
-impl Cmake<'_> {
-    fn recipe(wanted: &Wanted<'_>, variant: Variant) -> Result<BuildRecipe, Failure> {
+    fn recipe(project: &dyn CmakeProject, wanted: &Wanted<'_>, variant: Variant) -> Result<BuildRecipe, Failure> {
         let (spec, commit, tree) = (wanted.spec, wanted.entry.origin.commit(), &wanted.entry.tree);
-        let recipe = wanted.adapter.recipe(&RecipeRequest { spec, commit, tree, platform: Platform::HOST, variant });
+        let recipe = project.recipe(&RecipeRequest { spec, commit, tree, platform: Platform::HOST, variant });
         recipe.map_err(|error| Failure::Recipe { engine: wanted.name.clone(), error })
     }
 
     /// The build that this machine would make.
-    fn build(&mut self, wanted: &Wanted<'_>) -> Result<Decided, Failure> {
+    fn build(&mut self, project: &dyn CmakeProject, wanted: &Wanted<'_>) -> Result<Decided, Failure> {
         let Wanted { name, spec, entry, variant: asked, .. } = *wanted;
         let broken = |error: ToolError| Failure::Toolchain { engine: name.clone(), error };
-        let recipe_of = |variant| Self::recipe(wanted, variant);
+        let recipe_of = |variant| Self::recipe(project, wanted, variant);
         let variant = match asked {
             Some(variant) => Self::allowed(name, spec, variant)?,
-            None => self.best(wanted, &recipe_of)?,
+            None => self.best(project, wanted, &recipe_of)?,
         };
         let recipe = recipe_of(variant)?;
         if asked == Some(Variant::Cuda) {
@@ -232,8 +235,8 @@ impl Cmake<'_> {
     }
 
     /// A build in the store that other compilers made from the same locked inputs.
-    fn kept(&self, wanted: &Wanted<'_>) -> Result<Option<Decided>, Failure> {
-        let possible = wanted.adapter.variants(Platform::HOST);
+    fn kept(&self, project: &dyn CmakeProject, wanted: &Wanted<'_>) -> Result<Option<Decided>, Failure> {
+        let possible = project.variants(Platform::HOST);
         let variants: Vec<Variant> = match wanted.variant {
             Some(variant) => vec![variant],
             None if wanted.spec.variant.is_empty() => vec![Variant::Cpu],
@@ -250,7 +253,7 @@ impl Cmake<'_> {
                 engine: wanted.name.as_str(),
                 variant,
                 platform: Platform::HOST,
-                recipe: &Self::recipe(wanted, variant)?,
+                recipe: &Self::recipe(project, wanted, variant)?,
                 source: wanted.entry.tree,
                 toolchain: None,
                 cmake: cmake.as_deref(),
