@@ -661,5 +661,9 @@ fn h4_offline_no_build_runs_that_has_a_network() {
     bench.ask.offline = false;
     let built = bench.built();
     assert_eq!(built.notes["network"], "discouraged");
-    assert!(built.warnings.iter().any(|it| it.contains("cannot cut builds off the network")), "{:?}", built.warnings);
+    assert!(
+        built.warnings.iter().any(|it| it.contains("cannot run builds without network access")),
+        "{:?}",
+        built.warnings
+    );
 }

@@ -211,7 +211,7 @@ fn another_input_is_another_lock_and_another_derivation() {
 #[test]
 fn what_an_engine_cannot_make_is_refused_before_anything_is_built() {
     let world = new_world();
-    for (kind, why) in [("Q4_K_M", "makes nonsense"), ("F16", "from F16 to F16"), ("Q8_0", "makes nonsense")] {
+    for (kind, why) in [("Q4_K_M", "wrong results"), ("F16", "makes the output Q8_0"), ("Q8_0", "wrong results")] {
         world.write("manifests/default.toml", &MANIFEST.replace("Q4_0", kind));
         for command in ["check", "lock", "sync"] {
             let ran = world.run(&[command]).expect(2);

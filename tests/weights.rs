@@ -170,7 +170,7 @@ fn troubles_have_words_and_codes() {
     let bads: [(Bad, &str); 3] = [
         (|reply| Reply::text(&format!("{:1$}", "<!DOCTYPE html><html>log in</html>", reply.size())), "HTML"),
         (|_| Reply::text(""), "empty"),
-        (|reply| reply.flip(100), "the same wrong digest came twice"),
+        (|reply| reply.flip(100), "the same wrong digest"),
     ];
     for (bad, word) in bads {
         let bench = Bench::new(move |site, _, reply| if site == Site::Store { bad(reply) } else { reply });

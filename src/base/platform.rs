@@ -8,14 +8,11 @@ use serde::{Deserialize, Serialize};
 /// Which accelerator a build of an engine uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
+#[expect(missing_docs, reason = "schemars lists the keys of a map only if they are undocumented")]
 pub enum Variant {
-    /// Processor only.
     Cpu,
-    /// NVIDIA GPUs.
     Cuda,
-    /// AMD GPUs.
     Rocm,
-    /// GPUs of Apple computers.
     Metal,
 }
 

@@ -389,12 +389,12 @@ mod tests {
         let refused = of(&turing, TARGETS).unwrap_err();
         assert_eq!(
             refused.to_string(),
-            "it is built for the architectures 80-real;86-real;89-real;90, and the GPU here has 75"
+            "it is built for the architectures 80-real;86-real;89-real;90, but this machine's GPU has 75"
         );
         assert!(refused.hint().unwrap().contains("list 75 in `CMAKE_CUDA_ARCHITECTURES`"));
         assert_eq!(
             of(&old, TARGETS).unwrap_err().to_string(),
-            "the CUDA 11.5 here does not compile for the architectures 89, 90"
+            "the installed CUDA 11.5 does not compile for the architectures 89, 90"
         );
         // Told also where no GPU is: such a build cannot be made.
         assert!(matches!(of(&machine(&[80], &[]), "90"), Err(Unfit::Toolkit { .. })));

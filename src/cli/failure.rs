@@ -138,7 +138,7 @@ impl ErrorReport {
                 Self::new("lock.missing", exit::CONDITION, message).hint("run `aitools lock`".to_owned())
             }
             Failure::Stale { entries, .. } => Self::new("lock.stale", exit::CONDITION, message)
-                .details(entries.iter().map(stale_line).collect())
+                .details(entries.iter().map(super::wording::stale_line).collect())
                 .hint(stale_hint(entries)),
             Failure::NotSynced { steps } => Self::new("not-synced", exit::CONDITION, message)
                 .details(steps.iter().map(super::wording::step_line).collect())
@@ -182,19 +182,6 @@ impl ErrorReport {
             text += &format!("  {} {hint}\n", paint("1;36", "hint:"));
         }
         text
-    }
-}
-
-fn stale_line(entry: &Staleness) -> String {
-    let (kind, name) = (entry.kind.as_str(), &entry.name);
-    match &entry.why {
-        Why::Added => format!("{kind} `{name}` is in the manifest but not in the lockfile"),
-        Why::Removed => format!("{kind} `{name}` is in the lockfile but not in the manifest"),
-        Why::Changed { manifest, lock } => {
-            format!("{kind} `{name}`: the manifest asks for {manifest}, the lock has {lock}")
-        }
-        Why::Inputs => format!("{kind} `{name}`: its inputs have changed since it was locked"),
-        Why::Conflict => format!("{kind} `{name}` has a merge conflict"),
     }
 }
 

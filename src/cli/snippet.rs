@@ -153,7 +153,7 @@ mod tests {
         6 |   stop: [a, [x]]
           |             ^
           |
-          = expected: a text
+          = expected: a string
           = actual: a list
 
         error: `runtime.variant` cannot be `vulkan`
@@ -186,7 +186,7 @@ mod tests {
           = hint: it was first given on line 2: keep one
         "#);
         insta::assert_snapshot!(manifest("version = 1\n[engines.m]\nnative = true\n"), @r#"
-        error: `engines.m` lacks the key `source`
+        error: `engines.m` has no key `source`
          --> manifests/x.toml:2:10
           |
         2 | [engines.m]
@@ -213,7 +213,7 @@ mod tests {
           = hint: upgrade aitools
         "#);
         insta::assert_snapshot!(manifest(""), @r#"
-        error: the file lacks the key `version`
+        error: the file has no key `version`
          --> manifests/x.toml:1:1
           |
         1 |

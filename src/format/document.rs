@@ -4,6 +4,8 @@
 //! a plain scalar keeps its own spelling (see [`Document::verbatim`]), so that `1.10` can be a version. Absent: merge keys, several
 //! documents in one file, dates.
 
+mod syntax;
+
 use std::collections::{BTreeMap, HashMap};
 use std::ops::{Range, RangeInclusive};
 use std::sync::Arc;
@@ -102,13 +104,15 @@ impl Node {
 
 impl Document {
     /// # Errors
-    /// Too long (over `max_bytes`), not UTF-8, or every syntax error found.
+    /// Too long (over `max_bytes`), not UTF-8, or every syntax error found. A merge conflict or a quote that is never closed is
+    /// reported alone.
     pub fn parse(syntax: Syntax, name: &str, bytes: &[u8], max_bytes: usize) -> Result<Self, Diagnostics> {
         let source = decode_text(name, bytes, max_bytes)?;
         let root = match syntax {
-            Syntax::Toml => parse_toml(&source)?,
-            Syntax::Yaml => YamlReader::new(&source).read()?,
+            Syntax::Toml => parse_toml(&source),
+            Syntax::Yaml => YamlReader::new(&source).read(),
         };
+        let root = root.map_err(|problems| syntax::first_cause(syntax, &source).map_or(problems, Diagnostics::from))?;
         Ok(Self { source, root, syntax })
     }
 
@@ -329,7 +333,7 @@ impl<'a> YamlReader<'a> {
             Some(Ok((event, span))) => Ok((event, self.range(span))),
             Some(Err(error)) => {
                 let at = error.marker().byte_offset().unwrap_or_default();
-                Err(self.fail(at..at + 1, error.info()).into())
+                Err(self.fail(at..at + 1, syntax::yaml_words(&error.info())).into())
             }
             None => Ok((Event::StreamEnd, self.source.text.len()..self.source.text.len())),
         }

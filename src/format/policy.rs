@@ -61,10 +61,7 @@ fn check(policy: &Policy, document: &Document) -> Diagnostics {
     }
     if let Some(checksum) = &policy.audit.checksum {
         let path = ["audit", "checksum"];
-        if is_placeholder(checksum) {
-            let warning = Diagnostic::warning("the checksum is a placeholder: only the lockfile's digest is checked");
-            problems.push(warning.at(&document.source, document.span_of(&path)));
-        } else if policy.audit.digest().is_none() {
+        if !policy.audit.has_placeholder() && policy.audit.digest().is_none() {
             let problem = document.error(&path, "the checksum is not a digest");
             problems.push(problem.expected("`sha256:` and 64 hexadecimal digits").actual(format!("`{checksum:.100}`")));
         }
@@ -275,6 +272,11 @@ impl Audit {
     /// The digest that the weights file must have, when a real one is given.
     pub fn digest(&self) -> Option<Digest> {
         self.checksum.as_ref()?.parse().ok()
+    }
+
+    /// Whether the checksum is a placeholder such as `sha256:...`, which counts as absent.
+    pub fn has_placeholder(&self) -> bool {
+        self.checksum.as_deref().is_some_and(is_placeholder)
     }
 }
 

@@ -36,7 +36,20 @@ pub struct Checked {
 pub fn run(host: &Host, project: &Project, names: &[String]) -> Result<Vec<Checked>, Failure> {
     demand::check_derivations(host, project)?;
     let lock = project.lockfile()?;
-    demand::select(project, names)?.into_iter().map(|file| check_policy(host, project, lock.as_ref(), file)).collect()
+    let check = |file| {
+        let mut checked = check_policy(host, project, lock.as_ref(), file)?;
+        checked.problems.extend(placeholder(file));
+        Ok(checked)
+    };
+    demand::select(project, names)?.into_iter().map(check).collect()
+}
+
+/// The warning about a checksum that is only a placeholder. Other commands do not need one.
+fn placeholder(file: &PolicyFile) -> Option<Diagnostic> {
+    let source = &file.policy.document.source;
+    let warning = Diagnostic::warning("the checksum is a placeholder: only the lockfile's digest is checked");
+    let span = file.policy.document.span_of(&["audit", "checksum"]);
+    file.policy.value.audit.has_placeholder().then(|| warning.at(source, span))
 }
 
 fn check_policy(
@@ -91,7 +104,7 @@ fn by_policy_alone(host: &Host, project: &Project, file: &PolicyFile) -> Vec<Dia
 ///
 /// # Errors
 /// [`Failure::Input`] when one of them cannot work.
-pub fn require_sound(
+pub fn require_valid(
     host: &Host,
     project: &Project,
     demand: &Demand<'_>,

@@ -94,6 +94,8 @@ impl Project {
                     }
                 }
                 Err(Failure::Input(more)) => problems.0.extend(more.0),
+                // A broken link or an unreadable file does not stop the other policies.
+                Err(Failure::Fs(error)) => problems.push(skipped(&path, &root, &error)),
                 Err(other) => return Err(other),
             }
         }
@@ -181,6 +183,11 @@ impl Project {
 /// A path as the user would write it: relative to the project where it is inside.
 pub fn shown(path: &Path, root: &Path) -> String {
     path.strip_prefix(root).unwrap_or(path).display().to_string()
+}
+
+fn skipped(path: &Path, root: &Path, error: &fs::FsError) -> Diagnostic {
+    let (shown, hint) = (shown(path, root), "repair or remove the file, or narrow `policies.include` in the manifest");
+    Diagnostic::warning(format!("policy file `{shown}` is skipped: {}", error.source)).hint(hint)
 }
 
 fn duplicate(file: &PolicyFile, twin: &PolicyFile, root: &Path) -> Diagnostic {

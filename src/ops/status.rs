@@ -4,11 +4,13 @@ use std::path::PathBuf;
 
 use crate::base::digest::Digest;
 use crate::base::fs;
-use crate::base::name::Name;
+use crate::base::name::{Name, RelPath};
 use crate::base::platform::Variant;
 use crate::build::fingerprint::{self, Difference};
+use crate::format::lockfile::{FilePin, Lockfile};
 use crate::format::receipt::Receipt;
 use crate::plan::Step;
+use crate::store::blobs::Presence;
 
 use super::demand::{EngineDemand, ModelDemand, demand};
 use super::failure::Staleness;
@@ -64,6 +66,40 @@ pub struct ModelStatus {
     pub main: Option<String>,
     /// Whether every file is verified and in its place.
     pub ready: bool,
+    /// The same in more detail.
+    pub state: ModelState,
+}
+
+/// What is on this machine of a model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ModelState {
+    /// Every file is verified and in its place.
+    Ready,
+    /// A file in its place is not the locked one.
+    Changed,
+    /// Every file is there, but at least one was not hashed here, or was written since.
+    Unverified,
+    /// Every file is in the store, but not in its place.
+    NotPlaced,
+    /// It was not derived on this machine from its current inputs.
+    NotDerived,
+    /// At least one file is missing.
+    Missing,
+}
+
+impl ModelState {
+    /// The state as words.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Ready => "ready",
+            Self::Changed => "changed",
+            Self::Unverified => "not verified",
+            Self::NotPlaced => "not placed",
+            Self::NotDerived => "not derived",
+            Self::Missing => "missing",
+        }
+    }
 }
 
 /// One policy.
@@ -79,21 +115,25 @@ pub struct PolicyStatus {
     pub ready: bool,
 }
 
+/// The state of a project. With a lockfile that is out of date, everything is shown that the policies need and the lockfile has.
+///
 /// # Errors
 /// When the project's files cannot be read.
 pub fn run(host: &Host, project: &Project) -> Result<Status, Failure> {
+    let manifest = project.manifest_path.clone();
+    let (engines, models, policies) = (Vec::new(), Vec::new(), Vec::new());
     let Some(lockfile) = project.lockfile()? else {
-        let manifest = project.manifest_path.clone();
-        let (engines, models, policies) = (Vec::new(), Vec::new(), Vec::new());
         return Ok(Status { manifest, stale: None, engines, models, policies, steps: Vec::new() });
     };
     let stale = lock::staleness(&project.manifest.value, &lockfile);
-    if !stale.is_empty() {
-        let manifest = project.manifest_path.clone();
-        let (engines, models, policies) = (Vec::new(), Vec::new(), Vec::new());
+    let names: Vec<String> = match stale.is_empty() {
+        true => Vec::new(),
+        false => locked_policies(host, project, &lockfile)?,
+    };
+    if !stale.is_empty() && names.is_empty() {
         return Ok(Status { manifest, stale: Some(stale), engines, models, policies, steps: Vec::new() });
     }
-    let demand = demand(host, project, &lockfile, &[], Purpose::Install)?;
+    let demand = demand(host, project, &lockfile, &names, Purpose::Install)?;
     let plan = sync::plan_for(host, project, &demand)?;
     let engines = demand.engines.iter().map(|engine| engine_status(host, engine, &plan.steps)).collect();
     let models = demand.models.iter().filter(|model| model.required.wanted).map(|model| ModelStatus {
@@ -102,17 +142,47 @@ pub fn run(host: &Host, project: &Project) -> Result<Status, Failure> {
         size_bytes: model.required.files.iter().map(|file| file.size).sum(),
         main: model.layout.main.as_ref().map(ToString::to_string),
         ready: !plan.steps.iter().any(|step| step.is_about(&model.required.name)),
+        state: model_state(host, project, model, &plan.steps),
     });
     let models = models.collect();
     let policies = project.policies.iter().map(|file| policy_status(host, project, &lockfile, file)).collect();
-    Ok(Status {
-        manifest: project.manifest_path.clone(),
-        stale: Some(stale),
-        engines,
-        models,
-        policies,
-        steps: plan.steps,
-    })
+    Ok(Status { manifest, stale: Some(stale), engines, models, policies, steps: plan.steps })
+}
+
+/// The policies whose engine and model an outdated lockfile has.
+fn locked_policies(host: &Host, project: &Project, lockfile: &Lockfile) -> Result<Vec<String>, Failure> {
+    let mut names = Vec::new();
+    for file in &project.policies {
+        let name = file.name.clone();
+        match demand(host, project, lockfile, std::slice::from_ref(&name), Purpose::Install) {
+            Ok(_) => names.push(name),
+            Err(Failure::Stale { .. } | Failure::Input(_) | Failure::Usage { .. }) => {}
+            Err(other) => return Err(other),
+        }
+    }
+    Ok(names)
+}
+
+fn model_state(host: &Host, project: &Project, model: &ModelDemand<'_>, steps: &[Step]) -> ModelState {
+    let due: Vec<&Step> = steps.iter().filter(|step| step.is_about(&model.required.name)).collect();
+    let is_changed = |(place, pin): (&RelPath, &FilePin)| {
+        let path = place.under(&project.root);
+        fs::exists(&path) && host.store.presence(&path, pin) == Presence::Missing
+    };
+    let has = |kind: fn(&Step) -> bool| due.iter().any(|step| kind(step));
+    if due.is_empty() {
+        ModelState::Ready
+    } else if has(|step| matches!(step, Step::Derive { .. })) {
+        ModelState::NotDerived
+    } else if model.required.places.iter().zip(&model.required.files).any(is_changed) {
+        ModelState::Changed
+    } else if has(|step| matches!(step, Step::FetchWeights { .. })) {
+        ModelState::Missing
+    } else if has(|step| matches!(step, Step::Hash { .. })) {
+        ModelState::Unverified
+    } else {
+        ModelState::NotPlaced
+    }
 }
 
 fn engine_status(host: &Host, engine: &EngineDemand<'_>, steps: &[Step]) -> EngineStatus {
@@ -134,7 +204,7 @@ fn engine_status(host: &Host, engine: &EngineDemand<'_>, steps: &[Step]) -> Engi
 fn policy_status(
     host: &Host,
     project: &Project,
-    lockfile: &crate::format::lockfile::Lockfile,
+    lockfile: &Lockfile,
     file: &super::project::PolicyFile,
 ) -> PolicyStatus {
     let names = [file.name.clone()];

@@ -241,10 +241,10 @@ mod tests {
     #[test]
     fn parts_of_a_split_model() {
         assert_eq!(split(&[(0, 2), (1, 2)], 2), [""; 0]);
-        assert_eq!(split(&[(0, 3), (1, 3)], 2), ["the model has 3 parts and 2 are here"]);
+        assert_eq!(split(&[(0, 3), (1, 3)], 2), ["the model has 3 parts, but only 2 are present"]);
         assert_eq!(split(&[(0, 2), (0, 2)], 2), ["part 2 of 2 says that it is part 1 of 2"]);
         assert_eq!(split(&[(0, 2), (1, 4)], 2), ["part 2 of 2 says that it is part 2 of 4"]);
-        assert_eq!(split(&[(0, 2), (1, 1)], 2), ["part 2 of 2 says that it is of no split"]);
+        assert_eq!(split(&[(0, 2), (1, 1)], 2), ["part 2 of 2 says that it is not part of a split model"]);
         assert_eq!(split(&[(0, 2), (1, 2)], 9), ["the parts hold 2 tensors together, and should hold 9"]);
     }
 }

@@ -311,8 +311,8 @@ mod tests {
             ("cut short", parse(&torch_file("FloatStorage", 2, &[0; 7]), 2)),
             ("not finite", parse(&torch_file("FloatStorage", 2, &floats(&[1.0, f32::NAN])), 2)),
             ("`torch BoolStorage`", parse(&torch_file("BoolStorage", 2, &[0; 8]), 2)),
-            ("something else", with(b"\x85q\x06K\x01", b"\x85q\x06K\x02")),
-            ("something else", with(b"c", &[global, b"c"].concat())),
+            ("exactly one", with(b"\x85q\x06K\x01", b"\x85q\x06K\x02")),
+            ("exactly one", with(b"c", &[global, b"c"].concat())),
             ("`os system`", with(b"ctorch._utils\n_rebuild_tensor_v2\n", global)),
             ("`os system`", with(b"ccollections\nOrderedDict\n", global)),
             ("opcode", with(b"Q", b"o")),
@@ -320,7 +320,7 @@ mod tests {
             ("cut short", with(b"\x07\x00\x00\x00storage", b"\xff\xff\xff\xffstorage")),
             ("has no end", with(b"_rebuild_tensor_v2\n", &[b'a'; 500])),
             ("not a size", with(b"J\x02\x00\x00\x00\x85", b"J\xfe\xff\xff\xff\x85")),
-            ("not the name", with(b"\x01\x00\x00\x000", b"\x02\x00\x00\x00..")),
+            ("not a valid name", with(b"\x01\x00\x00\x000", b"\x02\x00\x00\x00..")),
         ];
         for (why, result) in table {
             let error = result.unwrap_err();

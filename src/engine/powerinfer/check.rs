@@ -448,14 +448,14 @@ mod tests {
         };
         let table: [(&Tiny, Change<'_>, &str); 12] = [
             (&SPARSE, &arch("qwen2"), "`qwen2`"),
-            (&SPARSE, &arch("baichuan"), "no sparse model of architecture `baichuan`"),
-            (&DENSE, &arch("gpt2"), "no dense model of architecture `gpt2`"),
+            (&SPARSE, &arch("baichuan"), "cannot load a sparse model of architecture `baichuan`"),
+            (&DENSE, &arch("gpt2"), "cannot load a dense model of architecture `gpt2`"),
             (&SPARSE, &|header| drop(header.metadata.remove("general.architecture")), "`none`"),
             (&SPARSE, &|header| set(header, "llama.expert_count", Value::Uint(8)), "mixture of experts"),
             (&DENSE, &without("output.weight"), "lacks `output.weight`"),
             (&SPARSE, &without("blk.1.fc2.weight"), "lacks `blk.1.fc2.weight`"),
             (&SPARSE, &typed("blk.1.ffn_down_t.weight", 8), "must be F16 or Q4_0"),
-            (&SPARSE, &typed("output.weight", 19), "does not know"),
+            (&SPARSE, &typed("output.weight", 19), "does not support"),
             (&SPARSE, &shaped("blk.0.fc1.weight", [64, 33]), "layer 0"),
             (&SPARSE, &|header| header.data_offset += 64, "cut off"),
             (&DENSE, &|header| header.tensors[3].offset = u64::MAX, "cut off"),

@@ -267,7 +267,7 @@ fn what_is_no_lockfile_of_ours() {
     assert_eq!(newer.message, "this lockfile was written by a newer version of aitools");
     assert_eq!(newer.hint.as_deref(), Some("upgrade aitools"));
     assert_eq!(first("version = 0\n").message, "there is no such version of a lockfile");
-    assert_eq!(first("").message, "the file lacks the key `version`");
+    assert_eq!(first("").message, "the file has no key `version`");
     let text = sample().to_text();
     assert!(
         first(&text.replace("path = \"m.gguf\"", "path = \"../m.gguf\""))

@@ -253,7 +253,7 @@ impl Check<'_> {
             self.say(
                 &path,
                 |problem| problem,
-                format!("`files` is for models only: {} are used completely", kind.with_article()),
+                format!("`files` is for models only, and this is {}", kind.with_article()),
             );
         }
     }

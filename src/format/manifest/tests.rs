@@ -93,12 +93,12 @@ plce = "x"
         told(&problems),
         [
             "3:2: unknown key `engine`; hint did you mean `engines`?",
-            "5:1: `engines.powerinfer.source` says nothing of its kind; expected exactly one of the keys `git`, `hf`, `url`, `path`, `pypi`; hint did you mean `git`?",
-            "6:11: `engines.powerinfer.targets` has the wrong type; expected a list; actual the text `main`",
+            "5:1: `engines.powerinfer.source` must have one of: `git`, `hf`, `url`, `path`, `pypi`; hint did you mean `git`?",
+            "6:11: `engines.powerinfer.targets` has the wrong type; expected a list; actual the string `main`",
             "7:14: `engines.powerinfer.build_type` cannot be `release`; expected one of `Release`, `RelWithDebInfo`, `MinSizeRel`, `Debug`; hint did you mean `Release`?",
             "8:29: unknown key `cudda` in `engines.powerinfer.variant`; hint did you mean `cuda`?",
             "9:10: `bad name` is not a name: use 1 to 64 letters, digits, `-`, `_` or `.`, beginning with a letter or digit",
-            "10:1: `engines.bad name.source` is of several kinds at once; expected exactly one of the keys `git`, `hf`, `url`, `path`, `pypi`; actual `git`, `url`",
+            "10:1: `engines.bad name.source` must have only one of: `git`, `hf`, `url`, `path`, `pypi`; actual `git`, `url`",
             "12:33: unknown key `brnch` in `models.a.source`; hint did you mean `branch`?",
             "12:61: `models.a.source.submodule`: `../up` is not a path inside its folder: it has a part `..`",
             "13:11: `models.a.weights` has the wrong type; expected a path inside its folder; actual the number `3`",
@@ -153,7 +153,7 @@ include = ["/etc/*.yaml"]
             "8:20: a definition contains a control character; expected one line of text",
             "12:1: a Hugging Face repository holds weights, not sources to build; expected a `git`, `url`, `path` or `pypi` source",
             "14:18: a local file is a `path` source; hint write `path = \"…\"` instead",
-            "14:48: `files` is for models: of an engine everything is taken",
+            "14:48: `files` is for models only, and this is an engine",
             "16:45: the engines `A` and `e` name the same submodule",
             "18:17: not the name of a Hugging Face repository; expected `org/repo`; hint write `org/repo`",
             "18:71: invalid glob: a glob is relative, has `/` between its parts and no part `..`",
@@ -214,7 +214,7 @@ fn versions_come_first() {
         ["1:11: this manifest was written by a newer version of aitools; expected 1; actual 2; hint upgrade aitools"]
     );
     assert_eq!(told(&bad("version = 0\n")).len(), 1);
-    assert_eq!(told(&bad("")), ["1:1: the file lacks the key `version`; expected `1`"]);
+    assert_eq!(told(&bad("")), ["1:1: the file has no key `version`; expected `1`"]);
     assert_eq!(
         told(&bad("version = 99999999999999999999\n")),
         ["1:11: `version` is out of range; expected `1`; actual the number `99999999999999999999`"]

@@ -216,8 +216,7 @@ impl<'a> Transfer<'a> {
     /// Waits before the next try, or gives up.
     pub fn wait(&self, backoff: &mut Backoff, why: String, asked: Option<Duration>) -> Result<(), End> {
         let Some(delay) = backoff.after_failure(asked) else {
-            let required =
-                asked.map(|required| format!(", and the server asks for a wait of {} s", required.as_secs()));
+            let required = asked.map(|wait| format!(", and the server asks for a wait of {} s", wait.as_secs()));
             let why = format!("{why}{}", required.unwrap_or_default());
             let hint = "the received part is kept: run the command again to continue";
             return Err(End::Error(self.refused(why, Some(hint))));

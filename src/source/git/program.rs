@@ -284,7 +284,7 @@ mod tests {
         messages.take(b"jects:  45% (45/100), 1.20 MiB | 1.10 MiB/s\rfatal: early\x07 EOF\nfatal: again");
         assert_eq!(messages.latest.as_deref(), Some("Receiving objects:  45% (45/100), 1.20 MiB | 1.10 MiB/s"));
         assert_eq!(messages.last_lines("x"), "fatal: early EOF; fatal: again");
-        assert_eq!(Messages::default().last_lines("signal: 9"), "git ended with signal: 9");
+        assert_eq!(Messages::default().last_lines("signal: 9"), "git failed with signal: 9");
         let mut long = Messages::default();
         for number in 0..100 {
             long.take(format!("{number}{}\n", "x".repeat(1 << 12)).as_bytes());
