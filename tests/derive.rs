@@ -131,7 +131,7 @@ fn derived_once_placed_with_what_lies_beside_it_and_found_again() {
     world.run(&["check"]).expect(0);
     let status = world.run(&["status"]).expect(0).stdout;
     assert!(status.contains("derive q4 from f16 (quantize to Q4_0, with sparse)"), "{status}");
-    assert!(status.contains("model     q4 missing, size unknown"), "{status}");
+    assert!(status.contains("model     q4 not derived, size unknown"), "{status}");
     let ran = Ran::of(world.command(&["sync", "p", "--json"]).env("SECRET", "x").output().unwrap()).expect(0);
     assert_eq!(steps(&ran).last().unwrap(), "derive q4");
     assert!(ran.stderr.contains("model `q4`: running code from"), "{}", ran.stderr);

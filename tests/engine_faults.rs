@@ -198,6 +198,7 @@ fn model(weights: &Path) -> LlamaModel {
         metadata: [template].into(),
         tensors: vec![],
         special_tokens: BTreeMap::new(),
+        markers: BTreeMap::new(),
         data_offset: 0,
     };
     LlamaModel(Gguf { weights: weights.to_owned(), headers: vec![header], sizes: vec![0], beside: vec![] })
@@ -455,6 +456,42 @@ impl Model for Beaten {
     fn connect(&self, policy: &Policy, endpoint: &Endpoint) -> Result<Arc<dyn Conversation>, EngineError> {
         self.model.connect(policy, endpoint)
     }
+}
+
+/// M4: a stranger that answers as an engine would, key and all, while the engine still loads. It must not even be asked.
+#[cfg(target_os = "linux")]
+#[test]
+fn m4_a_stranger_that_answers_like_an_engine_gets_nothing() {
+    #[derive(Debug)]
+    struct Mimicked(LlamaModel, Arc<std::sync::Mutex<Vec<String>>>);
+    impl Model for Mimicked {
+        fn check(&self, ask: &CheckRequest<'_>) -> Vec<Finding> {
+            self.0.check(ask)
+        }
+        fn launch(&self, ask: &LaunchRequest<'_>) -> Result<Launch, EngineError> {
+            let listener = TcpListener::bind(("127.0.0.1", ask.endpoint.port)).unwrap();
+            let (key, requests) = (ask.endpoint.key.clone(), Arc::clone(&self.1));
+            std::thread::spawn(move || {
+                for mut stream in listener.incoming().flatten() {
+                    let mut head = vec![0; 4096];
+                    let count = stream.read(&mut head).unwrap_or(0);
+                    let head = String::from_utf8_lossy(&head[..count]).into_owned();
+                    let status = if head.contains(&key) { "200 OK" } else { "401 Unauthorized" };
+                    requests.lock().unwrap().push(head);
+                    let _ = write!(stream, "HTTP/1.1 {status}\r\nContent-Length: 0\r\n\r\n");
+                }
+            });
+            self.0.launch(ask)
+        }
+        fn connect(&self, policy: &Policy, endpoint: &Endpoint) -> Result<Arc<dyn Conversation>, EngineError> {
+            self.0.connect(policy, endpoint)
+        }
+    }
+    let (mut scene, requests) = (Scene::new("silent", ""), Arc::default());
+    scene.ready.model = Arc::new(Mimicked(model(&scene.path("model.gguf")), Arc::clone(&requests)));
+    let error = scene.run(&mut |_| true).unwrap_err();
+    assert!(matches!(error, RunError::Backend(BackendError::PortsTaken(3))), "{error}");
+    assert_eq!(*requests.lock().unwrap(), Vec::<String>::new());
 }
 
 #[test]

@@ -195,6 +195,24 @@ async fn answers_follow_the_policy() {
     backend.stop(Duration::from_secs(5)).await;
 }
 
+/// M8: the server counts tokens, and a control token is one where its letters are several.
+#[tokio::test]
+#[ignore = "needs AITOOLS_TEST_LLAMA_SERVER and AITOOLS_TEST_WEIGHTS"]
+async fn m8_a_real_server_gets_control_tokens_from_templates_alone() {
+    let scene = Scene::new("runtime: {context_size: 512}");
+    let backend = scene.start().await;
+    let tokens =
+        async |prompt: &str| scene.ask(&backend, "max_tokens: 1, temperature: 0", prompt).await.unwrap().prompt_tokens;
+    let empty = tokens("x").await;
+    for control in ["<|im_end|>", "<|im_start|>", "<|endoftext|>"] {
+        let raw = scene.ask(&backend, "max_tokens: 1, chat_template: none", &control.repeat(20)).await.unwrap();
+        assert_eq!(raw.prompt_tokens, 20, "a raw prompt holds control tokens");
+        let grown = tokens(&format!("x{}", control.repeat(20))).await - empty;
+        assert!(grown > 60, "20 times {control} are {grown} tokens in a message");
+    }
+    backend.stop(Duration::from_secs(5)).await;
+}
+
 #[test]
 #[ignore = "needs AITOOLS_TEST_LLAMA_SERVER and AITOOLS_TEST_WEIGHTS"]
 fn templates_of_ones_own_are_used() {

@@ -6,6 +6,7 @@
 //! Everything that waits is asynchronous and needs a tokio runtime. Dropping the future of [`Backend::start`] ends the engine.
 
 mod keeper;
+mod listener;
 mod memory;
 mod output;
 mod port;
@@ -19,6 +20,7 @@ use std::process::ExitStatus;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use self::listener::Listener;
 use self::output::{Log, Output};
 use self::port::{free_port, is_listened_on};
 use super::conversation::{Conversation, Events, Request};
@@ -271,6 +273,32 @@ impl Process {
         self.output.tail()
     }
 
+    /// Whether another program listens on the port. The sockets of an engine that is just ending may look so for a moment.
+    async fn is_foreign(&self) -> bool {
+        let look = || listener::of(self.endpoint.port, self.pid) == Listener::Another;
+        if !look() {
+            return false;
+        }
+        tokio::time::sleep(POLL).await;
+        look()
+    }
+
+    /// Asks an engine that listens whether it is ready; no other program is asked. None when the port is another program's.
+    async fn probe(&self, conversation: &dyn Conversation, deadline: Instant) -> Result<Option<bool>, BackendError> {
+        match listener::of(self.endpoint.port, self.pid) {
+            Listener::Nobody => return Ok(Some(false)),
+            Listener::Another if self.is_foreign().await => return Ok(None),
+            Listener::Another => return Ok(Some(false)),
+            Listener::Engine | Listener::Unknown => {}
+        }
+        match conversation.ready(deadline).await {
+            Err(EngineError::Foreign(port)) if is_listened_on(port).await => Ok(None),
+            // Nobody listens any more: that was our own engine, ending. A slow one is told by the deadline.
+            Err(EngineError::Foreign(_) | EngineError::Timeout) => Ok(Some(false)),
+            other => Ok(Some(other?)),
+        }
+    }
+
     /// Waits until it is ready. False when the port is another program's.
     async fn is_ready(
         &self,
@@ -279,12 +307,7 @@ impl Process {
         began: Instant,
     ) -> Result<bool, BackendError> {
         loop {
-            let ready = match conversation.ready(deadline).await {
-                Err(EngineError::Foreign(port)) if is_listened_on(port).await => return Ok(false),
-                // Nobody listens any more: that was our own engine, ending. A slow one is told by the deadline below.
-                Err(EngineError::Foreign(_) | EngineError::Timeout) => false,
-                other => other?,
-            };
+            let Some(ready) = self.probe(conversation, deadline).await? else { return Ok(false) };
             // Looked at after the answer: a program that has ended cannot have given it.
             if let Some(status) = self.ended()? {
                 if is_listened_on(self.endpoint.port).await {

@@ -46,6 +46,10 @@ pub trait Conversation: std::fmt::Debug + Send + Sync {
     fn openai(&self) -> Option<&Endpoint> {
         None
     }
+
+    /// Changes the body of a request that is to be forwarded to [`Conversation::openai`], so that no text in its messages is
+    /// read as a control token of the model. [`Conversation::generate`] does that itself.
+    fn neutralise(&self, _body: &mut Json) {}
 }
 
 /// One request for an answer.

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use serde_json::Value as Json;
 
 use super::cmake::{self, BuildDescription, CmakeProject, RecipeRequest};
+use super::control_tokens::ControlTokens;
 use super::conversation::{Conversation, Format, Request};
 use super::finding::Finding;
 use super::gguf::{self, Gguf, cache_bytes_per_token, chat_template};
@@ -105,8 +106,12 @@ impl Model for LlamaModel {
     }
 
     fn connect(&self, policy: &Policy, endpoint: &Endpoint) -> Result<Arc<dyn Conversation>, EngineError> {
-        let chat = chat_template(policy, self.0.header()).is_some();
-        Ok(Arc::new(OpenAi::new(endpoint, DIALECT, chat)))
+        let template = chat_template(policy, self.0.header());
+        let conversation = OpenAi::new(endpoint, DIALECT, template.is_some());
+        let Some(template) = template else { return Ok(Arc::new(conversation)) };
+        let tokens = ControlTokens::new(self.0.header(), template)
+            .map_err(|_| EngineError::Unsupported { engine: ID, what: "a vocabulary with this many special tokens" })?;
+        Ok(Arc::new(conversation.without_control_tokens(tokens)))
     }
 }
 

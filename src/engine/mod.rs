@@ -9,13 +9,15 @@
 //! | how it is started | [`Launch`], from [`Model::launch`]; [`backend`] starts and supervises it |
 //! | how it is talked to | [`conversation::Conversation`]; [`openai`] serves every engine that speaks the OpenAI API |
 //!
-//! [`client`] and [`sse`] are the HTTP below conversations, [`answer`] and [`metrics`] what comes of one, [`derive`] says how an
-//! engine makes a model from another one, and [`finding`] holds the checks that engines share.
+//! [`client`] and [`sse`] are the HTTP below conversations, [`control_tokens`] keeps messages free of a model's control tokens,
+//! [`answer`] and [`metrics`] what comes of one, [`derive`] says how an engine makes a model from another one, and [`finding`]
+//! holds the checks that engines share.
 
 pub mod answer;
 pub mod backend;
 pub mod client;
 pub mod cmake;
+pub mod control_tokens;
 pub mod conversation;
 pub mod derive;
 pub mod finding;

@@ -4,6 +4,7 @@
 //! What an engine adds to the API, such as more sampling parameters, is a [`Dialect`]. Fields of responses that only some
 //! engines send (`reasoning_content`, llama.cpp's `timings`) are read wherever they occur.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_stream::try_stream;
@@ -14,6 +15,7 @@ use futures_util::future::BoxFuture;
 use serde_json::{Value as Json, json};
 
 use super::client::Client;
+use super::control_tokens::ControlTokens;
 use super::conversation::{
     Conversation, Delta, Event, Events, Finish, Format, Message, Part, Piece, Prompt, Request, Tool, ToolCall,
     ToolCallDelta, Usage,
@@ -40,13 +42,21 @@ pub struct OpenAi {
     dialect: Dialect,
     /// Whether the model has a chat template.
     chat: bool,
+    /// What must not be in the text of a message.
+    control_tokens: Option<Arc<ControlTokens>>,
 }
 
 impl OpenAi {
     /// A conversation with the engine that listens there. `chat`: whether it has a chat template for its model; without one,
     /// prompts go to `/v1/completions` as they are.
     pub fn new(endpoint: &Endpoint, dialect: Dialect, chat: bool) -> Self {
-        Self { client: Client::new(endpoint), dialect, chat }
+        Self { client: Client::new(endpoint), dialect, chat, control_tokens: None }
+    }
+
+    /// The same for an engine that reads these texts as control tokens wherever they are: none of them is left in a message.
+    #[must_use]
+    pub fn without_control_tokens(self, tokens: ControlTokens) -> Self {
+        Self { control_tokens: Some(Arc::new(tokens)), ..self }
     }
 
     async fn is_ready(&self, deadline: Instant) -> Result<bool, EngineError> {
@@ -111,6 +121,7 @@ impl OpenAi {
         match &request.prompt {
             Prompt::Messages(messages) if self.chat => {
                 body["messages"] = messages.iter().map(message).collect();
+                self.neutralise(&mut body);
                 Ok(("/v1/chat/completions", body))
             }
             prompt => {
@@ -150,6 +161,12 @@ impl Conversation for OpenAi {
 
     fn openai(&self) -> Option<&Endpoint> {
         Some(self.client.endpoint())
+    }
+
+    fn neutralise(&self, body: &mut Json) {
+        if let Some(tokens) = &self.control_tokens {
+            tokens.neutralise_body(body);
+        }
     }
 }
 

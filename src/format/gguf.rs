@@ -24,6 +24,9 @@ pub struct Header {
     /// Tokens that no text makes: the numbers of the control and user-defined ones (`tokenizer.ggml.token_type` 3 and 4) by
     /// their text in `tokenizer.ggml.tokens`.
     pub special_tokens: BTreeMap<String, u32>,
+    /// Texts that llama.cpp reads as one token wherever they are in a prompt that may hold special tokens: those of the control,
+    /// user-defined and unknown tokens, and some that it knows by name whatever their type is.
+    pub markers: BTreeMap<String, TokenKind>,
     /// Where tensor data begins, in bytes from the start of the file.
     pub data_offset: u64,
 }
@@ -35,6 +38,19 @@ pub enum Magic {
     Gguf,
     /// PowerInfer's sparse models.
     Pwri,
+}
+
+/// What `tokenizer.ggml.token_type` says of a token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TokenKind {
+    /// Also unused and byte tokens, and numbers that are not known.
+    Normal,
+    /// The token for unknown text.
+    Unknown,
+    /// A special token that no text makes.
+    Control,
+    /// A token that the model's authors added.
+    UserDefined,
 }
 
 /// The description of one tensor.

@@ -93,6 +93,13 @@ pub fn weights(
     files.iter().try_for_each(|index| place(host, project, model, *index))
 }
 
+/// Files of other caches that a later fetch of this model may use, each with what it should be.
+pub fn copies(host: &Host, project: &Project, model: &ModelDemand<'_>) -> Vec<(PathBuf, FilePin)> {
+    let ModelPin::Files { origin, .. } = &model.entry.pin else { return Vec::new() };
+    let files: Vec<&FilePin> = model.required.files.iter().collect();
+    source::copies(origin, &host.world(project), &files)
+}
+
 /// Where the files of a model are fetched from, and the digest of the first. The plan fetches no files of a derived model.
 fn fetched_from<'a>(model: &ModelDemand<'a>) -> Result<(&'a FilesOrigin, &'a Digest), Failure> {
     match &model.entry.pin {

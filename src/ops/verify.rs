@@ -1,5 +1,5 @@
 //! `verify`: hashes everything that may be used again, against lockfile, listings and receipts: placed weights, the store's
-//! own files, engines, their sources and tools. Needs no network, and ignores the records that make `sync` quick.
+//! own files, those of the Hugging Face cache, engines, their sources and tools. Needs no network, and ignores the records that make `sync` quick.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -16,7 +16,7 @@ use crate::store::damage::Damage;
 use super::demand::{Demand, demand};
 use super::failure::Damaged;
 use super::install::Purpose;
-use super::{Failure, Host, Project, lock};
+use super::{Failure, Host, Project, fetch, lock};
 
 /// Files hashed at a time: two keep a disk and a core busy, more only help when files are many.
 const MAX_THREADS: usize = 8;
@@ -43,7 +43,15 @@ struct Target {
 }
 
 enum Kind {
-    File { expected: Digest, size_bytes: u64 },
+    File {
+        expected: Digest,
+        size_bytes: u64,
+    },
+    /// A file of a cache that other programs use, too.
+    Copy {
+        expected: Digest,
+        size_bytes: u64,
+    },
     Artifact(Artifact),
     Tree(Digest),
     Tool(Digest),
@@ -55,7 +63,10 @@ enum Kind {
 /// When the project cannot be read, or the user asked to stop. Damage is a result, not an error.
 pub fn run(host: &Host, project: &Project, names: &[String], only: &[Damaged]) -> Result<Verified, Failure> {
     let targets = targets_of(host, project, names, only)?;
-    let size = |target: &Target| if let Kind::File { size_bytes, .. } = target.kind { size_bytes } else { 0 };
+    let size = |target: &Target| match target.kind {
+        Kind::File { size_bytes, .. } | Kind::Copy { size_bytes, .. } => size_bytes,
+        Kind::Artifact(_) | Kind::Tree(_) | Kind::Tool(_) => 0,
+    };
     let size_bytes = targets.iter().map(size).sum();
     let progress = host.task.start(Verb::Verify, format!("{} files", targets.len()), None, Unit::Bytes);
     let damages = hash_all(host, &targets, &progress)?;
@@ -75,6 +86,8 @@ pub fn discard(host: &Host, project: &Project, names: &[String], damages: &[Dama
             Kind::File { .. } if target.path.starts_with(host.store.root()) => fs::remove_file(&target.path)?,
             Kind::Tree(digest) => host.store.remove_tree(&digest)?,
             Kind::Tool(package) => host.store.remove_tool(&package)?,
+            // Whoever needs it fetches it again.
+            Kind::Copy { .. } => fs::remove_file(&target.path)?,
             // `sync` replaces both, and keeps a file that it did not place.
             Kind::File { .. } | Kind::Artifact(_) => {}
         }
@@ -92,7 +105,7 @@ fn targets_of(host: &Host, project: &Project, names: &[String], only: &[Damaged]
     Ok(targets)
 }
 
-/// The placed files of the models, and the store's where these are other files.
+/// The placed files of the models, and those of the store and of the Hugging Face cache where these are other files.
 fn weights(host: &Host, project: &Project, demand: &Demand<'_>) -> Result<Vec<Target>, Failure> {
     let mut targets = Vec::new();
     let mut inodes = BTreeSet::new();
@@ -119,6 +132,15 @@ fn weights(host: &Host, project: &Project, demand: &Demand<'_>) -> Result<Vec<Ta
             if let Some(path) = in_store {
                 let what = format!("cached weights file `{}`", pin.path);
                 targets.push(Target { kind: kind(), path, what, recorded_in });
+            }
+        }
+        for (path, pin) in fetch::copies(host, project, model) {
+            let is_other =
+                fs::stamp(&path).is_ok_and(|stamp| stamp.inode == 0 || inodes.insert((stamp.device, stamp.inode)));
+            if is_other {
+                let what = format!("file `{}` in the Hugging Face cache", pin.path);
+                let kind = Kind::Copy { expected: pin.sha256, size_bytes: pin.size };
+                targets.push(Target { kind, path, what, recorded_in: line.clone() });
             }
         }
     }
@@ -162,7 +184,9 @@ fn hash_all(host: &Host, targets: &[Target], progress: &Progress) -> Result<Vec<
 fn hash_one(host: &Host, target: &Target, progress: &Progress) -> Result<Vec<Damaged>, Failure> {
     let (cancel, mut seen) = (host.task.cancel(), |bytes| progress.add(bytes));
     let found: Result<Vec<Damage>, StoreError> = match &target.kind {
-        Kind::File { expected, .. } => return Ok(Vec::from_iter(hash_file(host, target, *expected, progress)?)),
+        Kind::File { expected, .. } | Kind::Copy { expected, .. } => {
+            return Ok(Vec::from_iter(hash_file(host, target, *expected, progress)?));
+        }
         Kind::Artifact(artifact) => host.store.artifact_damages(artifact, cancel, &mut seen),
         Kind::Tree(digest) => host.store.tree_damages(digest, cancel, &mut seen).map(Option::unwrap_or_default),
         Kind::Tool(package) => host.store.tool_damages(package, cancel, &mut seen).map(Option::unwrap_or_default),

@@ -1,7 +1,8 @@
 //! Weights from the Hugging Face Hub: a revision becomes a commit, globs become files with size and SHA-256, and what is
 //! fetched goes through the cache that every Hugging Face tool shares ([`super::hub_cache`]).
 //!
-//! At lock nothing is downloaded but small files outside large file storage, for which the Hub tells no SHA-256.
+//! At lock nothing is downloaded but small files outside large file storage, for which the Hub tells no SHA-256; they stay in
+//! the cache for the fetch after it.
 //! The `hf-hub` crate gives names and cache discovery; asking and downloading are ours (`hf/hub.rs`,
 //! [`super::download`]), because it neither tells digests nor checks bytes.
 
@@ -41,7 +42,9 @@ impl Source for HfSpec {
     fn resolve_files(&self, world: &World) -> Result<(Commit, Vec<FilePin>), SourceError> {
         let globs = Globs::new(&self.files)?;
         let hub = Hub::new(world, &self.hf)?;
-        let revision = hub.revision(self.rev.as_deref().unwrap_or(MAIN))?;
+        let asked = self.rev.as_deref().unwrap_or(MAIN);
+        let revision = hub.revision(asked)?;
+        let cache = HubCache::new(&hub.settings.cache, &self.hf, &revision.commit.to_string());
         if let Some(name) = revision.unusable.first() {
             let (what, count) = (hub.what(), revision.unusable.len());
             world.task.warn(format!(
@@ -52,7 +55,8 @@ impl Source for HfSpec {
         let chosen = globs.select(&hub.what(), &there)?.into_iter().cloned().collect();
         let chosen = with_all_parts(&hub.what(), chosen, &revision.files)?;
         let chosen: Vec<RelPath> = chosen.into_iter().collect();
-        let files = parallel::map(FILES_AT_ONCE, &chosen, |path| pin(&hub, &revision, path))?;
+        let files = parallel::map(FILES_AT_ONCE, &chosen, |path| pin(&hub, &cache, &revision, path))?;
+        cache.note_locked(asked, &revision.commit.to_string());
         Ok((revision.commit, files))
     }
 
@@ -72,7 +76,12 @@ impl Source for HfSpec {
                 None => missing.push(pin),
             }
         }
-        let Some(first) = missing.first() else { return Ok(fetched) };
+        let revision = self.rev.as_deref().unwrap_or(MAIN);
+        let Some(first) = missing.first() else {
+            // A cache that may only be read is good enough.
+            let _ = cache.note_revision(revision, &commit.to_string());
+            return Ok(fetched);
+        };
         hub.require_online(&format!("`{}` of {}", first.path, hub.what()))?;
         let (parts, connections) = (cache.parts(), world.connections());
         let bringing = Bringing { parts, hub, cache, commit: *commit, task: &world.task, connections };
@@ -85,8 +94,15 @@ impl Source for HfSpec {
             })?;
             fetched.hashed.extend(placed.into_iter().flatten());
         }
-        bringing.cache.note_revision(self.rev.as_deref().unwrap_or(MAIN), &commit.to_string())?;
+        bringing.cache.note_revision(revision, &commit.to_string())?;
         Ok(fetched)
+    }
+
+    fn copies(&self, world: &World, commit: &Commit, files: &[&FilePin]) -> Vec<(PathBuf, FilePin)> {
+        let Ok(hub) = Hub::new(world, &self.hf) else { return Vec::new() };
+        let cache = HubCache::new(&hub.settings.cache, &self.hf, &commit.to_string());
+        let of = |pin: &&FilePin| cache.copies(pin).into_iter().map(|path| (path, (*pin).clone())).collect::<Vec<_>>();
+        files.iter().flat_map(of).collect()
     }
 
     /// Files that the cache seems to have take no space; they are verified when they are fetched.
@@ -143,11 +159,11 @@ impl Bringing<'_> {
     }
 }
 
-fn pin(hub: &Hub<'_>, revision: &Revision, path: &RelPath) -> Result<FilePin, SourceError> {
+fn pin(hub: &Hub<'_>, cache: &HubCache, revision: &Revision, path: &RelPath) -> Result<FilePin, SourceError> {
     let listed = &revision.files[path];
     let sha256 = match listed.sha256 {
         Some(sha256) => sha256,
-        None if listed.size <= MAX_SMALL_BYTES => Digest::of(&hub.small_file(&revision.commit, path, listed)?),
+        None if listed.size <= MAX_SMALL_BYTES => return small(hub, cache, revision, path),
         None => {
             return Err(SourceError::Hostile {
                 what: format!("`{path}` of {}", hub.what()),
@@ -156,6 +172,23 @@ fn pin(hub: &Hub<'_>, revision: &Revision, path: &RelPath) -> Result<FilePin, So
         }
     };
     Ok(FilePin { path: path.clone(), size: listed.size, sha256 })
+}
+
+/// The pin of a file for which the Hub tells git's name alone: from the cache when it is there, else fetched and kept.
+fn small(hub: &Hub<'_>, cache: &HubCache, revision: &Revision, path: &RelPath) -> Result<FilePin, SourceError> {
+    let listed = &revision.files[path];
+    let of = |bytes: &[u8]| FilePin { path: path.clone(), size: listed.size, sha256: Digest::of(bytes) };
+    let blob = listed.git_blob.as_deref();
+    let there = blob.and_then(|blob| cache.small(blob, listed.size)).filter(|bytes| listed.is(bytes));
+    if let Some(bytes) = there {
+        let pin = of(&bytes);
+        cache.keep(blob.unwrap_or_default(), &pin, &bytes, hub.task());
+        return Ok(pin);
+    }
+    let bytes = hub.small_file(&revision.commit, path, listed)?;
+    let pin = of(&bytes);
+    cache.keep(blob.unwrap_or(&pin.sha256.hex()), &pin, &bytes, hub.task());
+    Ok(pin)
 }
 
 /// All parts of a split file are fetched: one part alone cannot be used.

@@ -5,6 +5,7 @@
 //!                       snapshots/<commit>/<path> a relative link to a blob (where links need a privilege: a second name)
 //!                       refs/<revision>           the commit that a branch or tag was
 //!                       .aitools/                 our parts, while they come
+//!                       .aitools/refs/<revision>  which commit of it was locked last, and which one we wrote to `refs`
 //! .locks/models--<org>--<name>/<etag>.lock        held by whoever writes the blob
 //! ```
 //!
@@ -15,6 +16,7 @@
 use std::path::{Path, PathBuf};
 
 use hf_hub::{Cache, Repo, RepoType};
+use serde::{Deserialize, Serialize};
 
 use crate::base::fs::{self, FsError};
 use crate::base::hashed::Hashed;
@@ -138,19 +140,87 @@ impl HubCache {
         }
     }
 
-    /// Records what a branch or tag was, unless something is recorded: another tool may know it newer.
+    /// Notes what a branch or tag is now, for [`HubCache::note_revision`]. Where nothing can be written, nothing is noted.
+    pub fn note_locked(&self, revision: &str, commit: &str) {
+        let Some(path) = self.note_path(revision).filter(|_| revision != commit) else { return };
+        let note = Note { locked: commit.to_owned(), ..read_note(&path) };
+        let _ = write_note(&path, &note);
+    }
+
+    /// Records what a branch or tag was. A record of another tool stays: that tool may know it newer. Our own is moved on,
+    /// but only to what the branch was when it was locked last: an older lockfile does not take it back.
     ///
     /// # Errors
     /// When it cannot be written.
     pub fn note_revision(&self, revision: &str, commit: &str) -> Result<(), FsError> {
         // Branches may be called what no file can be called: those stay unrecorded.
-        let Ok(name) = revision.parse::<RelPath>() else { return Ok(()) };
+        let (Ok(name), Some(note_path)) = (revision.parse::<RelPath>(), self.note_path(revision)) else {
+            return Ok(());
+        };
         let path = name.under(&self.repo.join("refs"));
-        if revision != commit && !fs::exists(&path) {
+        let note = read_note(&note_path);
+        if revision == commit || note.written == commit {
+            return Ok(());
+        }
+        let there = fs::read_bounded(&path, MAX_NOTE_BYTES).ok();
+        let ours = there.as_deref().is_some_and(|there| !note.written.is_empty() && there == note.written.as_bytes());
+        if !fs::exists(&path) || (ours && note.locked == commit) {
+            write_note(&note_path, &Note { written: commit.to_owned(), ..note })?;
             fs::write_atomic(&path, commit.as_bytes())?;
         }
         Ok(())
     }
+
+    fn note_path(&self, revision: &str) -> Option<PathBuf> {
+        Some(revision.parse::<RelPath>().ok()?.under(&self.parts().join("refs")))
+    }
+
+    /// A small file by git's name for its content, if it is here. The caller compares it with that name.
+    pub fn small(&self, git_blob: &str, limit_bytes: u64) -> Option<Vec<u8>> {
+        fs::read_bounded(&self.blob(git_blob), limit_bytes).ok()
+    }
+
+    /// Keeps a small file that was fetched to learn its digest, so that it need not be fetched again. `name` is that of its
+    /// blob. Where nothing can be written, nothing is kept.
+    pub fn keep(&self, name: &str, pin: &FilePin, bytes: &[u8], task: &Task) {
+        let kept = self.obtain(name, pin, task, &mut |to| {
+            fs::create_dir_all(fs::parent(to))?;
+            fs::write_atomic(to, bytes)?;
+            hash(task, pin.path.as_str(), to)
+        });
+        drop(kept);
+    }
+
+    /// The files of the cache that may be used for a pin: what the snapshot leads to, and the blob.
+    pub fn copies(&self, pin: &FilePin) -> Vec<PathBuf> {
+        let paths = [pin.path.under(&self.snapshot), self.blob(&pin.sha256.hex())];
+        let mut files: Vec<PathBuf> = paths.iter().filter_map(|path| fs::canonical(path).ok()).collect();
+        files.dedup();
+        files
+    }
+}
+
+/// Bytes of a commit, or of a [`Note`].
+const MAX_NOTE_BYTES: u64 = 1024;
+
+/// What is known of a branch or tag.
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+struct Note {
+    /// The commit that it was when it was locked last.
+    locked: String,
+    /// The commit that we wrote to `refs`.
+    written: String,
+}
+
+fn read_note(path: &Path) -> Note {
+    let bytes = fs::read_bounded(path, MAX_NOTE_BYTES).unwrap_or_default();
+    serde_json::from_slice(&bytes).unwrap_or_default()
+}
+
+fn write_note(path: &Path, note: &Note) -> Result<(), FsError> {
+    let text = serde_json::to_vec(note).map_err(|error| FsError::new("write", path, error.into()))?;
+    fs::write_atomic(path, &text)
 }
 
 /// Renames an unusable file or folder to `<name>.bad`, or `<name>.bad-<number>` where that is taken by a folder.

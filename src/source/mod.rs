@@ -115,6 +115,12 @@ pub trait Source {
     fn space(&self, world: &World, _: &Self::Pin, files: &[&FilePin]) -> Result<(PathBuf, u64), SourceError> {
         Ok((world.scratch.clone(), bytes_of(files)))
     }
+
+    /// Files outside the store that a later fetch may take instead of the network, each with the pin that it should be.
+    /// Needs no network.
+    fn copies(&self, _: &World, _: &Self::Pin, _: &[&FilePin]) -> Vec<(PathBuf, FilePin)> {
+        Vec::new()
+    }
 }
 
 /// A source that can hold the source tree of an engine, too.
@@ -238,6 +244,14 @@ pub fn space(origin: &FilesOrigin, world: &World, files: &[&FilePin]) -> Result<
         FilesOrigin::Other(Origin::Url { request, download }) => request.space(world, download, files),
         FilesOrigin::Other(Origin::Path { request }) => request.space(world, &(), files),
         FilesOrigin::Other(Origin::Pypi { request, download }) => request.space(world, download, files),
+    }
+}
+
+/// Files outside the store that a later fetch may use: see [`Source::copies`].
+pub fn copies(origin: &FilesOrigin, world: &World, files: &[&FilePin]) -> Vec<(PathBuf, FilePin)> {
+    match origin {
+        FilesOrigin::Hub { request, commit } => request.copies(world, commit, files),
+        FilesOrigin::Other(_) => Vec::new(),
     }
 }
 

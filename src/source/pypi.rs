@@ -132,9 +132,9 @@ impl PypiSpec {
     ) -> Result<Fetched, SourceError> {
         self.check_request()?;
         let file = self.obtain(world, package)?;
-        let modes = unpack(&file)?;
+        let modes = unpack(&file.path)?;
         // Its content is staged: a second copy is not needed.
-        fs::remove_file(&file)?;
+        fs::remove_file(&file.path)?;
         Ok(modes.into())
     }
 
@@ -238,13 +238,14 @@ impl PypiSpec {
         Ok(pin)
     }
 
-    /// The package itself, verified, in scratch: from an earlier time or from the index.
-    fn obtain(&self, world: &World, pin: &FilePin) -> Result<PathBuf, SourceError> {
+    /// The package itself, verified, in scratch: from an earlier time or from the index. Nobody else uses or removes it while
+    /// it is held.
+    fn obtain(&self, world: &World, pin: &FilePin) -> Result<Held, SourceError> {
         let home = home(world, pin);
         let folder = fs::parent(&home);
-        let _lock = hold(world, folder)?;
+        let lock = hold(world, folder)?;
         if fs::exists(&home) && digest::of_file(&home)? == (pin.sha256, pin.size) {
-            return Ok(home);
+            return Ok(Held { path: home, _lock: lock });
         }
         if world.offline {
             return Err(SourceError::Offline { what: format!("`{}`", pin.path) });
@@ -263,7 +264,7 @@ impl PypiSpec {
             return Err(error);
         }
         fs::rename(&part, &home)?;
-        Ok(home)
+        Ok(Held { path: home, _lock: lock })
     }
 
     fn transfer(&self, world: &World, pin: &FilePin, part: &Path) -> Result<(Digest, u64), SourceError> {
@@ -296,7 +297,7 @@ impl PypiSpec {
         let file = self.obtain(world, package)?;
         let folder = tempfile::tempdir_in(&world.scratch)
             .map_err(|error| FsError::new("create a folder in", &world.scratch, error))?;
-        let modes = self.unpack(world, package, &file, folder.path())?;
+        let modes = self.unpack(world, package, &file.path, folder.path())?;
         let listing = Listing::scan(folder.path(), &modes, world.task.cancel())?;
         Ok(listing.digest())
     }
@@ -304,12 +305,18 @@ impl PypiSpec {
     fn files(&self, world: &World, package: &FilePin) -> Result<Vec<FilePin>, SourceError> {
         let globs = Globs::new(&self.files)?;
         let file = self.obtain(world, package)?;
-        let archive = self.open(world, package, &file)?;
+        let archive = self.open(world, package, &file.path)?;
         let members: Vec<&RelPath> = archive.members().keys().collect();
         let selected: BTreeSet<&RelPath> = globs.select(&self.what(), &members)?.into_iter().collect();
         let hashed = archive.hash(&|path| selected.contains(path))?;
         Ok(hashed.into_iter().map(|(path, (sha256, size))| FilePin { path, size, sha256 }).collect())
     }
+}
+
+/// A package in scratch, and the lock under which it may be read and removed.
+struct Held {
+    path: PathBuf,
+    _lock: Lock,
 }
 
 fn home(world: &World, pin: &FilePin) -> PathBuf {

@@ -13,6 +13,7 @@ use crate::base::digest::Digest;
 use crate::base::fs;
 use crate::base::hashed::Hashed;
 use crate::base::http::shown;
+use crate::base::lock::{self, Lock};
 use crate::base::name::RelPath;
 use crate::format::lockfile::FilePin;
 use crate::format::manifest::UrlSpec;
@@ -27,7 +28,7 @@ impl Source for UrlSpec {
 
     fn resolve_files(&self, world: &World) -> Result<(FilePin, Vec<FilePin>), SourceError> {
         let globs = Globs::new(&self.files)?;
-        let (package, file) = self.measure(world)?;
+        let (package, file, _lock) = self.measure(world)?;
         if self.files.is_empty() {
             return Ok((package.clone(), vec![package]));
         }
@@ -46,6 +47,7 @@ impl Source for UrlSpec {
         files: &[&FilePin],
         staging: &Path,
     ) -> Result<Fetched, SourceError> {
+        let _lock = hold(world, &home(world, &package.sha256))?;
         let file = self.bring_pinned(world, package)?;
         if self.files.is_empty() {
             let to = package.path.under(staging);
@@ -74,12 +76,13 @@ impl Source for UrlSpec {
 
 impl TreeSource for UrlSpec {
     fn resolve_tree(&self, world: &World) -> Result<(FilePin, Digest), SourceError> {
-        let (package, file) = self.measure(world)?;
+        let (package, file, _lock) = self.measure(world)?;
         let tree = self.open(world, &package, &file)?.listing()?.digest();
         Ok((package, tree))
     }
 
     fn fetch_tree(&self, world: &World, package: &FilePin, _: &Digest, staging: &Path) -> Result<Fetched, SourceError> {
+        let _lock = hold(world, &home(world, &package.sha256))?;
         let file = self.bring_pinned(world, package)?;
         let modes = self.open(world, package, file.path())?.unpack(staging, &|_| true)?.modes;
         // Its content is staged: a second copy is not needed.
@@ -97,8 +100,8 @@ impl UrlSpec {
         self.bring(world, &world.mirrored(&self.url), Some(package), &home(world, &package.sha256))
     }
 
-    /// The file itself in scratch, and what is known of it now.
-    fn measure(&self, world: &World) -> Result<(FilePin, PathBuf), SourceError> {
+    /// The file itself in scratch, what is known of it now, and the lock under which it may be read.
+    fn measure(&self, world: &World) -> Result<(FilePin, PathBuf, Lock), SourceError> {
         let path = file_name(&self.url).ok_or_else(|| SourceError::Disagreement {
             what: format!("{} does not end with the name of a file", self.what()),
             details: Vec::new(),
@@ -107,14 +110,17 @@ impl UrlSpec {
         let url = world.mirrored(&self.url);
         let unmeasured = folder(world).join(format!("new-{}", Digest::of(url.as_bytes()).hex()));
         let to = self.sha256.map_or(unmeasured, |sha256| home(world, &sha256));
+        let lock = hold(world, &to)?;
         let came = self.bring(world, &url, None, &to)?;
         let pin = FilePin { path, size: came.size_bytes(), sha256: came.sha256() };
         self.refuse_pages(&to)?;
         let file = home(world, &pin.sha256);
-        if file != to {
-            fs::move_file(&to, &file)?;
+        if file == to {
+            return Ok((pin, file, lock));
         }
-        Ok((pin, file))
+        let lock = hold(world, &file)?;
+        fs::move_file(&to, &file)?;
+        Ok((pin, file, lock))
     }
 
     /// With no digest to compare with, a page that came instead of the file must be told by its looks.
@@ -167,6 +173,12 @@ impl UrlSpec {
 
 fn folder(world: &World) -> PathBuf {
     world.scratch.join("url")
+}
+
+/// The lock of a file in scratch: its holder alone reads, replaces and removes it.
+fn hold(world: &World, file: &Path) -> Result<Lock, SourceError> {
+    let waiting = || world.task.waiting("another `aitools` that fetches the same file");
+    Ok(lock::acquire(&file.with_extension("held.lock"), world.task.cancel(), waiting)?)
 }
 
 fn home(world: &World, sha256: &Digest) -> PathBuf {

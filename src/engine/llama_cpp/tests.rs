@@ -32,6 +32,7 @@ pub(super) fn header() -> Header {
         metadata,
         tensors: vec![tensor],
         special_tokens: BTreeMap::new(),
+        markers: BTreeMap::new(),
         data_offset: 1024,
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader, Read};
 
-use super::{GgufError, Header, MAX_HEADER_BYTES, Magic, TENSOR_TYPES, Tensor, Value};
+use super::{GgufError, Header, MAX_HEADER_BYTES, Magic, TENSOR_TYPES, Tensor, TokenKind, Value};
 
 const MAX_ENTRIES: u64 = 65_536;
 const MAX_TENSORS: u64 = 262_144;
@@ -21,6 +21,71 @@ const MAX_NESTING: u32 = 4;
 /// A vocabulary whose special tokens are looked for, in tokens.
 const MAX_TOKENS: u64 = 1 << 20;
 const MAX_TOKEN_BYTES: u64 = 256;
+/// Tokens that llama.cpp takes for special ones by their text, whatever their type is (`src/llama-vocab.cpp`, "auto-detect special
+/// tokens by text").
+const KNOWN_MARKERS: &[&str] = &[
+    "<|eot_id|>",
+    "<|im_end|>",
+    "<|end|>",
+    "<end_of_turn>",
+    "<|endoftext|>",
+    "<|end_of_text|>",
+    "<EOT>",
+    "_<EOT>",
+    "[EOT]",
+    "[EOS]",
+    "[PAD]",
+    "<\u{ff5c}end\u{2581}of\u{2581}sentence\u{ff5c}>",
+    "<end_of_utterance>",
+    "<|eom_id|>",
+    "<|return|>",
+    "<|call|>",
+    "<|calls|>",
+    "<|flush|>",
+    "<|channel|>",
+    "<|message|>",
+    "<|start|>",
+    "<|constrain|>",
+    "</s>",
+    "<eos>",
+    "<turn|>",
+    "<|tool_response>",
+    "[e~[",
+    "<|fim_prefix|>",
+    "<fim-prefix>",
+    "<fim_prefix>",
+    "<\u{ff5c}fim\u{2581}begin\u{ff5c}>",
+    "<PRE>",
+    "\u{2581}<PRE>",
+    "<|code_prefix|>",
+    "<|prefix|>",
+    "<|fim_suffix|>",
+    "<fim-suffix>",
+    "<fim_suffix>",
+    "<\u{ff5c}fim\u{2581}hole\u{ff5c}>",
+    "<SUF>",
+    "\u{2581}<SUF>",
+    "<|code_suffix|>",
+    "<|suffix|>",
+    "<|fim_middle|>",
+    "<fim-middle>",
+    "<fim_middle>",
+    "<\u{ff5c}fim\u{2581}end\u{ff5c}>",
+    "<MID>",
+    "\u{2581}<MID>",
+    "<|code_middle|>",
+    "<|middle|>",
+    "<|fim_pad|>",
+    "<fim-pad>",
+    "<fim_pad>",
+    "<PAD>",
+    "<|fim_repo|>",
+    "<|repo_name|>",
+    "<fim-repo>",
+    "<REPO>",
+    "<reponame>",
+    "<|file_sep|>",
+];
 /// Texts and lists in lists, which are skipped one by one: a vocabulary has some 300,000, its merges as many.
 const MAX_ITEMS: u64 = 8 << 20;
 
@@ -162,8 +227,8 @@ impl<R: Read> Input<R> {
         let alignment = alignment(&metadata)?;
         let tensors = self.tensors(tensors, magic, alignment)?;
         let data_offset = self.at.next_multiple_of(alignment);
-        let special_tokens = self.special_tokens();
-        Ok(Header { magic, version, metadata, tensors, special_tokens, data_offset })
+        let (special_tokens, markers) = self.special_tokens();
+        Ok(Header { magic, version, metadata, tensors, special_tokens, markers, data_offset })
     }
 
     fn magic(&mut self) -> Result<Magic, GgufError> {
@@ -226,10 +291,25 @@ impl<R: Read> Input<R> {
     }
 
     /// Control (3) and user-defined (4) tokens: `llama_token_type` in `llama.h`.
-    fn special_tokens(&mut self) -> BTreeMap<String, u32> {
-        let tokens = std::mem::take(&mut self.tokens).into_iter().zip(&self.token_types);
-        let special = (0..).zip(tokens).filter(|(_, (text, kind))| matches!(kind, 3 | 4) && !text.is_empty());
-        special.map(|(id, (text, _))| (text, id)).collect()
+    /// [`Header::special_tokens`] and [`Header::markers`].
+    fn special_tokens(&mut self) -> (BTreeMap<String, u32>, BTreeMap<String, TokenKind>) {
+        let (mut special, mut markers) = (BTreeMap::new(), BTreeMap::new());
+        for (at, text) in std::mem::take(&mut self.tokens).into_iter().enumerate().filter(|(_, text)| !text.is_empty())
+        {
+            let kind = match self.token_types.get(at) {
+                Some(2) => TokenKind::Unknown,
+                Some(3) => TokenKind::Control,
+                Some(4) => TokenKind::UserDefined,
+                _ => TokenKind::Normal,
+            };
+            if let (TokenKind::Control | TokenKind::UserDefined, Ok(id)) = (kind, u32::try_from(at)) {
+                special.insert(text.clone(), id);
+            }
+            if kind != TokenKind::Normal || KNOWN_MARKERS.contains(&text.as_str()) {
+                markers.insert(text, kind);
+            }
+        }
+        (special, markers)
     }
 
     fn keep_tokens(&mut self, count: u64) -> Result<u64, GgufError> {

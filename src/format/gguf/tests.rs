@@ -1,6 +1,6 @@
 //! Headers made byte by byte: good ones, each way to be wrong, and every byte changed. Absent: real models.
 
-use super::{GgufError, Header, Magic, Split, TENSOR_TYPES, Tensor, Value};
+use super::{GgufError, Header, Magic, Split, TENSOR_TYPES, Tensor, TokenKind, Value};
 use crate::format::gguf::PartName;
 
 /// Builds a file's bytes, as GGUF lays them out.
@@ -119,7 +119,7 @@ fn a_small_model() {
 #[test]
 fn special_tokens_are_kept() {
     let long = "x".repeat(300);
-    let tokens = ["<unk>", "<s>", "a", "<|é|>", &long, "", "<s>b"];
+    let tokens = ["<unk>", "<s>", "a", "<|é|>", &long, "", "<|im_end|>"];
     let texts: Vec<u8> = tokens.iter().flat_map(|token| text(token)).collect();
     let types: Vec<u8> = [2i32, 3, 1, 4, 3, 3, 1].iter().flat_map(|kind| kind.to_le_bytes()).collect();
     let with = |types: &[u8], count| {
@@ -131,6 +131,13 @@ fn special_tokens_are_kept() {
         header.special_tokens,
         std::collections::BTreeMap::from([("<s>".to_owned(), 1), ("<|é|>".to_owned(), 3)])
     );
+    let markers = [
+        ("<s>", TokenKind::Control),
+        ("<unk>", TokenKind::Unknown),
+        ("<|im_end|>", TokenKind::Normal),
+        ("<|é|>", TokenKind::UserDefined),
+    ];
+    assert_eq!(header.markers, markers.map(|(text, kind)| (text.to_owned(), kind)).into());
     assert_eq!(header.vocabulary_size(), Some(7));
     assert_eq!(with(&types[..8], 2).expect("good").special_tokens.len(), 1, "fewer types than tokens");
     assert!(with(&types, u64::MAX / 8).is_err());

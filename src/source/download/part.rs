@@ -82,13 +82,26 @@ pub struct Journal {
     pub size_bytes: u64,
     /// What the server called this state of the file: needed where no digest says which file is meant.
     pub etag: Option<String>,
+    /// What was written. The system has it until the machine stops, whatever happens to the process.
     pub done: Ranges,
+    /// What is on the disk: all that counts after the machine was started again.
+    durable: Ranges,
+    /// When the machine was started, where the system tells.
+    boot: Option<String>,
 }
 
 impl Journal {
-    pub fn new(size_bytes: u64, etag: Option<String>, done: Ranges) -> Self {
-        Self { version: 1, size_bytes, etag, done }
+    pub fn new(size_bytes: u64, etag: Option<String>, done: Ranges, durable: Ranges) -> Self {
+        Self { version: VERSION, size_bytes, etag, done, durable, boot: boot_id() }
     }
+}
+
+const VERSION: u32 = 2;
+
+/// Differs after each start of the machine (random(4)); none where the system does not tell.
+fn boot_id() -> Option<String> {
+    let bytes = fs::read_bounded(Path::new("/proc/sys/kernel/random/boot_id"), 100).ok()?;
+    Some(String::from_utf8(bytes).ok()?.trim().to_owned()).filter(|id| !id.is_empty())
 }
 
 /// Held by one process at a time.
@@ -120,7 +133,7 @@ impl Part {
         read_journal(&self.journal, &self.path)
     }
 
-    /// Writes the journal. What it speaks of should be on the disk.
+    /// Writes the journal.
     pub fn save(&self, journal: &Journal) {
         write_journal(&self.journal, journal);
     }
@@ -152,9 +165,12 @@ pub fn taken_bytes(folder: &Path, key: &str) -> u64 {
 
 pub fn read_journal(path: &Path, part: &Path) -> Option<Journal> {
     let bytes = fs::read_bounded(path, MAX_JOURNAL).ok()?;
-    let journal: Journal = serde_json::from_slice(&bytes).ok()?;
+    let mut journal: Journal = serde_json::from_slice(&bytes).ok()?;
+    if journal.boot.is_none() || journal.boot != boot_id() {
+        journal.done = journal.durable.clone();
+    }
     let length = fs::symlink_metadata(part).ok().filter(std::fs::Metadata::is_file)?.len();
-    let sound = journal.version == 1 && journal.done.is_sound(journal.size_bytes) && journal.done.end() <= length;
+    let sound = journal.version == VERSION && journal.done.is_sound(journal.size_bytes) && journal.done.end() <= length;
     sound.then_some(journal)
 }
 
@@ -195,14 +211,32 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let part = Part::hold(root.path(), "ä b", "x", &Task::silent()).unwrap();
         part.open().unwrap().set_len(10).unwrap();
-        let good = Journal::new(20, None, Ranges(vec![(0, 4), (6, 10)]));
+        let all = Ranges(vec![(0, 4), (6, 10)]);
+        let good = Journal::new(20, None, all.clone(), all);
         part.save(&good);
         assert_eq!(part.journal(), Some(good));
         for bad in [vec![(0, 11)], vec![(4, 4)], vec![(3, 5), (4, 6)], vec![(3, 5), (0, 2)]] {
-            part.save(&Journal::new(20, None, Ranges(bad)));
+            part.save(&Journal::new(20, None, Ranges(bad.clone()), Ranges(bad)));
             assert_eq!(part.journal(), None);
         }
-        fs::write_atomic(&part.journal, b"{\"version\":1,").unwrap();
+        fs::write_atomic(&part.journal, b"{\"version\":2,").unwrap();
         assert_eq!(part.journal(), None);
+    }
+
+    #[test]
+    fn l8_after_a_restart_of_the_machine_only_what_is_on_the_disk_counts() {
+        let root = tempfile::tempdir().unwrap();
+        let part = Part::hold(root.path(), "k", "x", &Task::silent()).unwrap();
+        part.open().unwrap().set_len(10).unwrap();
+        let (done, durable) = (Ranges(vec![(0, 9)]), Ranges(vec![(0, 4)]));
+        let mut journal = Journal::new(20, None, done.clone(), durable.clone());
+        part.save(&journal);
+        let told = journal.boot.is_some();
+        assert_eq!(part.journal().unwrap().done, if told { done } else { durable.clone() });
+        for boot in [None, Some("another start".to_owned())] {
+            journal.boot = boot;
+            part.save(&journal);
+            assert_eq!(part.journal().unwrap().done, durable);
+        }
     }
 }

@@ -71,6 +71,8 @@ pub struct State {
     pub size: Option<u64>,
     pub etag: Option<String>,
     pub done: Ranges,
+    /// What of it is on the disk.
+    pub durable: Ranges,
     /// Gaps that nobody works on, the first one last.
     pub todo: Vec<Range<u64>>,
     /// The first answer to a range request came.
@@ -192,7 +194,7 @@ impl<'a> Transfer<'a> {
     pub fn journal(&self) -> Option<Journal> {
         let state = self.lock();
         let size = state.size.filter(|_| self.ask.sha256.is_some() || state.etag.is_some())?;
-        Some(Journal::new(size, state.etag.clone(), state.done.clone()))
+        Some(Journal::new(size, state.etag.clone(), state.done.clone(), state.durable.clone()))
     }
 
     pub fn believable(&self, size: u64) -> Result<u64, End> {

@@ -1,3 +1,5 @@
+mod journal;
+
 use super::*;
 use std::collections::BTreeMap;
 use std::process::{Command, Stdio};
@@ -588,7 +590,7 @@ fn a_part_that_lies_is_found_out() {
     part.open().unwrap().set_len(SIZE as u64).unwrap();
     let mut done = part::Ranges::default();
     done.add(0, 1 << 20);
-    part.save(&part::Journal::new(SIZE as u64, None, done));
+    part.save(&part::Journal::new(SIZE as u64, None, done.clone(), done));
     drop(part);
     let server = good(SIZE, |reply, _, _| reply);
     bench.get(&server.url("/f"), SIZE).unwrap();
@@ -603,7 +605,7 @@ fn a_416_starts_over() {
     part.open().unwrap().set_len(SIZE as u64).unwrap();
     let mut done = part::Ranges::default();
     done.add(0, 1 << 20);
-    part.save(&part::Journal::new(SIZE as u64, None, done));
+    part.save(&part::Journal::new(SIZE as u64, None, done.clone(), done));
     drop(part);
     let server = good(SIZE, |reply, seen, _| match seen.header("range") {
         Some(_) => Reply::text("").status(416).with("Content-Range", "bytes */1048576"),

@@ -1,5 +1,5 @@
 //! One try to bring a file from one address: workers that fetch and write, a thread that hashes behind them, one that has
-//! the disk keep up and journals what is on it, and the caller's thread, which watches and tells.
+//! the disk keep up, and the caller's thread, which watches, journals and tells.
 
 use std::io;
 use std::sync::{Mutex, PoisonError};
@@ -11,11 +11,12 @@ use crate::base::hashed::{Follower, Hashed};
 use crate::report::{Progress, Unit, Verb};
 
 use super::SourceError;
+use super::part::Ranges;
 use super::server::Wrong;
 use super::state::{End, State, TELL_EVERY, Transfer};
 use super::worker::RANGE_BYTES;
 
-/// Bytes that came are on the disk, and journalled, when they are this many, or this late.
+/// Bytes that came are on the disk when they are this many, or this late.
 const FLUSH_BYTES: u64 = 8 << 20;
 const FLUSH_EVERY: Duration = Duration::from_secs(2);
 
@@ -50,7 +51,10 @@ impl Transfer<'_> {
                 end = self.phase(scope, self.streams(), &progress, |index| self.ranged(index));
             }
             if let Some(End::Plain(response)) = end {
-                self.lock().done.keep_prefix();
+                let mut state = self.lock();
+                state.done.keep_prefix();
+                state.durable.keep_prefix();
+                drop(state);
                 let first = Mutex::new(response);
                 let first = &first;
                 end = std::thread::scope(|scope| {
@@ -97,6 +101,8 @@ impl Transfer<'_> {
         match left {
             Some(left) => {
                 (state.size, state.etag, state.done) = (Some(left.size_bytes), left.etag, left.done);
+                // Nothing of this is known to be on the disk before it was synced again.
+                state.durable = Ranges::default();
             }
             None => self.part.forget()?,
         }
@@ -139,6 +145,7 @@ impl Transfer<'_> {
     fn watch(&self, progress: &Progress) -> Option<End> {
         let mut state = self.lock();
         let mut whole_since: Option<Instant> = None;
+        let mut journalled = 0;
         loop {
             let (done, size, detail) = (state.done.total(), state.size, state.detail.clone());
             if state.active == 0 {
@@ -159,6 +166,11 @@ impl Transfer<'_> {
             drop(state);
             if in_vain {
                 self.http.abort();
+            }
+            // Whatever was told as done outlives this process, also when it is killed now.
+            if done != journalled {
+                self.journal().inspect(|journal| self.part.save(journal));
+                journalled = done;
             }
             progress.set(done, size, detail);
             state = self.lock();
@@ -201,7 +213,7 @@ impl Transfer<'_> {
         }
     }
 
-    /// Has the disk keep up with what comes, and journals what is on it: at the end little is left to wait for.
+    /// Has the disk keep up with what comes: at the end little is left to wait for.
     fn flush(&self) -> Result<(), FsError> {
         let file = self.part.open()?;
         let (mut flushed, mut epoch, mut last) = (0, 0, Instant::now());
@@ -216,16 +228,19 @@ impl Transfer<'_> {
             }
             let (over, given_up) = (state.complete, state.given_up);
             (flushed, epoch, last) = (state.done.total(), state.epoch, Instant::now());
+            let written = state.done.clone();
             drop(state);
             if given_up {
                 return Ok(());
             }
-            let journal = self.journal();
             file.sync_data().map_err(|error| FsError::new("write", &self.part.path, error))?;
             if over {
                 return Ok(());
             }
-            journal.inspect(|journal| self.part.save(journal));
+            let mut state = self.lock();
+            if state.epoch == epoch {
+                state.durable = written;
+            }
         }
     }
 }

@@ -271,7 +271,7 @@ impl Transfer<'_> {
         let etag = strong_etag(&response);
         if self.ask.sha256.is_none() && (etag.is_none() || etag != state.etag) {
             // It may be another file by now.
-            state.done = Ranges::default();
+            (state.done, state.durable) = (Ranges::default(), Ranges::default());
             state.epoch += 1;
             state.etag = etag;
         }

@@ -19,11 +19,14 @@ use crate::source::{SourceError, World};
 
 /// Time limit of a command without a transfer. It covers a credential helper that asks a person.
 const SHORT: Duration = Duration::from_secs(120);
-/// A transfer ends when neither its messages nor its pack file change for this long.
-const MAX_SILENCE: Duration = Duration::from_secs(300);
-/// The largest pack that is accepted, in bytes.
-const MAX_PACK_BYTES: u64 = 8 << 30;
-const MAX_OUTPUT_BYTES: u64 = 64 << 20;
+/// What a server can cost.
+const LIMITS: Limits = Limits {
+    silence: Duration::from_secs(300),
+    transfer: Duration::from_secs(4 * 3600),
+    pack_bytes: 8 << 30,
+    output_bytes: 64 << 20,
+    memory_bytes: 2 << 30,
+};
 const POLL: Duration = Duration::from_millis(20);
 /// Lines of git's messages that are kept, and the longest line in bytes.
 const KEPT_LINES: usize = 12;
@@ -51,8 +54,14 @@ const POINTERS: [&str; 16] = [
 
 /// Environment of every run. `GIT_PROTOCOL_FROM_USER=0` allows only http, https, ssh and git addresses, and those that a
 /// `protocol.<name>.allow` allows always (`git help config`).
-const PINNED_ENV: [(&str, &str); 4] =
-    [("GIT_TERMINAL_PROMPT", "0"), ("GIT_PROTOCOL_FROM_USER", "0"), ("GIT_OPTIONAL_LOCKS", "0"), ("LC_ALL", "C")];
+const PINNED_ENV: [(&str, &str); 5] = [
+    ("GIT_TERMINAL_PROMPT", "0"),
+    ("GIT_PROTOCOL_FROM_USER", "0"),
+    ("GIT_OPTIONAL_LOCKS", "0"),
+    // No single allocation is larger, whatever size an object claims.
+    ("GIT_ALLOC_LIMIT", "1g"),
+    ("LC_ALL", "C"),
+];
 
 /// Settings of every run. Objects larger than `core.bigFileThreshold` are not held in memory as a whole.
 const PINNED_SETTINGS: [(&str, &str); 13] = [
@@ -71,11 +80,27 @@ const PINNED_SETTINGS: [(&str, &str); 13] = [
     ("http.lowSpeedTime", "120"),
 ];
 
+/// Bounds of one run.
+#[derive(Debug, Clone, Copy)]
+struct Limits {
+    /// A transfer ends when neither its messages nor its pack file change for this long.
+    silence: Duration,
+    /// A transfer ends after this time, even if bytes still trickle in.
+    transfer: Duration,
+    /// The largest pack that is accepted.
+    pack_bytes: u64,
+    /// The longest output of a command without a transfer, such as a list of refs.
+    output_bytes: u64,
+    /// Memory for data of each process of git (`RLIMIT_DATA`), where the system has such a limit.
+    memory_bytes: u64,
+}
+
 /// One run of `git`.
 #[derive(Debug)]
 pub struct Git<'w> {
     world: &'w World,
     program: Program,
+    limits: Limits,
 }
 
 impl<'w> Git<'w> {
@@ -85,7 +110,8 @@ impl<'w> Git<'w> {
         let env: BTreeMap<OsString, OsString> =
             kept.map(|(name, value)| (OsString::from(name), OsString::from(value))).collect();
         let program = Program { path: "git".into(), args: Vec::new(), env, cwd: at.to_owned() };
-        let git = PINNED_ENV.iter().fold(Self { world, program }, |git, (name, value)| git.env(name, value));
+        let git =
+            PINNED_ENV.iter().fold(Self { world, program, limits: LIMITS }, |git, (name, value)| git.env(name, value));
         // No hook can be in a folder that is a file.
         let no_hooks = if cfg!(windows) { "NUL" } else { "/dev/null" };
         let git = git.setting("core.hooksPath", no_hooks);
@@ -122,12 +148,29 @@ impl<'w> Git<'w> {
             .env("GIT_CONFIG_COUNT", &(count + 1).to_string())
     }
 
+    /// The program, started with the limit of memory. A shell sets it: nothing else can before git runs.
+    #[cfg(unix)]
+    fn bounded(&self) -> Program {
+        let kilobytes = self.limits.memory_bytes / 1024;
+        let script =
+            format!("ulimit -d {kilobytes} 2>/dev/null; command -v git >/dev/null || exit {MISSING}; exec git \"$@\"");
+        let before = ["-c".into(), script.into(), "git".into()];
+        let args = before.into_iter().chain(self.program.args.iter().cloned()).collect();
+        Program { path: "/bin/sh".into(), args, ..self.program.clone() }
+    }
+
+    #[cfg(not(unix))]
+    fn bounded(&self) -> Program {
+        self.program.clone()
+    }
+
     /// Runs it; `None` when there is no such program.
     ///
     /// # Errors
     /// [`SourceError::Tool`] when it cannot be run or takes longer than two minutes.
     pub fn try_run(&self) -> Result<Option<Output>, SourceError> {
-        match self.program.output(SHORT, MAX_OUTPUT_BYTES, self.world.task.cancel()) {
+        match self.bounded().output(SHORT, self.limits.output_bytes, self.world.task.cancel()) {
+            Ok(output) if is_missing_status(output.status) => Ok(None),
             Ok(output) => Ok(Some(output)),
             Err(error) if is_missing(&error) => Ok(None),
             Err(error) => Err(tool_error(error)),
@@ -140,6 +183,9 @@ impl<'w> Git<'w> {
     /// [`SourceError::Tool`] when there is no such program, or as [`Git::try_run`].
     pub fn run(&self) -> Result<Result<String, String>, SourceError> {
         let output = self.try_run()?.ok_or_else(missing)?;
+        if output.stdout.len() as u64 >= self.limits.output_bytes {
+            return Err(too_large(self.limits.output_bytes));
+        }
         if output.status.success() {
             return Ok(Ok(output.stdout));
         }
@@ -152,14 +198,14 @@ impl<'w> Git<'w> {
     /// it failed. On cancel, all its processes end.
     ///
     /// # Errors
-    /// [`SourceError`] when there is no such program, the user asked to stop, the pack is too large, or nothing happens
-    /// for five minutes.
+    /// [`SourceError`] when there is no such program, the user asked to stop, the pack is too large, nothing happens for five
+    /// minutes, or it takes more than four hours.
     pub fn transfer(&self, folder: &Path, progress: &Progress) -> Result<Result<(), String>, SourceError> {
-        let spawned = self.program.spawn(Stdio::null(), Stdio::null(), Stdio::piped());
+        let spawned = self.bounded().spawn(Stdio::null(), Stdio::null(), Stdio::piped());
         let mut running = spawned.map_err(|error| if is_missing(&error) { missing() } else { tool_error(error) })?;
         let messages = Arc::new(Mutex::new(Messages::default()));
         let reader = running.stderr().map(|pipe| read_messages(pipe, Arc::clone(&messages)));
-        let (mut seen, mut changed) = ((0, 0), Instant::now());
+        let (mut seen, mut changed, began) = ((0, 0), Instant::now(), Instant::now());
         let status = loop {
             if let Some(status) = running.try_wait().map_err(tool_error)? {
                 break status;
@@ -170,21 +216,26 @@ impl<'w> Git<'w> {
                 let messages = messages.lock().unwrap_or_else(PoisonError::into_inner);
                 (messages.latest.clone(), messages.count)
             };
-            if bytes > MAX_PACK_BYTES {
-                let why = format!("the server sends more than {MAX_PACK_BYTES} bytes");
-                return Err(SourceError::Hostile { what: "the git repository".to_owned(), why });
+            if bytes > self.limits.pack_bytes {
+                return Err(too_large(self.limits.pack_bytes));
+            }
+            if began.elapsed() > self.limits.transfer {
+                return Ok(Err(format!("the transfer took more than {} s", self.limits.transfer.as_secs())));
             }
             if (bytes, count) != seen {
                 (seen, changed) = ((bytes, count), Instant::now());
                 progress.set(bytes, None, latest);
-            } else if changed.elapsed() > MAX_SILENCE {
-                return Ok(Err(format!("timed out: received nothing for {} s", MAX_SILENCE.as_secs())));
+            } else if changed.elapsed() > self.limits.silence {
+                return Ok(Err(format!("timed out: received nothing for {} s", self.limits.silence.as_secs())));
             }
             std::thread::park_timeout(POLL);
         };
         // A child of git that is left over must not hold the pipe open.
         running.end(Duration::ZERO);
         reader.map(std::thread::JoinHandle::join);
+        if is_missing_status(status) {
+            return Err(missing());
+        }
         let messages = messages.lock().unwrap_or_else(PoisonError::into_inner);
         Ok(if status.success() { Ok(()) } else { Err(messages.last_lines(&status.to_string())) })
     }
@@ -254,6 +305,18 @@ fn printable(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).trim().chars().filter(|c| !c.is_control()).collect()
 }
 
+/// The shell's exit status when there is no `git`.
+const MISSING: i32 = 127;
+
+fn is_missing_status(status: std::process::ExitStatus) -> bool {
+    cfg!(unix) && status.code() == Some(MISSING)
+}
+
+fn too_large(limit_bytes: u64) -> SourceError {
+    let why = format!("the server sends more than {limit_bytes} bytes");
+    SourceError::Hostile { what: "the git repository".to_owned(), why }
+}
+
 fn is_missing(error: &ProcessError) -> bool {
     matches!(error, ProcessError::Start { source, .. } if source.kind() == std::io::ErrorKind::NotFound)
 }
@@ -276,6 +339,70 @@ fn tool_error(error: ProcessError) -> SourceError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A world whose `git` is this shell script.
+    #[cfg(unix)]
+    fn imitated(script: &str) -> (tempfile::TempDir, World) {
+        let root = tempfile::tempdir().unwrap();
+        let program = root.path().join("git");
+        fs::write_atomic(&program, format!("#!/bin/sh\n{script}\n").as_bytes()).unwrap();
+        fs::set_executable(&program).unwrap();
+        let world = World {
+            task: crate::report::Task::silent(),
+            project: root.path().to_owned(),
+            scratch: root.path().join("scratch"),
+            offline: false,
+            mirrors: Vec::new(),
+            env: [("PATH".to_owned(), format!("{}:/usr/bin:/bin", root.path().display()))].into(),
+        };
+        (root, world)
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn m7_git_has_bounded_memory() {
+        let (root, world) = imitated("ulimit -d; echo $GIT_ALLOC_LIMIT; echo \"$@\"");
+        let said = Git::at(&world, root.path()).args(&["a b", "c"]).run().unwrap().unwrap();
+        assert_eq!(said, format!("{}\n1g\na b c\n", LIMITS.memory_bytes / 1024));
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn m7_a_list_of_refs_without_end_is_refused() {
+        let (root, world) = imitated("yes 0123456789012345678901234567890123456789 refs/heads/x | head -c 100000");
+        let git = Git { limits: Limits { output_bytes: 1 << 16, ..LIMITS }, ..Git::at(&world, root.path()) };
+        assert!(matches!(git.run(), Err(SourceError::Hostile { .. })));
+    }
+
+    /// Each of these goes on for ever, with something new all the time.
+    #[cfg(unix)]
+    #[test]
+    fn m7_transfers_end() {
+        let (root, world) = imitated("while :; do echo still counting >&2; printf 0123456789 >>\"$1\"; done");
+        let folder = root.path().join("repository");
+        let pack = folder.join("objects/pack/tmp_pack_x");
+        fs::create_dir_all(fs::parent(&pack)).unwrap();
+        let run = |limits: Limits| {
+            let git = Git { limits, ..Git::at(&world, root.path()) }.args(&[pack.to_str().unwrap()]);
+            git.transfer(&folder, &world.task.start(crate::report::Verb::Fetch, "x", None, crate::report::Unit::Bytes))
+        };
+        let endless = run(Limits { transfer: Duration::from_millis(300), ..LIMITS });
+        assert!(endless.unwrap().unwrap_err().starts_with("the transfer took more than"));
+        let large = run(Limits { pack_bytes: 100, ..LIMITS });
+        assert!(matches!(large, Err(SourceError::Hostile { .. })), "{large:?}");
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_machine_without_git_is_told_so() {
+        let (root, mut world) = imitated("");
+        world.env.insert("PATH".to_owned(), root.path().join("nothing").display().to_string());
+        assert!(Git::at(&world, root.path()).try_run().unwrap().is_none());
+        let folder = root.path().join("repository");
+        let progress = world.task.start(crate::report::Verb::Fetch, "x", None, crate::report::Unit::Bytes);
+        let missing = Git::at(&world, root.path()).transfer(&folder, &progress);
+        assert!(matches!(missing, Err(SourceError::Tool { hint: Some(_), .. })), "{missing:?}");
+    }
 
     #[test]
     fn messages_and_progress_are_told_apart() {

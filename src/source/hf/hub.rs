@@ -106,6 +106,14 @@ pub struct Listed {
     pub git_blob: Option<String>,
 }
 
+impl Listed {
+    /// Whether these bytes are the file, as far as size and git's name for the content tell.
+    pub fn is(&self, bytes: &[u8]) -> bool {
+        let named = || git2::Oid::hash_object(git2::ObjectType::Blob, bytes).ok().map(|id| id.to_string());
+        bytes.len() as u64 == self.size && self.git_blob.as_ref().is_none_or(|known| named().as_ref() == Some(known))
+    }
+}
+
 /// What a revision is, and holds.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Revision {
@@ -207,6 +215,11 @@ impl<'a> Hub<'a> {
             });
         }
         Ok(Self { http: world.http()?, settings: Settings::of(&world.env)?, world, repo })
+    }
+
+    /// The work that this is part of.
+    pub fn task(&self) -> &crate::report::Task {
+        &self.world.task
     }
 
     /// For messages.
@@ -336,7 +349,7 @@ impl<'a> Hub<'a> {
         }
         let blob = git2::Oid::hash_object(git2::ObjectType::Blob, &answer.body).map(|id| id.to_string());
         let blob = blob.map_err(|error| self.odd(error.to_string()))?;
-        if answer.body.len() as u64 != listed.size || listed.git_blob.as_ref().is_some_and(|known| *known != blob) {
+        if !listed.is(&answer.body) {
             let expected = format!("git blob {} ({} bytes)", listed.git_blob.as_deref().unwrap_or("?"), listed.size);
             let actual = format!("git blob {blob} ({} bytes)", answer.body.len());
             let likely = likely_content(&answer.body).map(str::to_owned);

@@ -1,6 +1,7 @@
 //! Against a stand-in for the Hub on loopback, good and bad.
 
 mod environment;
+mod kept;
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -255,6 +256,7 @@ fn small_files_come_side_by_side() {
     bench.push(&files);
     let pin = bench.resolve(&spec(&["activation/**"])).unwrap();
     assert!(pin.files.is_sorted_by(|one, other| one.path < other.path));
+    fs::remove_dir_all(&bench.cache()).unwrap();
     bench.fetch(&pin).unwrap();
     assert_eq!(alone.load(Ordering::SeqCst), 0, "requests that waited in vain for others");
 }
@@ -269,7 +271,6 @@ fn a_moved_branch_does_not_move_the_pin() {
     let moved = bench.resolve(&spec(&[])).unwrap();
     assert_eq!((pin.commit.to_string(), moved.commit.to_string()), (old.clone(), new));
     bench.fetch(&moved).unwrap();
-    assert_eq!(read(&bench.cache().join("refs/main")), old.as_bytes(), "another tool's record stays");
     assert_eq!(bench.resolve(&at(&old)).unwrap().files, pin.files);
 }
 

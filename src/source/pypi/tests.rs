@@ -313,6 +313,38 @@ fn a_tool_is_locked_for_every_platform_and_unpacked_for_this_one() {
     assert_eq!(bench.requests("/files").len(), 1);
 }
 
+/// Two projects that take members of one package: the second waits, and does not remove what the first one reads.
+#[test]
+fn m3_a_package_belongs_to_whoever_holds_it() {
+    let bench = Bench::good();
+    let pin = bench.resolve(&model(), Kind::Model).unwrap();
+    let held = model().obtain(&bench.world, &pin.downloads[0]).unwrap();
+    let (events, waited) = std::sync::mpsc::channel();
+    let other = World { task: Task::new(Arc::new(Sent(Mutex::new(events))), Cancel::default()), ..bench.world.clone() };
+    let (spec, staging) = (model(), tempfile::tempdir_in(bench.root.path()).unwrap());
+    std::thread::scope(|scope| {
+        let second = scope.spawn(|| {
+            let (world, files) = (other, pin.files.iter().collect::<Vec<_>>());
+            spec.fetch_files(&world, &pin.downloads[0], &files, staging.path()).map(|_| ())
+        });
+        // Ends, too, when the second one has finished without waiting.
+        assert!(waited.iter().any(|event| matches!(event, Event::Waiting { .. })), "the second one did not wait");
+        assert!(fs::exists(&held.path), "the package was removed under its reader");
+        drop(held);
+        second.join().unwrap().unwrap();
+    });
+    assert!(fs::exists(&staging.path().join("tiny_model/b.gguf")));
+}
+
+/// Sends events on.
+struct Sent(Mutex<std::sync::mpsc::Sender<Event>>);
+
+impl Reporter for Sent {
+    fn report(&self, event: &Event) {
+        let _ = self.0.lock().unwrap().send(event.clone());
+    }
+}
+
 #[test]
 fn an_engine_is_the_sdist_unpacked_and_never_run() {
     let bench = Bench::good();

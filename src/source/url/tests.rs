@@ -7,7 +7,7 @@ use crate::base::digest;
 use crate::base::test_server::{Reply, Server};
 use crate::base::tree::Listing;
 use crate::format::manifest::Kind;
-use crate::report::Task;
+use crate::report::{Event, Reporter, Task};
 
 fn tar_gz(entries: &[(&str, &[u8])]) -> Arc<[u8]> {
     let mut tar = tar::Builder::new(flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast()));
@@ -139,6 +139,36 @@ fn a_model_is_the_file_or_files_of_the_archive() {
         }
         other => panic!("{other:?}"),
     }
+}
+
+/// Two projects that take files of one archive: the second waits, and does not remove what the first one reads.
+#[test]
+fn m3_an_archive_belongs_to_whoever_holds_it() {
+    struct Sent(Mutex<std::sync::mpsc::Sender<Event>>);
+    impl Reporter for Sent {
+        fn report(&self, event: &Event) {
+            let _ = self.0.lock().unwrap().send(event.clone());
+        }
+    }
+    let (project, server) = (Project::new(), serving(engine()));
+    let spec = UrlSpec { files: vec!["s/*".to_owned()], ..spec(&server.url("/a.tar.gz")) };
+    let (package, file, held) = spec.measure(&project.world).unwrap();
+    let files = spec.resolve_files(&World { scratch: project.root.path().join("other"), ..project.world.clone() });
+    let files = files.unwrap().1;
+    let (events, waited) = std::sync::mpsc::channel();
+    let other =
+        World { task: Task::new(Arc::new(Sent(Mutex::new(events))), Cancel::default()), ..project.world.clone() };
+    std::thread::scope(|scope| {
+        let second = scope.spawn(|| {
+            let (world, files) = (other, files.iter().collect::<Vec<_>>());
+            spec.fetch_files(&world, &package, &files, &project.root.path().join("staging")).map(|_| ())
+        });
+        // Ends, too, when the second one has finished without waiting.
+        assert!(waited.iter().any(|event| matches!(event, Event::Waiting { .. })), "the second one did not wait");
+        assert!(fs::exists(&file), "the archive was removed under its reader");
+        drop(held);
+        second.join().unwrap().unwrap();
+    });
 }
 
 #[test]
