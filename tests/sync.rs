@@ -395,7 +395,7 @@ fn a_compiler_alone_is_no_accelerator_and_an_old_one_is_told() {
     let again = run(&["sync", "--variant", "cpu", "--json"]).expect(0);
     assert_eq!(again.json()["result"]["plan"]["steps"], serde_json::json!([]), "{}", again.stdout);
     let refused = run(&["sync", "--variant", "cuda"]).expect(2).stderr;
-    assert!(refused.contains("CUDA 11.5 here does not compile for the architectures 75, 86, 89, 90"), "{refused}");
+    assert!(refused.contains("installed CUDA 11.5 does not compile for the architectures 75, 86, 89, 90"), "{refused}");
     assert!(refused.contains("`CMAKE_CUDA_ARCHITECTURES`"), "{refused}");
 }
 

@@ -17,8 +17,8 @@ use serde_json::{Value as Json, json};
 use super::client::Client;
 use super::control_tokens::ControlTokens;
 use super::conversation::{
-    Conversation, Delta, Event, Events, Finish, Format, Message, Part, Piece, Prompt, Request, Sampling, Tool, ToolCall,
-    ToolCallDelta, Usage,
+    Conversation, Delta, Event, Events, Finish, Format, Message, Part, Piece, Prompt, Request, Sampling, Tool,
+    ToolCall, ToolCallDelta, Usage,
 };
 use super::{Endpoint, EngineError};
 

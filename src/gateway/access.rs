@@ -194,7 +194,9 @@ fn key(headers: &HeaderMap) -> &[u8] {
 fn without_port(host: &str) -> &str {
     match host.rsplit_once(':') {
         // An address of version 6 without a port has colons, too.
-        Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) && (!name.contains(':') || name.ends_with(']')) => {
+        Some((name, port))
+            if port.bytes().all(|byte| byte.is_ascii_digit()) && (!name.contains(':') || name.ends_with(']')) =>
+        {
             name
         }
         _ => host,
@@ -219,12 +221,15 @@ mod tests {
     #[test]
     fn names_of_other_hosts_are_refused() {
         let access = access(&[]);
-        for own in ["localhost", "localhost:8081", "127.0.0.1:8081", "[::1]:8081", "[::1]", "192.168.1.2", "box.example:80"] {
+        for own in
+            ["localhost", "localhost:8081", "127.0.0.1:8081", "[::1]:8081", "[::1]", "192.168.1.2", "box.example:80"]
+        {
             let mut map = HeaderMap::new();
             map.insert(HOST, HeaderValue::from_static(own));
             assert!(access.admit(&map).is_ok(), "{own}");
         }
-        for foreign in ["evil.example", "localhost.evil.example", "", "127.0.0.1.evil.example:8081", "evil.example:127"] {
+        for foreign in ["evil.example", "localhost.evil.example", "", "127.0.0.1.evil.example:8081", "evil.example:127"]
+        {
             assert!(access.admit(&headers(&[("host", foreign)])).is_err(), "{foreign}");
         }
         let mut two = headers(&[("host", "localhost")]);
@@ -252,10 +257,20 @@ mod tests {
     fn keys() {
         assert!(access(&[]).authorize(&HeaderMap::new()).is_ok(), "none is needed");
         let access = access(&[KEY]);
-        for good in [("authorization", "Bearer 0123456789abcdef"), ("authorization", "bearer 0123456789abcdef"), ("x-api-key", KEY), ("x-api-key", "control")] {
+        for good in [
+            ("authorization", "Bearer 0123456789abcdef"),
+            ("authorization", "bearer 0123456789abcdef"),
+            ("x-api-key", KEY),
+            ("x-api-key", "control"),
+        ] {
             assert!(access.authorize(&headers(&[good])).is_ok(), "{good:?}");
         }
-        for bad in [("authorization", "Bearer 0123456789abcde"), ("authorization", KEY), ("authorization", "Bearer "), ("x-api-key", "")] {
+        for bad in [
+            ("authorization", "Bearer 0123456789abcde"),
+            ("authorization", KEY),
+            ("authorization", "Bearer "),
+            ("x-api-key", ""),
+        ] {
             assert!(access.authorize(&headers(&[bad])).is_err(), "{bad:?}");
         }
         assert!(access.authorize(&HeaderMap::new()).is_err());

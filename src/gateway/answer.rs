@@ -33,11 +33,46 @@ const TIMEOUT_S: u32 = 600;
 
 /// Members of requests that say what is asked, not how it is sampled: clients may send them whatever the policy says.
 const ALWAYS: &[&str] = &[
-    "model", "messages", "prompt", "input", "query", "documents", "top_n", "stream", "stream_options", "tools",
-    "tool_choice", "parallel_tool_calls", "response_format", "text", "system", "instructions", "user", "metadata",
-    "store", "encoding_format", "dimensions", "content", "tokens", "add_special", "with_pieces", "input_prefix",
-    "input_suffix", "input_extra", "suffix", "n", "chat_template_kwargs", "reasoning_effort", "reasoning", "thinking",
-    "continue_final_message", "add_generation_prompt", "include", "previous_response_id", "service_tier", "truncation",
+    "model",
+    "messages",
+    "prompt",
+    "input",
+    "query",
+    "documents",
+    "top_n",
+    "stream",
+    "stream_options",
+    "tools",
+    "tool_choice",
+    "parallel_tool_calls",
+    "response_format",
+    "text",
+    "system",
+    "instructions",
+    "user",
+    "metadata",
+    "store",
+    "encoding_format",
+    "dimensions",
+    "content",
+    "tokens",
+    "add_special",
+    "with_pieces",
+    "input_prefix",
+    "input_suffix",
+    "input_extra",
+    "suffix",
+    "n",
+    "chat_template_kwargs",
+    "reasoning_effort",
+    "reasoning",
+    "thinking",
+    "continue_final_message",
+    "add_generation_prompt",
+    "include",
+    "previous_response_id",
+    "service_tier",
+    "truncation",
     "return_progress",
 ];
 
@@ -91,12 +126,14 @@ async fn work(context: Arc<Context>, call: Call, mut measure: Measure) -> Respon
 /// Refuses what the policy does not let clients decide.
 fn allowed(policy: &Policy, operation: Operation, fields: &Fields) -> Result<(), ApiError> {
     let Some(open) = policy.serve.overrides.as_ref().filter(|_| operation.generates()) else { return Ok(()) };
-    let fixed = fields.keys().find(|key| {
-        fields.has(key) && !ALWAYS.contains(key) && !open.iter().any(|name| name == key)
-    });
+    let fixed =
+        fields.keys().find(|key| fields.has(key) && !ALWAYS.contains(key) && !open.iter().any(|name| name == key));
     match fixed {
         None => Ok(()),
-        Some(key) => Err(ApiError::unsupported(key, format!("`{key}` is set by the policy: its `serve.override` does not list it"))),
+        Some(key) => Err(ApiError::unsupported(
+            key,
+            format!("`{key}` is set by the policy: its `serve.override` does not list it"),
+        )),
     }
 }
 

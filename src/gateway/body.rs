@@ -113,7 +113,8 @@ impl Fields {
     /// # Errors
     /// When it is not a JSON object.
     pub fn parse(body: &[u8]) -> Result<Self, ApiError> {
-        serde_json::from_slice(body).map_err(|error| ApiError::invalid(format!("the body is not a JSON object: {error}")))
+        serde_json::from_slice(body)
+            .map_err(|error| ApiError::invalid(format!("the body is not a JSON object: {error}")))
     }
 
     /// A member as it was written.

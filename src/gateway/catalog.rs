@@ -60,7 +60,8 @@ impl Offer {
     /// The terms under which the scheduler starts its engine.
     pub fn terms(&self, learned: Option<Memory>) -> Terms {
         let model = self.model.as_ref().ok();
-        let (fingerprint, weights) = model.map_or((None, None), |model| (Some(model.fingerprint), Some(model.weights_sha256)));
+        let (fingerprint, weights) =
+            model.map_or((None, None), |model| (Some(model.fingerprint), Some(model.weights_sha256)));
         Terms {
             version: format!("{} {fingerprint:?} {weights:?} {}", self.policy_sha256, self.model.is_ok()),
             slots: self.policy.runtime.parallel.unwrap_or(1),

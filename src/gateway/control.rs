@@ -16,11 +16,11 @@ use super::Context;
 use super::answer::{SILENCE, events};
 use super::body::{self, Body, Fields};
 use super::error::ApiError;
+use super::forward;
 use super::metrics::word;
 use super::notice::What;
 use super::owner::{Message, Status};
 use super::scheduler::{Input, Memory, State};
-use super::forward;
 use crate::engine::answer::ms;
 
 /// The process answers.
@@ -33,7 +33,10 @@ pub async fn ready(context: &Context) -> Result<Response<Body>, ApiError> {
     let snapshot = context.owner.look().await?;
     let usable = snapshot.policies.iter().filter(|status| status.offer.model.is_ok()).count();
     let status = if usable > 0 { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    Ok(body::json(status, &json!({ "status": if usable > 0 { "ok" } else { "no policy can be served" }, "policies": usable })))
+    Ok(body::json(
+        status,
+        &json!({ "status": if usable > 0 { "ok" } else { "no policy can be served" }, "policies": usable }),
+    ))
 }
 
 fn router_status(status: &Status) -> Json {

@@ -71,7 +71,10 @@ impl ApiError {
             format!("the model `{name:.200}` does not exist: the models are {}", known.join(", "))
         };
         let code = Some("model_not_found");
-        Self { param: Some("model".to_owned()), ..Self::new(StatusCode::NOT_FOUND, "invalid_request_error", code, message) }
+        Self {
+            param: Some("model".to_owned()),
+            ..Self::new(StatusCode::NOT_FOUND, "invalid_request_error", code, message)
+        }
     }
 
     /// No key, or a wrong one.
@@ -101,7 +104,10 @@ impl ApiError {
     pub fn not_offered(engine: &str, path: &str) -> Self {
         let message = format!("engine `{engine}` does not offer `{path}`");
         let code = Some("unsupported_endpoint");
-        Self { retry: Some(Retry::Never), ..Self::new(StatusCode::NOT_IMPLEMENTED, "invalid_request_error", code, message) }
+        Self {
+            retry: Some(Retry::Never),
+            ..Self::new(StatusCode::NOT_IMPLEMENTED, "invalid_request_error", code, message)
+        }
     }
 
     /// The engine broke off.
@@ -120,8 +126,7 @@ impl ApiError {
             Refusal::Unknown(name) => Self::no_such_model(name, &[]),
             Refusal::QueueFull { waiting } => {
                 let message = format!("{waiting} requests already wait for `{policy}`");
-                let error =
-                    Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", Some("queue_full"), message);
+                let error = Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", Some("queue_full"), message);
                 Self { retry: Some(Retry::After(Duration::from_secs(1))), ..error }
             }
             Refusal::Failed { why, retry } => {
@@ -154,9 +159,12 @@ impl ApiError {
             EngineError::Unsupported { engine, what } => {
                 Self::unsupported(what, format!("engine `{engine}` does not support {what}"))
             }
-            EngineError::Timeout => {
-                Self::new(StatusCode::GATEWAY_TIMEOUT, "server_error", Some("timeout"), "the engine gave no answer in time")
-            }
+            EngineError::Timeout => Self::new(
+                StatusCode::GATEWAY_TIMEOUT,
+                "server_error",
+                Some("timeout"),
+                "the engine gave no answer in time",
+            ),
             EngineError::NoVariant { .. }
             | EngineError::Underivable { .. }
             | EngineError::Unanswered(_)

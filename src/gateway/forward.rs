@@ -27,7 +27,13 @@ use crate::format::policy::Policy;
 const LIMIT_BYTES: usize = 256 << 20;
 
 /// Sends a call to the engine and answers with what it answers.
-pub async fn send(api: &OpenAi, mut call: Call, lease: Lease, mut measure: Measure, deadline: Instant) -> Response<Body> {
+pub async fn send(
+    api: &OpenAi,
+    mut call: Call,
+    lease: Lease,
+    mut measure: Measure,
+    deadline: Instant,
+) -> Response<Body> {
     let strip_usage = match prepare(api, &mut call, &lease.engine.ready.policy, &mut measure) {
         Ok(strip_usage) => strip_usage,
         Err(error) => return refused(measure, &error),

@@ -119,10 +119,8 @@ async fn watch(policy: &str, backend: &Backend, owner: &Owner, stop: &mut onesho
                 ram_bytes: backend.peak_memory_bytes().unwrap_or(0),
                 gpu_bytes: backend.gpu_memory_bytes().unwrap_or(0),
             };
-            let most = Memory {
-                ram_bytes: peak.ram_bytes.max(now.ram_bytes),
-                gpu_bytes: peak.gpu_bytes.max(now.gpu_bytes),
-            };
+            let most =
+                Memory { ram_bytes: peak.ram_bytes.max(now.ram_bytes), gpu_bytes: peak.gpu_bytes.max(now.gpu_bytes) };
             if most != peak {
                 peak = most;
                 owner.send(Message::Measured(policy.to_owned(), peak));

@@ -68,7 +68,12 @@ pub fn tls(certificate: &Path, key: &Path) -> Result<Tls, TlsError> {
 }
 
 /// Accepts connections until `ending` says so, then lets those that are open finish.
-pub(super) async fn serve(listener: TcpListener, tls: Option<Tls>, context: Arc<Context>, mut ending: watch::Receiver<bool>) {
+pub(super) async fn serve(
+    listener: TcpListener,
+    tls: Option<Tls>,
+    context: Arc<Context>,
+    mut ending: watch::Receiver<bool>,
+) {
     let places = Arc::new(Semaphore::new(CONNECTIONS));
     loop {
         let place = tokio::select! {
@@ -109,7 +114,12 @@ async fn converse(
     }
 }
 
-async fn requests<S>(stream: S, peer: SocketAddr, context: Arc<Context>, mut ending: watch::Receiver<bool>) -> io::Result<()>
+async fn requests<S>(
+    stream: S,
+    peer: SocketAddr,
+    context: Arc<Context>,
+    mut ending: watch::Receiver<bool>,
+) -> io::Result<()>
 where
     S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
 {

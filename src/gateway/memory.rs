@@ -78,10 +78,8 @@ impl Learned {
     pub fn learn(&mut self, offer: &Offer, peak: Memory) -> Option<Memory> {
         let key = key(offer)?;
         let known = self.seen.get(&key).copied().unwrap_or_default();
-        let most = Memory {
-            ram_bytes: known.ram_bytes.max(peak.ram_bytes),
-            gpu_bytes: known.gpu_bytes.max(peak.gpu_bytes),
-        };
+        let most =
+            Memory { ram_bytes: known.ram_bytes.max(peak.ram_bytes), gpu_bytes: known.gpu_bytes.max(peak.gpu_bytes) };
         if most == known {
             return None;
         }

@@ -20,17 +20,27 @@ use super::owner::Snapshot;
 use super::scheduler::State;
 
 /// Seconds: the conventions' bounds for whole requests.
-const DURATION: [f64; 14] =
-    [0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92];
+const DURATION: [f64; 14] = [0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92];
 /// Seconds: the conventions' bounds for the first token, and more above them: an engine may have to start first.
-const FIRST_TOKEN: [f64; 19] = [
-    0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 30.0, 60.0, 300.0,
-];
+const FIRST_TOKEN: [f64; 19] =
+    [0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 30.0, 60.0, 300.0];
 /// Seconds: the conventions' bounds for each further token.
 const PER_TOKEN: [f64; 13] = [0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5];
 /// Tokens: powers of four.
 const TOKENS: [f64; 14] = [
-    1.0, 4.0, 16.0, 64.0, 256.0, 1024.0, 4096.0, 16384.0, 65536.0, 262_144.0, 1_048_576.0, 4_194_304.0, 16_777_216.0,
+    1.0,
+    4.0,
+    16.0,
+    64.0,
+    256.0,
+    1024.0,
+    4096.0,
+    16384.0,
+    65536.0,
+    262_144.0,
+    1_048_576.0,
+    4_194_304.0,
+    16_777_216.0,
     67_108_864.0,
 ];
 /// Seconds that the gateway itself adds.
@@ -159,7 +169,8 @@ impl Metrics {
         if let Some(first) = sample.first_token {
             self.first_token.get_or_create(&sample.labels).observe(first.as_secs_f64());
         }
-        if let (Some(streaming), Some(count)) = (sample.streaming, sample.completion_tokens.filter(|count| *count > 1)) {
+        if let (Some(streaming), Some(count)) = (sample.streaming, sample.completion_tokens.filter(|count| *count > 1))
+        {
             self.per_token.get_or_create(&sample.labels).observe(streaming.as_secs_f64() / (count - 1) as f64);
         }
         for (kind, count) in [("input", sample.prompt_tokens), ("output", sample.completion_tokens)] {
@@ -250,7 +261,8 @@ fn gauges(snapshot: &Snapshot) -> Registry {
     registry.register("aitools_queue_depth", "Requests that wait", depth);
     registry.register("aitools_requests_in_flight", "Requests that were let through and have not ended", running);
     registry.register_with_unit("aitools_engine_memory", "What an engine needs, as measured", Unit::Bytes, peak);
-    let (total, free) = (Family::<OfGpu, Gauge<f64, AtomicU64>>::default(), Family::<OfGpu, Gauge<f64, AtomicU64>>::default());
+    let (total, free) =
+        (Family::<OfGpu, Gauge<f64, AtomicU64>>::default(), Family::<OfGpu, Gauge<f64, AtomicU64>>::default());
     for (gpu, (all, unused)) in (0_u32..).zip(memory::gpus()) {
         total.get_or_create(&OfGpu { gpu }).set(all as f64);
         free.get_or_create(&OfGpu { gpu }).set(unused as f64);

@@ -18,14 +18,28 @@ pub struct Notice {
 #[serde(tag = "event", rename_all = "kebab-case")]
 pub enum What {
     /// The gateway takes requests at this address.
-    Listening { url: String },
+    Listening {
+        url: String,
+    },
     /// These policies are served now.
-    Policies { names: Vec<String> },
-    Loading { policy: String },
-    Loaded { policy: String, load_ms: u64 },
-    Unloaded { policy: String },
+    Policies {
+        names: Vec<String>,
+    },
+    Loading {
+        policy: String,
+    },
+    Loaded {
+        policy: String,
+        load_ms: u64,
+    },
+    Unloaded {
+        policy: String,
+    },
     /// An engine did not start, or died.
-    Failed { policy: String, why: String },
+    Failed {
+        policy: String,
+        why: String,
+    },
     /// A request has ended.
     Request {
         policy: String,
@@ -36,9 +50,13 @@ pub enum What {
         tokens_per_second: Option<f64>,
     },
     /// Something that a person should look at.
-    Problem { text: String },
+    Problem {
+        text: String,
+    },
     /// No new requests are taken; those that run are finished.
-    Draining { running: usize },
+    Draining {
+        running: usize,
+    },
 }
 
 impl Notice {

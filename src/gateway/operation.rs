@@ -85,10 +85,7 @@ impl Operation {
     /// Whether it has messages, which a chat template renders.
     pub fn has_messages(self) -> bool {
         use Operation as O;
-        matches!(
-            self,
-            O::Chat | O::ApplyTemplate | O::Responses | O::ResponsesTokens | O::Messages | O::MessagesTokens
-        )
+        matches!(self, O::Chat | O::ApplyTemplate | O::Responses | O::ResponsesTokens | O::Messages | O::MessagesTokens)
     }
 
     /// Whether its stream is OpenAI's older one: chunks with choices, usage on request, `[DONE]` at the end.

@@ -25,7 +25,13 @@ const RELOAD: u32 = 8;
 #[derive(Debug)]
 pub enum Message {
     /// A request for a policy.
-    Arrived { ticket: Ticket, policy: String, client: String, slot: bool, answer: oneshot::Sender<Result<Lease, Refusal>> },
+    Arrived {
+        ticket: Ticket,
+        policy: String,
+        client: String,
+        slot: bool,
+        answer: oneshot::Sender<Result<Lease, Refusal>>,
+    },
     /// Something for the scheduler.
     Happened(Input),
     /// An engine is ready.

@@ -16,7 +16,12 @@ use super::operation::Operation;
 use super::{Context, control, page};
 
 /// Answers one request.
-pub async fn respond(context: Arc<Context>, request: Request<Incoming>, peer: SocketAddr, began: Instant) -> Response<Body> {
+pub async fn respond(
+    context: Arc<Context>,
+    request: Request<Incoming>,
+    peer: SocketAddr,
+    began: Instant,
+) -> Response<Body> {
     let (head, body) = request.into_parts();
     let shared = context.access.is_preflight(&head.method, &head.headers).then(preflight);
     let mut response = match shared {

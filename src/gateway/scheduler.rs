@@ -580,9 +580,8 @@ impl Scheduler {
 
     fn has_room_without(&self, name: &str, need: Memory, without: &BTreeSet<&str>) -> bool {
         let others: Vec<(&str, &Entry)> = self.entries.iter().map(|(other, entry)| (other.as_str(), entry)).collect();
-        let stay = others.iter().filter(|(other, entry)| {
-            *other != name && entry.is_active() && !without.contains(other)
-        });
+        let stay =
+            others.iter().filter(|(other, entry)| *other != name && entry.is_active() && !without.contains(other));
         let (mut held, mut count) = (need, 1);
         for (other, entry) in stay {
             if !self.may_be_together(name, other) {

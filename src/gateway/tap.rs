@@ -124,7 +124,9 @@ impl Tap {
             let message = error["message"].as_str().map_or_else(|| error.to_string(), str::to_owned);
             self.seen.error = Some(message);
         }
-        if let Some(reason) = json["choices"][0]["finish_reason"].as_str().or_else(|| json["delta"]["stop_reason"].as_str()) {
+        if let Some(reason) =
+            json["choices"][0]["finish_reason"].as_str().or_else(|| json["delta"]["stop_reason"].as_str())
+        {
             self.seen.finish = Some(reason.to_owned());
             self.seen.last = Some(Instant::now());
         }
@@ -191,8 +193,7 @@ mod tests {
     const ROLE: &str = "data: {\"choices\":[{\"delta\":{\"role\":\"assistant\",\"content\":null}}]}\n\n";
     const TEXT: &str = "data: {\"choices\":[{\"delta\":{\"content\":\"hi\"}}]}\n\n";
     const END: &str = "data: {\"choices\":[{\"delta\":{},\"finish_reason\":\"length\"}]}\n\n";
-    const USAGE: &str =
-        "data: {\"choices\":[],\"usage\":{\"prompt_tokens\":3,\"completion_tokens\":2},\"timings\":{\"predicted_ms\":5.0}}\n\n";
+    const USAGE: &str = "data: {\"choices\":[],\"usage\":{\"prompt_tokens\":3,\"completion_tokens\":2},\"timings\":{\"predicted_ms\":5.0}}\n\n";
     const DONE: &str = "data: [DONE]\n\n";
 
     /// What a client gets of a stream that comes in pieces of `size` bytes.
@@ -231,7 +232,10 @@ mod tests {
     #[test]
     fn broken_streams() {
         let mut tap = Tap::new(false);
-        assert_eq!(passed(&mut tap, "data: {\"error\":{\"message\":\"no\"}}\n\nda", 5), "data: {\"error\":{\"message\":\"no\"}}\n\nda");
+        assert_eq!(
+            passed(&mut tap, "data: {\"error\":{\"message\":\"no\"}}\n\nda", 5),
+            "data: {\"error\":{\"message\":\"no\"}}\n\nda"
+        );
         assert_eq!((tap.seen.error.as_deref(), tap.seen.complete), (Some("no"), false));
         let mut tap = Tap::new(false);
         assert!(tap.pass(vec![b'a'; LIMIT_BYTES + 1].into()).is_err());

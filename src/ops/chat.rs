@@ -147,10 +147,14 @@ pub fn save(messages: &[Message], file: &Path) -> Result<(), Failure> {
     let turns: Vec<_> = messages
         .iter()
         .map(|message| {
-            let text: String = message.content.iter().filter_map(|part| match part {
-                Part::Text(text) => Some(text.as_str()),
-                Part::Image { .. } => None,
-            }).collect();
+            let text: String = message
+                .content
+                .iter()
+                .filter_map(|part| match part {
+                    Part::Text(text) => Some(text.as_str()),
+                    Part::Image { .. } => None,
+                })
+                .collect();
             serde_json::json!({ "role": message.role, "content": text })
         })
         .collect();

@@ -150,7 +150,8 @@ fn offer(host: &Host, project: &Project, file: &PolicyFile) -> Offer {
 
 fn model(ready: &Ready) -> Model {
     let size = ready.model.size(&ready.policy, ready.variant);
-    let mut need = size.map_or(Memory::default(), |size| Memory { ram_bytes: size.ram_bytes, gpu_bytes: size.gpu_bytes });
+    let mut need =
+        size.map_or(Memory::default(), |size| Memory { ram_bytes: size.ram_bytes, gpu_bytes: size.gpu_bytes });
     if ready.policy.runtime.gpu_layers.is_none() && ready.policy.runtime.vram_budget_gb.is_none() {
         // As many layers as fit: it cannot be more than there is.
         let room = memory::budget().map_or(u64::MAX, |budget| budget.gpu_bytes);
@@ -195,11 +196,17 @@ impl Shelf {
 
     fn offers_now(&self) -> Result<Option<Vec<Offer>>, Failure> {
         let project = self.load()?;
-        let mut wanted = project.policies.iter().filter(|file| self.chosen.is_empty() || self.chosen.contains(&file.name));
+        let mut wanted =
+            project.policies.iter().filter(|file| self.chosen.is_empty() || self.chosen.contains(&file.name));
         let offers: Vec<Offer> = wanted.by_ref().map(|file| offer(&self.host, &project, file)).collect();
         let mut text = String::new();
         for offer in &offers {
-            text += &format!("{} {:?} {}\n", offer.name, offer.terms(None), offer.model.as_ref().err().map_or("", |why| why));
+            text += &format!(
+                "{} {:?} {}\n",
+                offer.name,
+                offer.terms(None),
+                offer.model.as_ref().err().map_or("", |why| why)
+            );
         }
         let now = Some(Digest::of(text.as_bytes()));
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);

@@ -12,9 +12,9 @@ use crate::cli::args;
 use crate::cli::exit;
 use crate::cli::output::Output;
 use crate::cli::settings::Session;
+use crate::engine::Ready;
 use crate::engine::backend::{Driver, passed_on};
 use crate::engine::conversation::Piece;
-use crate::engine::Ready;
 use crate::ops::chat::{self, Chat};
 use crate::ops::{Failure, Host, Project, ready, run, serve};
 
@@ -68,7 +68,8 @@ pub fn talk(
     };
     let policy = ready.name.clone();
     let through = gateway.as_ref().map_or("an engine started for this chat".to_owned(), |found| found.url.clone());
-    let mut chat = Chat::open(ready, gateway.as_ref(), &ask, &host.task).map_err(|error| Failure::run(&policy, error))?;
+    let mut chat =
+        Chat::open(ready, gateway.as_ref(), &ask, &host.task).map_err(|error| Failure::run(&policy, error))?;
     output.say(&format!("chat with {policy} ({through}); /help lists the commands, Ctrl-D ends"));
     let turns = converse(&mut chat, host, session, output)?;
     output.result("chat", true, &json!({ "policy": policy, "turns": turns }));
@@ -98,7 +99,9 @@ fn converse(chat: &mut Chat, host: &Host, session: &Session<'_>, output: &Output
             ("/reset" | "/clear", _) => chat.reset(),
             ("/system", new) => chat.set_system(new),
             ("/save", file) => save(chat, file, session, output),
-            (command, _) if command.starts_with('/') => output.say(&format!("there is no `{command}`; /help lists the commands")),
+            (command, _) if command.starts_with('/') => {
+                output.say(&format!("there is no `{command}`; /help lists the commands"))
+            }
             _ => {
                 turns += u32::from(answer(chat, text, host, output));
             }

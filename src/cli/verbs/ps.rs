@@ -29,7 +29,14 @@ fn row(policy: &Json) -> [String; 6] {
     };
     let problem = policy["problem"].as_str().or(policy["error"].as_str());
     let state = if problem.is_some() && text("state") != "loaded" { "failed".to_owned() } else { text("state") };
-    [text("name"), text("engine"), state, policy["running"].to_string(), policy["waiting"].to_string(), memory("measured")]
+    [
+        text("name"),
+        text("engine"),
+        state,
+        policy["running"].to_string(),
+        policy["waiting"].to_string(),
+        memory("measured"),
+    ]
 }
 
 fn table(rows: &[[String; 6]]) -> String {

@@ -73,7 +73,12 @@ fn tell_check(offers: &[Offer], output: &Output) -> u8 {
     let sound = offers.iter().all(|offer| offer.model.is_ok());
     for offer in offers {
         let line = match &offer.model {
-            Ok(model) => format!("{}: OK ({}, needs {})", offer.name, model.variant, size(model.need.ram_bytes + model.need.gpu_bytes)),
+            Ok(model) => format!(
+                "{}: OK ({}, needs {})",
+                offer.name,
+                model.variant,
+                size(model.need.ram_bytes + model.need.gpu_bytes)
+            ),
             Err(why) => format!("{}: {why}", offer.name),
         };
         output.text(&format!("{line}\n"));

@@ -191,8 +191,7 @@ fn what_can_never_fit_is_refused_at_once() {
 #[test]
 fn groups_and_the_number_of_loaded_engines() {
     let group = |names: [&str; 2]| names.map(str::to_owned).into_iter().collect();
-    let mut bench =
-        Bench::new(Limits { groups: vec![group(["a", "b"])], ..limits() }, &[("a", 1), ("b", 1), ("c", 1)]);
+    let mut bench = Bench::new(Limits { groups: vec![group(["a", "b"])], ..limits() }, &[("a", 1), ("b", 1), ("c", 1)]);
     bench.arrive(1, "a");
     bench.ready("a");
     assert_eq!(bench.arrive(2, "b"), ["start b"]);
