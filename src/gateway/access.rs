@@ -69,12 +69,16 @@ impl Keys {
 /// Keys that cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum KeyError {
+    /// The file cannot be read.
     #[error(transparent)]
     Fs(#[from] fs::FsError),
+    /// One has so few characters that it can be guessed.
     #[error("an API key has {0} characters; at least {SHORTEST_KEY} are needed")]
     Short(usize),
+    /// The file of this name has none.
     #[error("`{0}` has no API key: write one a line")]
     Empty(String),
+    /// The keys cannot be kept safely.
     #[error("the system gives no random numbers: {0}")]
     Random(getrandom::Error),
 }

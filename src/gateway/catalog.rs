@@ -31,6 +31,7 @@ pub struct Offer {
     pub name: String,
     /// Other names that clients may use for it.
     pub aliases: Vec<String>,
+    /// What the file says.
     pub policy: Policy,
     /// Of the policy's file.
     pub policy_sha256: Digest,
@@ -43,6 +44,7 @@ pub struct Offer {
 /// What is known about the model of a policy that can be started.
 #[derive(Debug, Clone)]
 pub struct Model {
+    /// The accelerator of the build.
     pub variant: &'static str,
     /// Of the installed engine.
     pub fingerprint: Digest,

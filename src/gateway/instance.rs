@@ -29,7 +29,9 @@ const LAST_WORDS: usize = 8;
 /// What all engines of a gateway are started with.
 #[derive(Debug)]
 pub struct Surroundings {
+    /// Ties the engines' lives to ours.
     pub driver: Option<Driver>,
+    /// The whole environment but for what an engine's adapter adds.
     pub env: BTreeMap<OsString, OsString>,
     /// A folder for the files of each start.
     pub scratch: PathBuf,

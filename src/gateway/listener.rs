@@ -32,8 +32,15 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// A certificate or key that cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
+    /// A PEM file that cannot be read.
     #[error("cannot read `{file}`: {source}")]
-    File { file: String, source: rustls::pki_types::pem::Error },
+    File {
+        /// The file.
+        file: String,
+        /// Why not.
+        source: rustls::pki_types::pem::Error,
+    },
+    /// Certificate and key do not belong together, or are of a kind that is not known.
     #[error("the certificate cannot be used: {0}")]
     Unusable(#[from] rustls::Error),
 }

@@ -86,12 +86,17 @@ impl Context {
 /// How a gateway is set up.
 #[derive(Debug)]
 pub struct Setup {
+    /// The policies.
     pub catalog: Arc<dyn Catalog>,
+    /// What engines are started with.
     pub surroundings: Surroundings,
+    /// What holds for all policies together.
     pub limits: Limits,
+    /// Who is let in.
     pub access: Access,
     /// What ends the program: `aitools stop` sets it.
     pub stop: Cancel,
+    /// https instead of http.
     pub tls: Option<Tls>,
     /// The request log.
     pub log: PathBuf,

@@ -33,7 +33,9 @@ const WORKED: Duration = Duration::from_secs(30);
 /// Memory in bytes: of the machine, and of its GPUs.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Memory {
+    /// Of the machine's memory.
     pub ram_bytes: u64,
+    /// Of all GPUs together.
     pub gpu_bytes: u64,
 }
 
@@ -92,27 +94,37 @@ pub struct Terms {
 /// Something happened.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Input {
-    /// A request for a policy. `client` takes turns with others in the queue; `slot` is false for requests that need none.
+    /// A request for a policy.
     Arrive {
+        /// Names the request.
         ticket: Ticket,
+        /// The policy's name.
         policy: String,
+        /// Who takes turns with others in the queue.
         client: String,
+        /// False for requests that need no slot of the engine.
         slot: bool,
     },
     /// The client of a waiting request has gone.
     Leave(Ticket),
     /// A request that was let through has ended.
     Finish(Ticket),
+    /// The engine of a policy is ready.
     Started(String),
-    /// `permanent`: it would fail again until something changes.
+    /// The engine of a policy could not be started.
     StartFailed {
+        /// The policy's name.
         policy: String,
+        /// The error, with the engine's last words.
         why: String,
+        /// It would fail again until something changes.
         permanent: bool,
     },
     /// An engine that was ready has died.
     Died {
+        /// The policy's name.
         policy: String,
+        /// How it ended, with its last words.
         why: String,
     },
     /// An engine has ended as it was told to.
@@ -127,7 +139,9 @@ pub enum Input {
     Policies(BTreeMap<String, Terms>),
     /// What an engine really needs was measured.
     Learned {
+        /// The policy's name.
         policy: String,
+        /// What it needs from now on.
         need: Memory,
     },
     /// The gateway ends: nothing new is let through or started.
@@ -143,7 +157,9 @@ pub enum Action {
     Grant(Ticket),
     /// Refuse a waiting request.
     Refuse(Ticket, Refusal),
+    /// Start the engine of a policy.
     Start(String),
+    /// End the engine of a policy.
     Stop(String),
 }
 
@@ -152,37 +168,52 @@ pub enum Action {
 pub enum Refusal {
     /// The policy is not there, or no longer.
     Unknown(String),
+    /// As many requests wait for the policy as may.
     QueueFull {
+        /// How many.
         waiting: usize,
     },
-    /// The engine does not work. `retry`: when it may be tried again; None when only a change helps.
+    /// The engine does not work.
     Failed {
+        /// The error, with the engine's last words.
         why: String,
+        /// When it may be tried again; None when only a change helps.
         retry: Option<Duration>,
     },
-    /// It can never be loaded: `need` is more than `room`, in bytes.
+    /// It can never be loaded.
     TooLarge {
+        /// What its engine needs.
         need: Memory,
+        /// What all engines may hold together.
         room: Memory,
     },
     /// It cannot be loaded now: other programs hold the memory.
     NoMemory {
+        /// What its engine needs.
         need: Memory,
+        /// What is free.
         free: Memory,
     },
+    /// The gateway is ending.
     Draining,
 }
 
 /// What an engine is doing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum State {
+    /// There is none.
     Stopped,
+    /// It loads its model.
     Starting,
+    /// It takes requests.
     Ready,
+    /// It was told to end.
     Stopping,
-    /// Not started again before `until`; None: not by requests.
+    /// It did not start, or died.
     Failed {
+        /// The error, with the engine's last words.
         why: String,
+        /// When requests may start it again; None: not before something changes.
         until: Option<Now>,
     },
 }
@@ -254,9 +285,13 @@ impl Entry {
 /// A policy as the outside sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct View {
+    /// What its engine is doing.
     pub state: State,
+    /// Requests that were let through and have not ended.
     pub running: u32,
+    /// Requests in the queue.
     pub waiting: usize,
+    /// Memory that its engine needs.
     pub need: Memory,
     /// When its engine was last used.
     pub used: Now,

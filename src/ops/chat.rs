@@ -15,7 +15,7 @@ use crate::engine::answer::Generated;
 use crate::engine::backend::{Backend, Supervision};
 use crate::engine::conversation::{Conversation as _, Finish, Message, Part, Prompt, Request, Role};
 use crate::engine::openai::OpenAi;
-use crate::report::{Task, Unit};
+use crate::report::{Task, Unit, Verb};
 
 /// Seconds for one answer when the policy has no `runtime.timeout`.
 const TIMEOUT_S: u32 = 600;
@@ -130,7 +130,7 @@ async fn start(ready: &Ready, ask: &run::Ask<'_>, task: &Task) -> Result<Backend
         log: ask.log,
         deadline: Instant::now() + Duration::from_secs(limit_s.into()),
     };
-    let progress = task.start("starting", ready.engine.id(), None, Unit::None);
+    let progress = task.start(Verb::Start, ready.engine.id(), None, Unit::None);
     let started = tokio::select! {
         started = Backend::start(ready, &supervision) => started?,
         () = run::cancelled(task.cancel()) => return Err(crate::base::cancel::Cancelled.into()),

@@ -38,24 +38,44 @@ const STATE_LIMIT_BYTES: u64 = 64 << 10;
 /// Why there is no gateway, or none that answers.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
+    /// The address is taken or not ours.
     #[error("cannot listen on {address}: {source}")]
-    Bind { address: SocketAddr, source: io::Error },
+    Bind {
+        /// The address.
+        address: SocketAddr,
+        /// What the system said.
+        source: io::Error,
+    },
     /// It would be open to everybody who can reach the machine.
     #[error("{0} can be reached by other machines, and no API key is set")]
     Open(SocketAddr),
+    /// There is one already.
     #[error("a server of this project runs already, at {url} (process {pid})")]
-    Running { url: String, pid: u32 },
+    Running {
+        /// Where clients reach it.
+        url: String,
+        /// Its process.
+        pid: u32,
+    },
+    /// There is none to talk to.
     #[error("no server of this project is running")]
     NotRunning,
+    /// No policy is ready to run.
     #[error("none of the policies can be served")]
-    Unusable { problems: Vec<String> },
+    Unusable {
+        /// One line for each policy.
+        problems: Vec<String>,
+    },
     /// What a running gateway answered.
     #[error("{0}")]
     Answer(String),
+    /// An API key that cannot be used.
     #[error(transparent)]
     Key(#[from] KeyError),
+    /// A certificate that cannot be used.
     #[error(transparent)]
     Tls(#[from] TlsError),
+    /// The system refuses something.
     #[error("cannot serve: {0}")]
     Runtime(io::Error),
 }
@@ -65,19 +85,27 @@ pub enum ServeError {
 pub struct Ask {
     /// Only these policies; all when empty.
     pub policies: Vec<String>,
+    /// Where to listen.
     pub address: IpAddr,
     /// 0 is any free one.
     pub port: u16,
+    /// API keys; none lets everybody in who reaches the address.
     pub keys: Vec<String>,
     /// Serve other machines without a key.
     pub insecure: bool,
+    /// Names of the server beside `localhost` and addresses.
     pub hosts: Vec<String>,
+    /// Origins of pages that may use it.
     pub origins: Vec<String>,
     /// Certificate chain and key, both PEM files.
     pub tls: Option<(PathBuf, PathBuf)>,
+    /// Requests that may wait for one policy.
     pub queue: usize,
+    /// How long a policy waits for memory before busy engines of others take no new requests.
     pub longest_wait: Duration,
+    /// Engines that may be loaded at a time.
     pub loaded: Option<usize>,
+    /// Policies that may be loaded together; any when there are none.
     pub groups: Vec<Vec<String>>,
     /// How long running requests may take when the user ends the gateway.
     pub grace: Duration,
@@ -87,6 +115,7 @@ pub struct Ask {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Running {
     version: u32,
+    /// Its process.
     pub pid: u32,
     /// Where clients reach it.
     pub url: String,

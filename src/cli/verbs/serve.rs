@@ -123,10 +123,7 @@ fn line(notice: &Notice) -> Option<String> {
             format!("{status} {path} {policy}: {:.2} s{tokens}{rate}", duration_ms / 1000.0)
         }
         What::Problem { text } => format!("warning: {text}"),
-        What::Draining { running } => {
-            let requests = usize::try_from(*running).unwrap_or(usize::MAX);
-            format!("ending: {} to finish", counted(requests, "request"))
-        }
+        What::Draining { running } => format!("ending: {} to finish", counted(*running, "request")),
     };
     Some(format!("{time} {text}"))
 }

@@ -309,7 +309,61 @@ fn a_drain_refuses_who_waits_and_lets_finish_what_runs() {
     assert!(bench.scheduler.is_at_rest());
 }
 
-/// Random inputs, with an owner that obeys: no slot is given twice, memory stays within the budget, everybody is answered.
+/// An owner that obeys: what was granted, and which engines start and end.
+#[derive(Default)]
+struct Obeying {
+    waiting: BTreeSet<Ticket>,
+    running: BTreeSet<Ticket>,
+    starting: Vec<String>,
+    stopping: Vec<String>,
+}
+
+impl Obeying {
+    fn obey(&mut self, actions: Vec<Action>) {
+        for action in actions {
+            match action {
+                Action::Grant(ticket) => {
+                    assert!(self.waiting.remove(&ticket), "granted twice, or after it left");
+                    self.running.insert(ticket);
+                }
+                Action::Refuse(ticket, _) => assert!(self.waiting.remove(&ticket)),
+                Action::Start(name) => self.starting.push(name),
+                Action::Stop(name) => self.stopping.push(name),
+            }
+        }
+    }
+
+    /// Something that may happen now, by a random number.
+    fn next(&mut self, random: &mut impl FnMut(u64) -> u64, ticket: Ticket, arrivals: bool) -> Input {
+        let name = ["a", "b", "c", "d"][usize::try_from(random(4)).unwrap()];
+        match random(10) {
+            0..=2 if arrivals => {
+                self.waiting.insert(ticket);
+                arrival(ticket, name, if random(2) == 0 { "x" } else { "y" })
+            }
+            3 if arrivals => self.waiting.pop_first().map_or(Input::Tick, Input::Leave),
+            4 | 5 => self.running.pop_first().map_or(Input::Tick, Input::Finish),
+            6 => self.starting.pop().map_or(Input::Tick, Input::Started),
+            7 => self.stopping.pop().map_or(Input::Tick, Input::Stopped),
+            8 if random(5) == 0 => self.starting.pop().map_or(Input::Tick, |policy| Input::StartFailed {
+                policy,
+                why: "no".to_owned(),
+                permanent: false,
+            }),
+            _ => Input::Tick,
+        }
+    }
+
+    /// Whatever is under way comes to its end.
+    fn finish(&mut self) -> Input {
+        let ended = self.running.pop_first().map(Input::Finish);
+        let started = || self.starting.pop().map(Input::Started);
+        let started = ended.or_else(started);
+        started.or_else(|| self.stopping.pop().map(Input::Stopped)).unwrap_or(Input::Tick)
+    }
+}
+
+/// Random inputs: no slot is given twice, memory stays within the budget, everybody is answered.
 #[test]
 fn whatever_happens_the_rules_hold() {
     let mut state = 0x9E37_79B9_7F4A_7C15_u64;
@@ -319,76 +373,23 @@ fn whatever_happens_the_rules_hold() {
         state ^= state << 17;
         state % below
     };
-    let names = ["a", "b", "c", "d"];
     for _ in 0..50 {
         let mut bench = Bench::new(limits(), &[("a", 3), ("b", 4), ("c", 5), ("d", 9)]);
-        let (mut waiting, mut running) = (BTreeSet::new(), BTreeSet::new());
-        let (mut starting, mut stopping) = (Vec::new(), Vec::new());
-        let mut next = 0;
+        let mut owner = Obeying::default();
         for round in 0..600 {
             bench.now += random(3);
-            let name = names[usize::try_from(random(4)).unwrap()].to_owned();
-            let ends = round > 400;
-            let input = match random(10) {
-                0..=2 if !ends => {
-                    next += 1;
-                    waiting.insert(next);
-                    arrival(next, &name, if random(2) == 0 { "x" } else { "y" })
-                }
-                3 if !ends => match waiting.pop_first() {
-                    Some(ticket) => Input::Leave(ticket),
-                    None => Input::Tick,
-                },
-                4 | 5 => running.pop_first().map_or(Input::Tick, Input::Finish),
-                6 if !starting.is_empty() => Input::Started(starting.remove(0)),
-                7 if !stopping.is_empty() => Input::Stopped(stopping.remove(0)),
-                8 if !starting.is_empty() && random(5) == 0 => {
-                    Input::StartFailed { policy: starting.remove(0), why: "no".to_owned(), permanent: false }
-                }
-                _ => Input::Tick,
-            };
-            for action in bench.step(input) {
-                match action {
-                    Action::Grant(ticket) => {
-                        assert!(waiting.remove(&ticket), "granted twice, or after it left");
-                        running.insert(ticket);
-                    }
-                    Action::Refuse(ticket, _) => assert!(waiting.remove(&ticket)),
-                    Action::Start(name) => starting.push(name),
-                    Action::Stop(name) => stopping.push(name),
-                }
-            }
+            let input = owner.next(&mut random, round, round < 400);
+            owner.obey(bench.step(input));
             let held = bench.scheduler.sum(Entry::is_active);
             assert!(held.ram_bytes <= 10 * GIB, "{held:?}");
-            for entry in bench.scheduler.entries.values() {
-                assert!(entry.slots_used <= entry.terms.slots);
-            }
-            assert_eq!(bench.scheduler.running(), running.len());
+            assert!(bench.scheduler.entries.values().all(|entry| entry.slots_used <= entry.terms.slots));
+            assert_eq!(bench.scheduler.running(), owner.running.len());
         }
-        // Everything that is asked for comes to an end.
         for _ in 0..400 {
             bench.now += 5;
-            let input = if let Some(ticket) = running.pop_first() {
-                Input::Finish(ticket)
-            } else if let Some(name) = starting.pop() {
-                Input::Started(name)
-            } else if let Some(name) = stopping.pop() {
-                Input::Stopped(name)
-            } else {
-                Input::Tick
-            };
-            for action in bench.step(input) {
-                match action {
-                    Action::Grant(ticket) => {
-                        waiting.remove(&ticket);
-                        running.insert(ticket);
-                    }
-                    Action::Refuse(ticket, _) => drop(waiting.remove(&ticket)),
-                    Action::Start(name) => starting.push(name),
-                    Action::Stop(name) => stopping.push(name),
-                }
-            }
+            let input = owner.finish();
+            owner.obey(bench.step(input));
         }
-        assert!(waiting.is_empty() && running.is_empty(), "{waiting:?} {running:?}");
+        assert!(owner.waiting.is_empty() && owner.running.is_empty(), "{:?} {:?}", owner.waiting, owner.running);
     }
 }
