@@ -1,4 +1,4 @@
-//! What is missing, and why: (what is wanted, what is there) -> [`Plan`].
+//! What is missing, and why: (what is required, what is present) -> [`Plan`].
 //!
 //! Pure: no disk, no network, no clock. Every rule is a table test below.
 
@@ -28,12 +28,14 @@ pub struct Layout {
     pub places: Vec<RelPath>,
 }
 
+/// Why the files of a model cannot be placed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[expect(missing_docs, reason = "the message of each variant documents it and its fields")]
 pub enum LayoutError {
-    #[error("none of the files is a GGUF")]
+    #[error("none of the files is a GGUF file")]
     NoWeights,
     /// The files with their sizes, in words.
-    #[error("a model is one GGUF file or the parts of one, and {} files match: {}", .0.len(), .0.join(", "))]
+    #[error("a model is one GGUF file or its parts, but {} files match: {}", .0.len(), .0.join(", "))]
     Ambiguous(Vec<String>),
     #[error("two files would be placed at `{0}`")]
     Collision(RelPath),
@@ -123,9 +125,9 @@ pub struct EngineIndex(pub usize);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ModelIndex(pub usize);
 
-/// A package of a tool or a Python package that is wanted.
+/// A required package of a tool, or a required Python package.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PackageWish {
+pub struct PackageRequirement {
     /// The name of the tool in the manifest.
     pub name: Name,
     /// What the lockfile has for it.
@@ -134,9 +136,9 @@ pub struct PackageWish {
     pub package: FilePin,
 }
 
-/// An engine that is wanted.
+/// A required engine.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct EngineWish {
+pub struct EngineRequirement {
     /// Its name in the manifest.
     pub name: Name,
     /// The accelerator that it is built for.
@@ -146,16 +148,16 @@ pub struct EngineWish {
     /// The source tree it is built from.
     pub tree: Digest,
     /// Build tools from the lockfile.
-    pub tools: Vec<PackageWish>,
+    pub tools: Vec<PackageRequirement>,
     /// Whether `build/<engine>` should point at it: of several variants of one engine, the first.
     pub linked: bool,
     /// False when it is needed only if a model is derived with it.
     pub wanted: bool,
 }
 
-/// A model that is wanted.
+/// A required model.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ModelWish {
+pub struct ModelRequirement {
     /// Its name in the manifest.
     pub name: Name,
     /// Its files; those of a derived model are known only once it was derived here.
@@ -163,7 +165,7 @@ pub struct ModelWish {
     /// Where each of the files goes, relative to the project.
     pub places: Vec<RelPath>,
     /// How it is made, when it is derived.
-    pub derive: Option<DeriveWish>,
+    pub derive: Option<DeriveRequirement>,
     /// False when it is needed only if another model is derived from it.
     pub wanted: bool,
 }
@@ -179,7 +181,7 @@ pub enum DerivesWith {
 
 /// How a model is made from others.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct DeriveWish {
+pub struct DeriveRequirement {
     /// Digest of everything that decides what comes out.
     pub fingerprint: Digest,
     /// The models that it is made from, which come before it in the list.
@@ -191,17 +193,21 @@ pub struct DeriveWish {
     /// What of the engine makes it.
     pub with: DerivesWith,
     /// Python packages that the engine's script needs.
-    pub packages: Vec<PackageWish>,
+    pub packages: Vec<PackageRequirement>,
 }
 
-/// What is really there: made by `ops/survey.rs`, or by hand in tests.
+/// What is present: made by `ops/survey.rs`, or by hand in tests.
 #[derive(Debug, Clone, Default)]
 pub struct Survey {
+    /// Installed engines, by fingerprint.
     pub artifacts: BTreeSet<Digest>,
+    /// Source trees.
     pub trees: BTreeSet<Digest>,
     /// By package digest.
     pub tools: BTreeSet<Digest>,
+    /// Files of the store, by digest.
     pub blobs: BTreeMap<Digest, Presence>,
+    /// Files at the places of models.
     pub places: BTreeMap<RelPath, Presence>,
     /// Which artifact each engine's `build/<engine>` link points at.
     pub links: BTreeMap<Name, Digest>,
@@ -222,6 +228,7 @@ pub enum Reason {
 /// One thing to do. It carries everything that it needs, or the position of the engine or model it is about.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(tag = "step", rename_all = "kebab-case")]
+#[expect(missing_docs, reason = "a step names what it is about; the variant says what is done")]
 pub enum Step {
     /// Bring a package of a tool into the store.
     FetchTool {
@@ -229,7 +236,7 @@ pub enum Step {
         package: Digest,
         reason: Reason,
         #[serde(skip)]
-        wish: PackageWish,
+        required: PackageRequirement,
     },
     /// Bring the source tree of an engine into the store.
     FetchSource {
@@ -334,32 +341,35 @@ impl Step {
 /// In an order that can be carried out one by one.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Plan {
+    /// The steps, in an order that works.
     pub steps: Vec<Step>,
 }
 
 impl Plan {
+    /// Whether nothing is left to do.
     pub fn is_empty(&self) -> bool {
         self.steps.is_empty()
     }
 }
 
 /// What has to be done for `engines` and `models`. Models come after those that they are derived from.
-pub fn plan(engines: &[EngineWish], models: &[ModelWish], survey: &Survey) -> Plan {
+pub fn plan(engines: &[EngineRequirement], models: &[ModelRequirement], survey: &Survey) -> Plan {
     let mut needed: BTreeSet<usize> = (0..models.len()).filter(|index| models[*index].wanted).collect();
-    let mut derived: Vec<(ModelIndex, &DeriveWish)> = Vec::new();
-    for (index, wish) in models.iter().enumerate().rev().filter(|(_, wish)| !is_whole(wish, survey)) {
-        if let Some(derive) = wish.derive.as_ref().filter(|_| needed.contains(&index)) {
+    let mut derived: Vec<(ModelIndex, &DeriveRequirement)> = Vec::new();
+    for (index, required) in models.iter().enumerate().rev().filter(|(_, required)| !is_whole(required, survey)) {
+        if let Some(derive) = required.derive.as_ref().filter(|_| needed.contains(&index)) {
             needed.extend(derive.from.iter().map(|from| from.0));
             derived.push((ModelIndex(index), derive));
         }
     }
     derived.reverse();
     let mut due = Due { survey, tools: BTreeSet::new(), trees: BTreeSet::new(), steps: Vec::new() };
-    for (index, wish) in engines.iter().enumerate() {
+    for (index, required) in engines.iter().enumerate() {
         let at = EngineIndex(index);
-        let makes = |(_, derive): &(ModelIndex, &DeriveWish)| derive.with == DerivesWith::Build && derive.engine == at;
-        if wish.wanted || derived.iter().any(makes) {
-            due.engine(at, wish);
+        let makes =
+            |(_, derive): &(ModelIndex, &DeriveRequirement)| derive.with == DerivesWith::Build && derive.engine == at;
+        if required.wanted || derived.iter().any(makes) {
+            due.engine(at, required);
         }
     }
     for (_, derive) in &derived {
@@ -368,9 +378,9 @@ pub fn plan(engines: &[EngineWish], models: &[ModelWish], survey: &Survey) -> Pl
         }
         derive.packages.iter().for_each(|package| due.package(package));
     }
-    for (index, wish) in models.iter().enumerate() {
+    for (index, required) in models.iter().enumerate() {
         if needed.contains(&index) && !derived.iter().any(|(at, _)| at.0 == index) {
-            due.steps.extend(plan_model(ModelIndex(index), wish, survey));
+            due.steps.extend(plan_model(ModelIndex(index), required, survey));
         }
     }
     due.steps.extend(derived.iter().map(|(at, derive)| plan_derivation(*at, derive, engines, models)));
@@ -386,45 +396,50 @@ struct Due<'a> {
 }
 
 impl Due<'_> {
-    fn package(&mut self, wish: &PackageWish) {
-        let package = wish.package.sha256;
+    fn package(&mut self, required: &PackageRequirement) {
+        let package = required.package.sha256;
         if !self.survey.tools.contains(&package) && self.tools.insert(package) {
-            let (name, reason, wish) = (wish.name.clone(), Reason::Missing, wish.clone());
-            self.steps.push(Step::FetchTool { name, package, reason, wish });
+            let (name, reason, required) = (required.name.clone(), Reason::Missing, required.clone());
+            self.steps.push(Step::FetchTool { name, package, reason, required });
         }
     }
 
-    fn source(&mut self, at: EngineIndex, wish: &EngineWish) {
-        if !self.survey.trees.contains(&wish.tree) && self.trees.insert(wish.tree) {
-            let (engine, tree, reason) = (wish.name.clone(), wish.tree, Reason::Missing);
+    fn source(&mut self, at: EngineIndex, required: &EngineRequirement) {
+        if !self.survey.trees.contains(&required.tree) && self.trees.insert(required.tree) {
+            let (engine, tree, reason) = (required.name.clone(), required.tree, Reason::Missing);
             self.steps.push(Step::FetchSource { engine, tree, reason, at });
         }
     }
 
-    fn engine(&mut self, at: EngineIndex, wish: &EngineWish) {
-        let (engine, fingerprint) = (wish.name.clone(), wish.fingerprint);
+    fn engine(&mut self, at: EngineIndex, required: &EngineRequirement) {
+        let (engine, fingerprint) = (required.name.clone(), required.fingerprint);
         if !self.survey.artifacts.contains(&fingerprint) {
-            wish.tools.iter().for_each(|package| self.package(package));
-            self.source(at, wish);
-            let (engine, variant, reason) = (engine.clone(), wish.variant, Reason::Missing);
+            required.tools.iter().for_each(|package| self.package(package));
+            self.source(at, required);
+            let (engine, variant, reason) = (engine.clone(), required.variant, Reason::Missing);
             self.steps.push(Step::Build { engine, variant, fingerprint, reason, at });
         }
-        if wish.linked && self.survey.links.get(&engine) != Some(&fingerprint) {
+        if required.linked && self.survey.links.get(&engine) != Some(&fingerprint) {
             self.steps.push(Step::LinkBuild { engine, fingerprint, reason: Reason::NotLinked, at });
         }
     }
 }
 
 /// Whether every file is there, though perhaps not hashed or placed; those of a derived model are not even known before.
-fn is_whole(wish: &ModelWish, survey: &Survey) -> bool {
+fn is_whole(required: &ModelRequirement, survey: &Survey) -> bool {
     let absent = |(file, place): (&FilePin, &RelPath)| {
         let missing = |presence: Option<&Presence>| *presence.unwrap_or(&Presence::Missing) == Presence::Missing;
         missing(survey.blobs.get(&file.sha256)) && missing(survey.places.get(place))
     };
-    !wish.files.is_empty() && !wish.files.iter().zip(&wish.places).any(absent)
+    !required.files.is_empty() && !required.files.iter().zip(&required.places).any(absent)
 }
 
-fn plan_derivation(at: ModelIndex, derive: &DeriveWish, engines: &[EngineWish], models: &[ModelWish]) -> Step {
+fn plan_derivation(
+    at: ModelIndex,
+    derive: &DeriveRequirement,
+    engines: &[EngineRequirement],
+    models: &[ModelRequirement],
+) -> Step {
     Step::Derive {
         model: models[at.0].name.clone(),
         from: derive.from.iter().map(|from| models[from.0].name.clone()).collect(),
@@ -436,21 +451,21 @@ fn plan_derivation(at: ModelIndex, derive: &DeriveWish, engines: &[EngineWish], 
     }
 }
 
-fn plan_model(at: ModelIndex, wish: &ModelWish, survey: &Survey) -> Vec<Step> {
+fn plan_model(at: ModelIndex, required: &ModelRequirement, survey: &Survey) -> Vec<Step> {
     let presence = |index: &usize| {
-        let place = survey.places.get(&wish.places[*index]).copied().unwrap_or(Presence::Missing);
-        let blob = survey.blobs.get(&wish.files[*index].sha256).copied().unwrap_or(Presence::Missing);
+        let place = survey.places.get(&required.places[*index]).copied().unwrap_or(Presence::Missing);
+        let blob = survey.blobs.get(&required.files[*index].sha256).copied().unwrap_or(Presence::Missing);
         (place, blob)
     };
     let pick = |wanted: &dyn Fn((Presence, Presence)) -> bool| -> Vec<usize> {
-        (0..wish.files.len()).filter(|index| wanted(presence(index))).collect()
+        (0..required.files.len()).filter(|index| wanted(presence(index))).collect()
     };
-    let bytes = |files: &[usize]| files.iter().map(|index| wish.files[*index].size).sum();
+    let bytes = |files: &[usize]| files.iter().map(|index| required.files[*index].size).sum();
     use Presence::{Missing, Unverified, Verified};
     let hash = pick(&|at| matches!(at, (Unverified, Missing | Unverified) | (Missing, Unverified)));
     let fetch = pick(&|at| matches!(at, (Missing, Missing)));
     let place = pick(&|(place, blob)| blob == Verified && place != Verified);
-    let model = || wish.name.clone();
+    let model = || required.name.clone();
     let mut steps = Vec::new();
     if !hash.is_empty() {
         steps.push(Step::Hash { model: model(), bytes: bytes(&hash), files: hash, reason: Reason::Unverified, at });
@@ -507,10 +522,10 @@ mod tests {
         assert!(matches!(main_of(&["a.gguf", "W.gguf/x"], Some("w.gguf/X")), Err(LayoutError::Collision(_))));
     }
 
-    fn package(name: &str) -> PackageWish {
+    fn package(name: &str) -> PackageRequirement {
         let request =
             PypiSpec { pypi: name.to_owned(), version: "1".to_owned(), sdist: false, subdir: None, files: Vec::new() };
-        PackageWish { name: name.parse().unwrap(), request, package: file(&format!("{name}.whl")) }
+        PackageRequirement { name: name.parse().unwrap(), request, package: file(&format!("{name}.whl")) }
     }
 
     fn words(plan: &Plan) -> Vec<String> {
@@ -529,7 +544,7 @@ mod tests {
 
     #[test]
     fn an_engine_is_fetched_built_and_linked_only_as_far_as_needed() {
-        let wish = |name: &str| EngineWish {
+        let required = |name: &str| EngineRequirement {
             name: name.parse().unwrap(),
             variant: Variant::Cpu,
             fingerprint: Digest::of(name.as_bytes()),
@@ -539,7 +554,7 @@ mod tests {
             wanted: true,
         };
         let mut survey = Survey::default();
-        let both = [wish("a"), wish("b")];
+        let both = [required("a"), required("b")];
         let all = ["tool ninja", "source a", "build a", "link a", "build b", "link b"];
         assert_eq!(words(&plan(&both, &[], &survey)), all);
         survey.trees.insert(Digest::of(b"tree"));
@@ -570,18 +585,18 @@ mod tests {
             ((Missing, Missing), &["fetch [0] 10"]),
         ];
         for ((place, blob), expected) in table {
-            let (path, wish): (RelPath, _) = ("models/m/w".parse().unwrap(), model("m", "w", None));
+            let (path, required): (RelPath, _) = ("models/m/w".parse().unwrap(), model("m", "w", None));
             let survey = Survey {
                 blobs: BTreeMap::from([(file("w").sha256, blob)]),
                 places: BTreeMap::from([(path, place)]),
                 ..Survey::default()
             };
-            assert_eq!(words(&plan(&[], &[wish], &survey)), expected, "{place:?} {blob:?}");
+            assert_eq!(words(&plan(&[], &[required], &survey)), expected, "{place:?} {blob:?}");
         }
     }
 
-    fn model(name: &str, path: &str, from: Option<usize>) -> ModelWish {
-        let derive = from.map(|from| DeriveWish {
+    fn model(name: &str, path: &str, from: Option<usize>) -> ModelRequirement {
+        let derive = from.map(|from| DeriveRequirement {
             fingerprint: Digest::of(name.as_bytes()),
             from: vec![ModelIndex(from)],
             how: "quantize to Q4_0".to_owned(),
@@ -590,13 +605,19 @@ mod tests {
             packages: Vec::new(),
         });
         let place = format!("models/{name}/{path}").parse().unwrap();
-        ModelWish { name: name.parse().unwrap(), files: vec![file(path)], places: vec![place], derive, wanted: true }
+        ModelRequirement {
+            name: name.parse().unwrap(),
+            files: vec![file(path)],
+            places: vec![place],
+            derive,
+            wanted: true,
+        }
     }
 
     #[test]
     fn a_model_is_derived_with_what_that_takes_and_nothing_more() {
         use Presence::{Missing, Unverified, Verified};
-        let engine = EngineWish {
+        let engine = EngineRequirement {
             name: "e".parse().unwrap(),
             variant: Variant::Cpu,
             fingerprint: Digest::of(b"build"),
@@ -605,18 +626,18 @@ mod tests {
             linked: false,
             wanted: false,
         };
-        let input = |wish: ModelWish| ModelWish { wanted: false, ..wish };
-        let of = |from: ModelWish, middle: Option<Presence>, last: Option<Presence>| {
+        let input = |required: ModelRequirement| ModelRequirement { wanted: false, ..required };
+        let of = |from: ModelRequirement, middle: Option<Presence>, last: Option<Presence>| {
             // a, from which b is derived, from which c is; a standing of None: there is not even a record.
-            let mut wishes = [from, input(model("b", "b.gguf", Some(0))), model("c", "c.gguf", Some(1))];
+            let mut requirements = [from, input(model("b", "b.gguf", Some(0))), model("c", "c.gguf", Some(1))];
             let mut survey = Survey::default();
-            for (wish, standing) in wishes[1..].iter_mut().zip([middle, last]) {
+            for (required, standing) in requirements[1..].iter_mut().zip([middle, last]) {
                 match standing {
-                    Some(standing) => drop(survey.places.insert(wish.places[0].clone(), standing)),
-                    None => (wish.files, wish.places) = (Vec::new(), Vec::new()),
+                    Some(standing) => drop(survey.places.insert(required.places[0].clone(), standing)),
+                    None => (required.files, required.places) = (Vec::new(), Vec::new()),
                 }
             }
-            words(&plan(std::slice::from_ref(&engine), &wishes, &survey)).join(", ")
+            words(&plan(std::slice::from_ref(&engine), &requirements, &survey)).join(", ")
         };
         let a = || input(model("a", "a.gguf", None));
         let all = "source e, build e, fetch [0] 10, derive b, derive c";
@@ -626,12 +647,12 @@ mod tests {
         assert_eq!(of(a(), Some(Unverified), None), "source e, build e, hash [0], derive c");
         assert_eq!(of(a(), None, Some(Verified)), "", "what it was made from is not needed any more");
         assert_eq!(of(a(), None, Some(Unverified)), "hash [0]");
-        assert_eq!(of(ModelWish { wanted: true, ..a() }, None, Some(Verified)), "fetch [0] 10");
+        assert_eq!(of(ModelRequirement { wanted: true, ..a() }, None, Some(Verified)), "fetch [0] 10");
     }
 
     #[test]
     fn a_conversion_needs_the_source_and_the_packages_but_no_build() {
-        let engine = EngineWish {
+        let engine = EngineRequirement {
             name: "e".parse().unwrap(),
             variant: Variant::Cpu,
             fingerprint: Digest::of(b"build"),
@@ -640,16 +661,19 @@ mod tests {
             linked: true,
             wanted: false,
         };
-        let mut made = ModelWish { files: Vec::new(), places: Vec::new(), ..model("b", "b.gguf", Some(0)) };
+        let mut made = ModelRequirement { files: Vec::new(), places: Vec::new(), ..model("b", "b.gguf", Some(0)) };
         if let Some(derive) = &mut made.derive {
             (derive.with, derive.packages) = (DerivesWith::Source, vec![package("numpy"), package("torch")]);
         }
-        let wishes = [ModelWish { wanted: false, ..model("a", "a.bin", None) }, made];
+        let requirements = [ModelRequirement { wanted: false, ..model("a", "a.bin", None) }, made];
         let mut survey = Survey { tools: BTreeSet::from([file("torch.whl").sha256]), ..Survey::default() };
         let engines = [engine];
-        assert_eq!(words(&plan(&engines, &wishes, &survey)), ["source e", "tool numpy", "fetch [0] 10", "derive b"]);
+        assert_eq!(
+            words(&plan(&engines, &requirements, &survey)),
+            ["source e", "tool numpy", "fetch [0] 10", "derive b"]
+        );
         survey.trees.insert(Digest::of(b"tree"));
         survey.tools.insert(file("numpy.whl").sha256);
-        assert_eq!(words(&plan(&engines, &wishes, &survey)), ["fetch [0] 10", "derive b"]);
+        assert_eq!(words(&plan(&engines, &requirements, &survey)), ["fetch [0] 10", "derive b"]);
     }
 }

@@ -1,4 +1,4 @@
-//! What long work tells while it goes on. Data only: `cli/terminal.rs` draws it, `cli/jsonl.rs` writes it as lines.
+//! Progress of long work, as events. Data only: `cli/terminal.rs` draws them, `cli/jsonl.rs` writes them as lines.
 
 use std::fmt;
 use std::sync::Arc;
@@ -12,59 +12,103 @@ use crate::base::cancel::{Cancel, Cancelled};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Unit {
+    /// Bytes.
     Bytes,
+    /// Files.
     Files,
     /// Edges of a build graph: ninja's `[n/m]`.
     Steps,
+    /// Nothing.
     None,
 }
 
-/// Something happened. `id` joins the events of one piece of work; ids are unique within a process.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[serde(tag = "event", rename_all = "kebab-case")]
-pub enum Event {
-    /// A piece of work began: `verb` is a present participle (`fetching`), `subject` a name or path.
-    Started {
-        id: u64,
-        verb: &'static str,
-        subject: String,
-        total: Option<u64>,
-        unit: Unit,
-    },
-    /// `done` of `total` so far.
-    Progressed {
-        id: u64,
-        done: u64,
-        total: Option<u64>,
-        detail: Option<String>,
-    },
-    /// It ended well. `detail` is what a person wants to know: `98 MB in 1.2 s`, `built`.
-    Finished {
-        id: u64,
-        detail: String,
-    },
-    /// It ended otherwise; the error itself comes once, at the end of the command.
-    Abandoned {
-        id: u64,
-    },
-    /// Waiting for somebody else.
-    Waiting {
-        what: String,
-    },
-    Note {
-        text: String,
-    },
-    Warning {
-        text: String,
-    },
+/// What a piece of work does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verb {
+    /// Compile an engine.
+    Build,
+    /// Compare a file that is already there with its digest.
+    Check,
+    /// Prepare the build of an engine.
+    Configure,
+    /// Make a model from another one.
+    Derive,
+    /// Download.
+    Fetch,
+    /// Compute digests.
+    Hash,
+    /// Resolve an entry of the lockfile.
+    Lock,
+    /// Start an engine.
+    Start,
+    /// Extract an archive.
+    Unpack,
+    /// Compare with the lockfile or a receipt.
+    Verify,
 }
 
-/// Takes events from any thread. Must be quick.
+impl Verb {
+    /// The present participle, for work in progress: `fetching`.
+    pub fn present(self) -> &'static str {
+        self.forms().0
+    }
+
+    /// The past participle, for finished work: `fetched`.
+    pub fn past(self) -> &'static str {
+        self.forms().1
+    }
+
+    fn forms(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Build => ("building", "built"),
+            Self::Check => ("checking", "checked"),
+            Self::Configure => ("configuring", "configured"),
+            Self::Derive => ("deriving", "derived"),
+            Self::Fetch => ("fetching", "fetched"),
+            Self::Hash => ("hashing", "hashed"),
+            Self::Lock => ("locking", "locked"),
+            Self::Start => ("starting", "started"),
+            Self::Unpack => ("unpacking", "unpacked"),
+            Self::Verify => ("verifying", "verified"),
+        }
+    }
+}
+
+/// As its present participle.
+impl Serialize for Verb {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.present())
+    }
+}
+
+/// One event. `id` is the same for all events of one piece of work, and unique within a process.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(tag = "event", rename_all = "kebab-case")]
+#[expect(missing_docs, reason = "the fields are described with their variant")]
+pub enum Event {
+    /// A piece of work began; `subject` is a name or path.
+    Started { id: u64, verb: Verb, subject: String, total: Option<u64>, unit: Unit },
+    /// `done` of `total` so far.
+    Progressed { id: u64, done: u64, total: Option<u64>, detail: Option<String> },
+    /// It succeeded. `detail` is what a person wants to know, for example `98.4 MB, 1.2 s`; it may be empty.
+    Finished { id: u64, detail: String },
+    /// It failed or was cancelled; the error itself is reported once, at the end of the command.
+    Abandoned { id: u64 },
+    /// Waiting for another process or a server.
+    Waiting { what: String },
+    /// Something that a user may want to know.
+    Note { text: String },
+    /// Something that may be wrong; shown even with `--quiet`.
+    Warning { text: String },
+}
+
+/// Receives events from any thread. Must return quickly.
 pub trait Reporter: Send + Sync {
+    /// Receives one event.
     fn report(&self, event: &Event);
 }
 
-/// Tells nobody.
+/// Discards every event.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Silent;
 
@@ -72,7 +116,7 @@ impl Reporter for Silent {
     fn report(&self, _: &Event) {}
 }
 
-/// What every long operation is given: whom to tell, and whether to stop. Cloning shares both.
+/// What every long operation is given: a reporter and a cancellation flag. Cloning shares both.
 #[derive(Clone)]
 pub struct Task {
     reporter: Arc<dyn Reporter>,
@@ -80,7 +124,7 @@ pub struct Task {
     whole: Option<Arc<Whole>>,
 }
 
-/// A piece of work of several pieces, told as the bytes of those.
+/// A piece of work that consists of several others; its progress is the sum of their bytes.
 #[derive(Debug)]
 struct Whole {
     /// Until it ends.
@@ -95,15 +139,17 @@ impl fmt::Debug for Task {
 }
 
 impl Task {
+    /// A task that reports to `reporter` and stops on `cancel`.
     pub fn new(reporter: Arc<dyn Reporter>, cancel: Cancel) -> Self {
         Self { reporter, cancel, whole: None }
     }
 
-    /// For tests and for work that nobody watches.
+    /// A task that reports nothing, for tests and for work without output.
     pub fn silent() -> Self {
         Self::new(Arc::new(Silent), Cancel::default())
     }
 
+    /// The cancellation flag.
     pub fn cancel(&self) -> &Cancel {
         &self.cancel
     }
@@ -114,7 +160,8 @@ impl Task {
         self.cancel.check()
     }
 
-    pub fn start(&self, verb: &'static str, subject: impl Into<String>, total: Option<u64>, unit: Unit) -> Progress {
+    /// Reports the start of a piece of work of `total` units, when their number is known.
+    pub fn start(&self, verb: Verb, subject: impl Into<String>, total: Option<u64>, unit: Unit) -> Progress {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         let id = NEXT.fetch_add(1, Ordering::Relaxed);
         self.reporter.report(&Event::Started { id, verb, subject: subject.into(), total, unit });
@@ -124,28 +171,31 @@ impl Task {
         Progress { task, id, done: AtomicU64::new(0), total, over: false, whole }
     }
 
-    /// A task whose pieces of work, those in bytes, together make up a `total` that is told beside them, until the last
+    /// A task whose pieces of work in bytes are also reported as one sum of `total` bytes, until the last
     /// clone of the task is gone.
     #[must_use]
-    pub fn summed(&self, verb: &'static str, subject: impl Into<String>, total: u64) -> Self {
+    pub fn summed(&self, verb: Verb, subject: impl Into<String>, total: u64) -> Self {
         let progress = Self { whole: None, ..self.clone() }.start(verb, subject, Some(total), Unit::Bytes);
         Self { whole: Some(Arc::new(Whole { progress: Some(progress), done: AtomicI64::new(0) })), ..self.clone() }
     }
 
+    /// Reports something that a user may want to know.
     pub fn note(&self, text: impl Into<String>) {
         self.reporter.report(&Event::Note { text: text.into() });
     }
 
+    /// Reports something that may be wrong.
     pub fn warn(&self, text: impl Into<String>) {
         self.reporter.report(&Event::Warning { text: text.into() });
     }
 
+    /// Reports what this process waits for.
     pub fn waiting(&self, what: impl Into<String>) {
         self.reporter.report(&Event::Waiting { what: what.into() });
     }
 }
 
-/// One piece of work under way. Dropped without [`Progress::finish`] it counts as abandoned.
+/// One piece of work in progress. Dropping it without [`Progress::finish`] reports it as abandoned.
 #[derive(Debug)]
 pub struct Progress {
     task: Task,
@@ -157,7 +207,7 @@ pub struct Progress {
 }
 
 impl Whole {
-    /// Never more than there is: an archive may be larger than what is wanted of it.
+    /// Never more than the total: an archive may be larger than the part of it that is needed.
     fn add(&self, change: i64) {
         let Some(progress) = &self.progress else { return };
         let done = self.done.fetch_add(change, Ordering::Relaxed) + change;
@@ -202,6 +252,7 @@ impl Progress {
         }
     }
 
+    /// Units done so far.
     pub fn done(&self) -> u64 {
         self.done.load(Ordering::Relaxed)
     }
@@ -210,6 +261,7 @@ impl Progress {
         self.task.reporter.report(&Event::Progressed { id: self.id, done, total: self.known_total(), detail });
     }
 
+    /// Reports the end. `detail` as in [`Event::Finished`].
     pub fn finish(mut self, detail: impl Into<String>) {
         self.over = true;
         self.task.reporter.report(&Event::Finished { id: self.id, detail: detail.into() });
@@ -258,18 +310,18 @@ mod tests {
                 _ => 0,
             }
         };
-        let weights = task.summed("fetching", "2 files", 100);
-        let first = weights.start("fetching", "a", Some(60), Unit::Bytes);
+        let weights = task.summed(Verb::Fetch, "2 files", 100);
+        let first = weights.start(Verb::Fetch, "a", Some(60), Unit::Bytes);
         first.set(50, None, None);
         drop(first);
         assert_eq!(sum(), 0, "what was given up does not count");
-        let again = weights.start("fetching", "a", Some(60), Unit::Bytes);
+        let again = weights.start(Verb::Fetch, "a", Some(60), Unit::Bytes);
         again.set(60, None, None);
         again.finish("");
-        weights.start("unpacking", "a", None, Unit::Files).add(7);
-        task.start("fetching", "something else", None, Unit::Bytes).add(7);
+        weights.start(Verb::Unpack, "a", None, Unit::Files).add(7);
+        task.start(Verb::Fetch, "something else", None, Unit::Bytes).add(7);
         assert_eq!(sum(), 60);
-        let second = weights.start("fetching", "b", None, Unit::Bytes);
+        let second = weights.start(Verb::Fetch, "b", None, Unit::Bytes);
         second.add(45);
         second.finish("");
         assert_eq!(sum(), 100, "never more than all");

@@ -225,3 +225,42 @@ fn a_path_with_a_folder_that_is_not_unicode_is_used() {
     let ran = finish(command.env("PATH", std::ffi::OsString::from_vec(path)).output().unwrap());
     assert!(ran.stdout.contains("99.9.9"), "{ran:?}");
 }
+
+#[test]
+fn u21_a_placeholder_is_only_told_by_check() {
+    let world = World::new();
+    world.write("weights.gguf", "w");
+    world.write("engine/CMakeLists.txt", "");
+    world.write("configs/models/p.yaml", "engine: e\nmodel: m\naudit: { checksum: \"sha256:...\" }\n");
+    let status = world.run(&["-m", "other", "status"]);
+    assert_eq!((status.code, status.stderr.as_str()), (0, ""), "{status:?}");
+    check(&world.run(&["-m", "other", "check"]), 1, "the checksum is a placeholder");
+}
+
+#[test]
+fn u24_a_conflict_in_a_manifest_or_policy_is_one_error() {
+    let world = World::new();
+    let conflict = "<<<<<<< HEAD\nmodel: m\n=======\nmodel: n\n>>>>>>> other\n";
+    world.write("configs/models/p.yaml", &format!("engine: e\n{conflict}"));
+    let policy = world.run(&["-m", "other", "check"]);
+    check(&policy, 2, "git checkout --ours configs/models/p.yaml");
+    assert_eq!(policy.stderr.matches("error: ").count(), 1, "{policy:?}");
+    world.write("manifests/other.toml", &format!("version = 1\n{}", conflict.replace(": ", " = ")));
+    let manifest = world.run(&["-m", "other", "check"]);
+    check(&manifest, 2, "the file contains git conflict markers");
+    assert_eq!(manifest.stderr.matches("error: ").count(), 1, "{manifest:?}");
+}
+
+#[cfg(unix)]
+#[test]
+fn u24_a_broken_link_among_the_policies_does_not_stop_the_others() {
+    let world = World::new();
+    world.write("weights.gguf", "w");
+    world.write("engine/CMakeLists.txt", "");
+    let link = world.project().join("configs/models/gone.yaml");
+    fs::write_link("nowhere", &link).unwrap();
+    let ran = world.run(&["-m", "other", "check"]);
+    check(&ran, 1, "policy file `configs/models/gone.yaml` is skipped");
+    assert!(ran.stderr.contains("policy p: OK"), "{ran:?}");
+    check(&world.run(&["-m", "other", "check", "gone"]), 2, "there is no policy `gone`");
+}

@@ -131,9 +131,10 @@ fn derived_once_placed_with_what_lies_beside_it_and_found_again() {
     world.run(&["check"]).expect(0);
     let status = world.run(&["status"]).expect(0).stdout;
     assert!(status.contains("derive q4 from f16 (quantize to Q4_0, with sparse)"), "{status}");
-    assert!(status.contains("model     q4 missing, size unknown"), "{status}");
+    assert!(status.contains("model     q4 not derived, size unknown"), "{status}");
     let ran = Ran::of(world.command(&["sync", "p", "--json"]).env("SECRET", "x").output().unwrap()).expect(0);
     assert_eq!(steps(&ran).last().unwrap(), "derive q4");
+    assert!(ran.stderr.contains("model `q4`: running code from"), "{}", ran.stderr);
     let placed = world.project().join("models/q4");
     assert_eq!(fs::read_bounded(&placed.join("modèle q4.gguf"), 64 << 20).unwrap(), quantized());
     assert!(placed.join("activation/activation_0.pt").exists());
@@ -210,7 +211,7 @@ fn another_input_is_another_lock_and_another_derivation() {
 #[test]
 fn what_an_engine_cannot_make_is_refused_before_anything_is_built() {
     let world = new_world();
-    for (kind, why) in [("Q4_K_M", "makes nonsense"), ("F16", "from F16 to F16"), ("Q8_0", "makes nonsense")] {
+    for (kind, why) in [("Q4_K_M", "wrong results"), ("F16", "makes the output Q8_0"), ("Q8_0", "wrong results")] {
         world.write("manifests/default.toml", &MANIFEST.replace("Q4_0", kind));
         for command in ["check", "lock", "sync"] {
             let ran = world.run(&[command]).expect(2);

@@ -16,11 +16,12 @@ use aitools::base::fs;
 use aitools::base::platform::{Platform, Variant};
 use aitools::build::{BuildRecipe, OutputRule};
 use aitools::engine::backend::{Driver, passed_on};
+use aitools::engine::cmake::{CmakeProject, RecipeRequest};
 use aitools::engine::conversation::{Conversation, Finish, Piece};
 use aitools::engine::finding::{Finding, error};
 use aitools::engine::openai::{Dialect, OpenAi};
 use aitools::engine::{
-    CheckRequest, Endpoint, Engine, EngineError, Launch, LaunchRequest, Model, ModelError, ModelFiles, RecipeRequest,
+    CheckRequest, Endpoint, Engine, EngineError, InstallMethod, Launch, LaunchRequest, Model, ModelError, ModelFiles,
 };
 use aitools::format::policy::Policy;
 use aitools::ops::run::{Ask, run};
@@ -45,6 +46,22 @@ impl Engine for Parrot {
         "parrot"
     }
 
+    fn install_method(&self) -> InstallMethod<'_> {
+        InstallMethod::Cmake(self)
+    }
+
+    fn open(&self, files: &ModelFiles<'_>) -> Result<Arc<dyn Model>, ModelError> {
+        let weights = files.weights[0].clone();
+        let config = fs::parent(&weights).join("config.json");
+        let unusable = |why: String| ModelError { path: config.clone(), why };
+        let bytes = fs::read_bounded(&config, 1 << 20).map_err(|error| unusable(error.to_string()))?;
+        let config: serde_json::Value = serde_json::from_slice(&bytes).map_err(|error| unusable(error.to_string()))?;
+        let kind = config["model_type"].as_str().unwrap_or_default().to_owned();
+        Ok(Arc::new(Folder { weights, kind }))
+    }
+}
+
+impl CmakeProject for Parrot {
     fn recipe(&self, ask: &RecipeRequest<'_>) -> Result<BuildRecipe, EngineError> {
         let output = |glob: &str| OutputRule { glob: glob.to_owned(), to: "bin".parse().unwrap(), required: true };
         Ok(BuildRecipe {
@@ -62,16 +79,6 @@ impl Engine for Parrot {
 
     fn variants(&self, _: Platform) -> &'static [Variant] {
         &[Variant::Cpu]
-    }
-
-    fn open(&self, files: &ModelFiles<'_>) -> Result<Arc<dyn Model>, ModelError> {
-        let weights = files.weights[0].clone();
-        let config = fs::parent(&weights).join("config.json");
-        let unusable = |why: String| ModelError { path: config.clone(), why };
-        let bytes = fs::read_bounded(&config, 1 << 20).map_err(|error| unusable(error.to_string()))?;
-        let config: serde_json::Value = serde_json::from_slice(&bytes).map_err(|error| unusable(error.to_string()))?;
-        let kind = config["model_type"].as_str().unwrap_or_default().to_owned();
-        Ok(Arc::new(Folder { weights, kind }))
     }
 }
 

@@ -100,7 +100,7 @@ fn as_few_requests_as_can_be() {
     // Without its own store, from the Hugging Face cache alone.
     fs::remove_dir_all(&bench.world.cache()).unwrap();
     bench.run(&["sync", "--offline"]).expect(0);
-    assert_eq!((bench.asked(Site::Hub).len(), bench.asked(Site::Store).len()), before, "nothing at all");
+    assert_eq!((bench.asked(Site::Hub).len(), bench.asked(Site::Store).len()), before, "no output");
 }
 
 #[test]
@@ -170,7 +170,7 @@ fn troubles_have_words_and_codes() {
     let bads: [(Bad, &str); 3] = [
         (|reply| Reply::text(&format!("{:1$}", "<!DOCTYPE html><html>log in</html>", reply.size())), "HTML"),
         (|_| Reply::text(""), "empty"),
-        (|reply| reply.flip(100), "the same wrong digest came twice"),
+        (|reply| reply.flip(100), "the same wrong digest"),
     ];
     for (bad, word) in bads {
         let bench = Bench::new(move |site, _, reply| if site == Site::Store { bad(reply) } else { reply });
@@ -277,7 +277,7 @@ fn l5_lock_refuses_what_sync_could_never_place() {
     for (repo, said) in [
         ("Org/Two", "2 files match: `a.Q4_0.gguf` (0.0 MB), `a.Q8_0.gguf`"),
         ("Org/Case", "two files would be placed at"),
-        ("Org/None", "none of the files is a GGUF"),
+        ("Org/None", "none of the files is a GGUF file"),
     ] {
         bench
             .world

@@ -1,4 +1,4 @@
-//! A flag that long work looks at, so that Ctrl-C ends it between two steps rather than inside one.
+//! A cancellation flag that long work checks, so that Ctrl-C ends it between two steps rather than inside one.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,10 +13,12 @@ pub struct Cancel(Arc<AtomicBool>);
 pub struct Cancelled;
 
 impl Cancel {
+    /// Asks everything that shares this flag to stop.
     pub fn cancel(&self) {
         self.0.store(true, Ordering::SeqCst);
     }
 
+    /// Whether the user asked to stop.
     pub fn is_cancelled(&self) -> bool {
         self.0.load(Ordering::SeqCst)
     }

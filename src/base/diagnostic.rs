@@ -1,4 +1,4 @@
-//! What is wrong in an input, where, and how to mend it. Data only: `cli/` draws it.
+//! Problems in an input: message, place and hint. Data only: `cli/` draws them.
 
 use std::fmt;
 use std::ops::Range;
@@ -9,10 +9,12 @@ use std::sync::Arc;
 pub struct SourceText {
     /// The path as the user would write it, for messages.
     pub name: String,
+    /// The whole content.
     pub text: String,
 }
 
 impl SourceText {
+    /// A text with the name that messages use for it.
     pub fn new(name: impl Into<String>, text: impl Into<String>) -> Arc<Self> {
         Arc::new(Self { name: name.into(), text: text.into() })
     }
@@ -30,36 +32,48 @@ impl SourceText {
     }
 }
 
+/// A range of a text.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Place {
+    /// The text.
     pub source: Arc<SourceText>,
     /// Byte offsets into the text.
     pub span: Range<usize>,
 }
 
+/// How serious a problem is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Severity {
+    /// The input can still be used.
     Warning,
+    /// The input cannot be used.
     Error,
 }
 
 /// One problem. `message` is a lowercase phrase without a final period, names in backticks.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Diagnostic {
+    /// Whether it is an error or a warning.
     pub severity: Severity,
+    /// Where it is; None for a problem of the whole input.
     pub place: Option<Place>,
+    /// What is wrong.
     pub message: String,
+    /// What would be correct, as a noun phrase.
     pub expected: Option<String>,
+    /// What was found instead, as a noun phrase.
     pub actual: Option<String>,
     /// What to do next, as a command or an edit.
     pub hint: Option<String>,
 }
 
 impl Diagnostic {
+    /// An error without a place.
     pub fn error(message: impl Into<String>) -> Self {
         Self::new(Severity::Error, message)
     }
 
+    /// A warning without a place.
     pub fn warning(message: impl Into<String>) -> Self {
         Self::new(Severity::Warning, message)
     }
@@ -68,30 +82,35 @@ impl Diagnostic {
         Self { severity, place: None, message: message.into(), expected: None, actual: None, hint: None }
     }
 
+    /// The same problem, placed at a range of bytes of `source`.
     #[must_use]
     pub fn at(mut self, source: &Arc<SourceText>, span: Range<usize>) -> Self {
         self.place = Some(Place { source: Arc::clone(source), span });
         self
     }
 
+    /// The same problem, with what would be correct.
     #[must_use]
     pub fn expected(mut self, text: impl Into<String>) -> Self {
         self.expected = Some(text.into());
         self
     }
 
+    /// The same problem, with what was found.
     #[must_use]
     pub fn actual(mut self, text: impl Into<String>) -> Self {
         self.actual = Some(text.into());
         self
     }
 
+    /// The same problem, with what to do next.
     #[must_use]
     pub fn hint(mut self, text: impl Into<String>) -> Self {
         self.hint = Some(text.into());
         self
     }
 
+    /// Whether it is an error rather than a warning.
     pub fn is_error(&self) -> bool {
         self.severity == Severity::Error
     }
@@ -107,12 +126,12 @@ impl fmt::Display for Diagnostic {
     }
 }
 
-/// All problems of an input at once; as an error it means "at least one of them is an error".
+/// All problems of an input. Used as an error, it contains at least one error.
 #[derive(Debug, Clone, Default, PartialEq, Eq, thiserror::Error)]
 pub struct Diagnostics(pub Vec<Diagnostic>);
 
 impl Diagnostics {
-    /// What is kept of one input: nobody mends more at a time, and a hostile input must not cost more.
+    /// The most problems that are kept of one input: a hostile input must not cost more memory.
     pub const MAX: usize = 50;
 
     /// Past [`Self::MAX`], one last entry says that there are more.
@@ -130,6 +149,7 @@ impl Diagnostics {
         self.0.sort_by_key(|diagnostic| diagnostic.place.as_ref().map_or(usize::MAX, |place| place.span.start));
     }
 
+    /// Whether at least one of the problems is an error.
     pub fn has_errors(&self) -> bool {
         self.0.iter().any(Diagnostic::is_error)
     }
@@ -163,7 +183,7 @@ impl fmt::Display for Diagnostics {
 
 /// The candidate nearest to what was written, for "did you mean".
 pub fn nearest<'a>(written: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
-    // A long text is no slip of the fingers, and comparing it would take time.
+    // A long text is not a typing error, and comparing it would take time.
     const MAX_BYTES: usize = 200;
     let one_slip = |candidate: &str| written.len() > 2 && strsim::osa_distance(written, candidate) == 1;
     candidates

@@ -12,26 +12,31 @@ use sha2::Digest as _;
 /// Bytes read at a time when hashing: large enough for full speed, small enough to notice a cancel at once.
 pub const CHUNK_BYTES: usize = 1 << 20;
 
+/// A SHA-256 digest.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Digest([u8; 32]);
 
+/// Text that is not a SHA-256 digest.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("`{0}` is not a digest: expected `sha256:` and 64 hexadecimal digits")]
 pub struct DigestError(String);
 
 impl Digest {
-    /// What hashing nothing gives: the sign of an empty download.
+    /// The digest of no bytes: the sign of an empty download.
     pub const EMPTY_HEX: &'static str = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
 
+    /// The digest with these bytes.
     pub fn from_bytes(bytes: [u8; 32]) -> Self {
         Self(bytes)
     }
 
+    /// The bytes of the digest.
     pub fn as_bytes(&self) -> &[u8; 32] {
         &self.0
     }
 
+    /// Hashes bytes that are in memory.
     pub fn of(bytes: &[u8]) -> Self {
         Self(sha2::Sha256::digest(bytes).into())
     }
@@ -123,11 +128,13 @@ pub struct Hasher {
 }
 
 impl Hasher {
+    /// Hashes the next bytes.
     pub fn update(&mut self, bytes: &[u8]) {
         self.state.update(bytes);
         self.size_bytes += bytes.len() as u64;
     }
 
+    /// The digest of all bytes, and their number.
     pub fn finish(self) -> (Digest, u64) {
         (Digest(self.state.finalize().into()), self.size_bytes)
     }

@@ -14,16 +14,20 @@ mod platform;
 
 pub use platform::{is_executable, read_dir_link, symlink};
 
-/// What was tried, where, and what the system said.
+/// A failed file system call: the action, the path, and the system's error.
 #[derive(Debug, thiserror::Error)]
 #[error("could not {verb} `{}`: {source}", path.display())]
 pub struct FsError {
+    /// The action, as it follows "could not": `read`.
     pub verb: &'static str,
+    /// The file or folder.
     pub path: PathBuf,
+    /// The system's error.
     pub source: io::Error,
 }
 
 impl FsError {
+    /// An error of `verb` at `path`.
     pub fn new(verb: &'static str, path: &Path, source: io::Error) -> Self {
         Self { verb, path: path.to_owned(), source }
     }
@@ -33,7 +37,7 @@ impl FsError {
         self.source.kind() == io::ErrorKind::NotFound
     }
 
-    /// Whether this user may not write there: a file system mounted read-only, or somebody else's folder.
+    /// Whether this user has no permission to write there: a read-only file system, or another user's folder.
     pub fn is_read_only(&self) -> bool {
         matches!(self.source.kind(), io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::PermissionDenied)
     }
@@ -49,9 +53,9 @@ impl FsError {
     }
 }
 
-/// How the names of files begin that are about to get their real names.
+/// The prefix of temporary names of files that will be renamed.
 const STAGED: &str = ".aitools-";
-/// Older ones belong to runs that were killed.
+/// Older temporary files are leftovers of killed runs.
 const MAX_STAGED_AGE: Duration = Duration::from_secs(3600);
 
 type Result<T> = std::result::Result<T, FsError>;
@@ -133,18 +137,22 @@ pub fn read_head(path: &Path, limit_bytes: u64) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
+/// Metadata of a file or folder; follows a symbolic link.
 pub fn metadata(path: &Path) -> Result<fs::Metadata> {
     fs::metadata(path).map_err(naming("look at", path))
 }
 
+/// Metadata of a file, folder or symbolic link; links are not followed.
 pub fn symlink_metadata(path: &Path) -> Result<fs::Metadata> {
     fs::symlink_metadata(path).map_err(naming("look at", path))
 }
 
+/// Whether a path leads to something; follows a symbolic link.
 pub fn exists(path: &Path) -> bool {
     fs::symlink_metadata(path).is_ok()
 }
 
+/// Makes a folder and its parents; an existing one is fine.
 pub fn create_dir_all(path: &Path) -> Result<()> {
     fs::create_dir_all(path).map_err(naming("create folder", path))
 }
@@ -194,6 +202,7 @@ pub fn canonical(path: &Path) -> Result<PathBuf> {
     fs::canonicalize(path).map_err(naming("look at", path))
 }
 
+/// The target of a symbolic link.
 pub fn read_link(path: &Path) -> Result<PathBuf> {
     fs::read_link(path).map_err(naming("read link", path))
 }
@@ -349,12 +358,16 @@ pub fn write_if_changed(path: &Path, bytes: &[u8]) -> Result<bool> {
     }
 }
 
-/// What identifies a file's content without reading it: equal stamps mean "nobody touched it", as far as the system tells.
+/// What identifies a file's content without reading it: equal stamps mean that the file did not change, as far as the system reports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Stamp {
+    /// The device that holds the file.
     pub device: u64,
+    /// The file's number on its device.
     pub inode: u64,
+    /// Size in bytes.
     pub size_bytes: u64,
+    /// Modification time, in nanoseconds since 1970.
     pub modified_ns: u64,
     /// When anything about the file changed, its times included; 0 where the platform has no such time.
     pub changed_ns: u64,
@@ -504,9 +517,13 @@ pub fn backup_name(path: &Path) -> Result<PathBuf> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Placed {
+    /// The files share their blocks until one is written.
     Reflink,
+    /// Two names of one file.
     HardLink,
+    /// A link to the first place.
     Symlink,
+    /// A second file with the same bytes.
     Copy,
 }
 

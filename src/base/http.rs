@@ -27,16 +27,19 @@ pub const MAX_WAIT: Duration = Duration::from_secs(330);
 /// A slower connection counts as broken.
 const MIN_BYTES_PER_SECOND: f64 = 1000.0;
 const POLL: Duration = Duration::from_millis(50);
-/// What goes along when a redirect leads to another origin. Everything else may be a secret.
+/// Headers that are sent after a redirect to another origin. Every other header may be a secret.
 const PUBLIC_HEADERS: [&str; 4] = ["accept", "if-range", "range", "git-protocol"];
 
+/// What a client needs from its environment.
 #[derive(Debug, Clone)]
 pub struct Settings {
     /// Environment variables: `HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY`, `NO_PROXY` and their lowercase twins are read.
     pub env: BTreeMap<String, String>,
-    /// Send nothing at all.
+    /// Send no request.
     pub offline: bool,
+    /// Ends every request when the user asks to stop.
     pub cancel: Cancel,
+    /// How long connecting may take.
     pub connect_timeout: Duration,
     /// How long no byte may come.
     pub stall_timeout: Duration,
@@ -80,13 +83,14 @@ impl Agents {
             let value = proxy_for(&settings.env, scheme)?;
             let made = Proxy::new(value)
                 .map(|proxy| (through(settings, scheme, proxy), shown(value)))
-                .map_err(|error| format!("the proxy `{}` is of no use: {error}", shown(value)));
+                .map_err(|error| format!("the proxy `{}` cannot be used: {error}", shown(value)));
             Some((scheme, made))
         });
         Self { direct: agent(settings, None), proxied: proxied.collect() }
     }
 }
 
+/// Which redirects are followed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Follow {
     /// Up to [`MAX_REDIRECTS`], secrets staying at the first origin.
@@ -97,49 +101,59 @@ pub enum Follow {
     Nowhere,
 }
 
+/// One request.
 #[derive(Debug, Clone)]
 pub struct Request<'a> {
+    /// The method.
     pub method: Method,
+    /// The address, with scheme.
     pub url: &'a str,
     /// May hold secrets (`authorization`): they stay at the origin of `url`.
     pub headers: &'a [(&'a str, &'a str)],
+    /// The request body, if there is one.
     pub body: Option<&'a [u8]>,
+    /// Which redirects are followed.
     pub follow: Follow,
 }
 
 impl<'a> Request<'a> {
+    /// A GET that follows redirects.
     pub fn get(url: &'a str, headers: &'a [(&'a str, &'a str)]) -> Self {
         Self { method: Method::GET, url, headers, body: None, follow: Follow::Anywhere }
     }
 
+    /// A HEAD that follows redirects.
     pub fn head(url: &'a str, headers: &'a [(&'a str, &'a str)]) -> Self {
         Self { method: Method::HEAD, ..Self::get(url, headers) }
     }
 }
 
+/// Why a request failed.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the message of each variant documents it and its fields")]
 pub enum HttpError {
-    #[error("`--offline` forbids asking {url}")]
+    #[error("`--offline` forbids a request to {url}")]
     Offline { url: String },
     #[error(transparent)]
     Cancelled(#[from] Cancelled),
-    /// An address, redirect, header or proxy setting that is of no use.
+    /// An invalid address, redirect, header or proxy setting.
     #[error("{url}: {why}")]
     Address { url: String, why: String },
-    /// No connection came about.
+    /// No connection could be made.
     #[error("{url}: {why}")]
     Unreachable { url: String, why: String },
     /// The connection broke or fell silent.
     #[error("{url}: {why}")]
     Broken { url: String, why: String },
-    #[error("{url}: the answer is larger than {limit_bytes} bytes")]
+    #[error("{url}: the response is larger than {limit_bytes} bytes")]
     TooLarge { url: String, limit_bytes: u64 },
-    #[error("{url}: the answer is not what was expected: {why}")]
+    #[error("{url}: unexpected response: {why}")]
     Unexpected { url: String, why: String },
 }
 
 /// An answer, whatever its status. Reading it gives the body; the stall limit applies to each read.
 pub struct Response {
+    /// The HTTP status code.
     pub status: u16,
     /// Where the answer came from, after redirects.
     pub url: String,
@@ -169,7 +183,7 @@ impl Pace {
         if !slow {
             return Ok(());
         }
-        let why = format!("fewer than {MIN_BYTES_PER_SECOND} bytes per second came for {:?}", self.window);
+        let why = format!("received fewer than {MIN_BYTES_PER_SECOND} bytes per second for {:?}", self.window);
         Err(io::Error::other(why))
     }
 }
@@ -192,10 +206,12 @@ impl Read for Response {
 }
 
 impl Response {
+    /// The value of a header; None when it is absent or not text.
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.get(name)?.to_str().ok()
     }
 
+    /// Whether the status is 2xx.
     pub fn is_success(&self) -> bool {
         (200..300).contains(&self.status)
     }
@@ -219,7 +235,9 @@ impl Response {
 /// A whole answer, body included.
 #[derive(Debug)]
 pub struct Answer {
+    /// Status and headers.
     pub response: Response,
+    /// The whole body.
     pub body: Vec<u8>,
 }
 
@@ -233,15 +251,17 @@ impl Answer {
 }
 
 impl Http {
+    /// A client with these settings. Nothing is connected yet.
     pub fn new(settings: Settings) -> Self {
         Self { agents: Arc::new(RwLock::new(Agents::new(&settings))), settings }
     }
 
+    /// The settings of this client.
     pub fn settings(&self) -> &Settings {
         &self.settings
     }
 
-    /// Ends all connections: whoever waits for a byte gets an error at once. What is asked afterwards makes new ones,
+    /// Ends all connections: pending reads fail immediately. Later requests open new connections,
     /// unless the user asked to stop.
     pub fn abort(&self) {
         let mut agents = self.agents.write().unwrap_or_else(PoisonError::into_inner);
@@ -314,7 +334,7 @@ impl Http {
             worker.join()
         });
         self.settings.cancel.check()?;
-        let died = || HttpError::Broken { url: shown(request.url), why: "the request's thread died".to_owned() };
+        let died = || HttpError::Broken { url: shown(request.url), why: "the request's thread panicked".to_owned() };
         result.unwrap_or_else(|_| Err(died()))
     }
 
@@ -340,18 +360,23 @@ impl Http {
                 _ => return result,
             };
             let Some(delay) = backoff.after_failure(asked) else {
-                if let Some(wish) = asked {
-                    waiting(format!("{}: {why}, asked to come again in {} s", shown(request.url), wish.as_secs()));
+                if let Some(required) = asked {
+                    waiting(format!(
+                        "{}: {why}, the server asks for a retry in {} s",
+                        shown(request.url),
+                        required.as_secs()
+                    ));
                 }
                 return result;
             };
             if asked.is_some() {
-                waiting(format!("{}: {why}, asked to come again in {} s", shown(request.url), delay.as_secs()));
+                waiting(format!("{}: {why}, the server asks for a retry in {} s", shown(request.url), delay.as_secs()));
             }
             pause(&self.settings.cancel, delay)?;
         }
     }
 
+    /// The delays between tries of one request of this client.
     pub fn backoff(&self) -> Backoff {
         Backoff { failures: 0, pace: self.settings.pace }
     }
@@ -421,30 +446,31 @@ impl Backoff {
     /// Tries in a row that may fail.
     pub const LIMIT: u32 = 6;
 
-    /// Something was achieved: counting begins anew.
+    /// A try succeeded: resets the count of failed tries.
     pub fn progressed(&mut self) {
         self.failures = 0;
     }
 
+    /// How many tries in a row have failed.
     pub fn failures(&self) -> u32 {
         self.failures
     }
 
-    /// How long to wait before the next try; `asked` is the server's own wish. None: give up.
+    /// How long to wait before the next try; `asked` is the time that the server asks for. None: give up.
     pub fn after_failure(&mut self, asked: Option<Duration>) -> Option<Duration> {
         self.failures += 1;
-        if self.failures > Self::LIMIT || asked.is_some_and(|wish| wish > MAX_WAIT) {
+        if self.failures > Self::LIMIT || asked.is_some_and(|required| required > MAX_WAIT) {
             return None;
         }
         let full = (self.pace * 2_u32.pow(self.failures - 1)).min(Duration::from_secs(30));
         let mut byte = [0];
         let _ = getrandom::fill(&mut byte);
         let jittered = full / 2 + full * u32::from(byte[0]) / 512;
-        Some(asked.map_or(jittered, |wish| wish.max(self.pace / 2)))
+        Some(asked.map_or(jittered, |required| required.max(self.pace / 2)))
     }
 }
 
-/// Text without a certificate trusts nobody.
+/// A file without a certificate is an error.
 fn roots(settings: &Settings) -> RootCerts {
     let Some(text) = &settings.certificates else { return RootCerts::PlatformVerifier };
     let certificates = parse_pem(text).filter_map(|item| match item {
@@ -582,9 +608,9 @@ fn parse(text: &str) -> Result<Url, HttpError> {
 
 fn checked(parsed: Result<Url, url::ParseError>, text: &str) -> Result<Url, HttpError> {
     let refused = |why: String| HttpError::Address { url: shown(text), why };
-    let mut url = parsed.map_err(|error| refused(format!("it is not an address: {error}")))?;
+    let mut url = parsed.map_err(|error| refused(format!("not a URL: {error}")))?;
     if !matches!(url.scheme(), "http" | "https") {
-        return Err(refused("it is not an http or https address".to_owned()));
+        return Err(refused("not an http or https URL".to_owned()));
     }
     url.set_fragment(None);
     Ok(url)

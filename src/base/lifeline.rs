@@ -1,4 +1,4 @@
-//! Not outliving one's parent, and leaving nothing behind: for our own child processes that stand between us and other
+//! Ending with the parent process and leaving no descendants: for our own child processes that run between us and other
 //! people's programs.
 //!
 //! Invariant: nothing here runs in the main process. What the systems offer differs: Linux tells a child of its parent's
@@ -106,7 +106,7 @@ mod platform {
         while !descendants().is_empty() && Instant::now() < deadline {
             std::thread::sleep(POLL);
         }
-        // A program may start another between the look and the blow: a few rounds.
+        // A program may start another one between listing and killing, so this takes a few rounds.
         for _ in 0..20 {
             let left = descendants();
             if left.is_empty() {

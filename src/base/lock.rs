@@ -21,7 +21,9 @@ impl Lock {
     }
 }
 
+/// Why a lock could not be taken.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the message of each variant documents it and its fields")]
 pub enum LockError {
     #[error(transparent)]
     Fs(#[from] FsError),

@@ -20,8 +20,10 @@ pub mod tree;
 
 #[cfg(test)]
 #[path = "../../tests/support/http.rs"]
+#[expect(missing_docs, reason = "only tests use it")]
 pub mod test_server;
 
 #[cfg(test)]
 #[path = "../../tests/support/hub.rs"]
+#[expect(missing_docs, reason = "only tests use it")]
 pub mod test_hub;

@@ -13,13 +13,16 @@ use serde::{Deserialize, Serialize};
 #[serde(try_from = "String", into = "String")]
 pub struct Name(String);
 
+/// Text that is not a name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("`{0}` is not a name: use 1 to 64 letters, digits, `-`, `_` or `.`, beginning with a letter or digit")]
 pub struct NameError(String);
 
 impl Name {
+    /// The rule of a name as a regular expression, for JSON Schema.
     pub const PATTERN: &'static str = "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$";
 
+    /// The name as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -78,24 +81,31 @@ impl JsonSchema for Name {
 #[serde(try_from = "String", into = "String")]
 pub struct RelPath(String);
 
+/// Text that is not a path inside its folder.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("`{path}` is not a path inside its folder: {why}")]
 pub struct RelPathError {
+    /// The text.
     pub path: String,
+    /// What is wrong with it.
     pub why: &'static str,
 }
 
 impl RelPath {
+    /// The longest accepted path, in bytes.
     pub const MAX_BYTES: usize = 1024;
 
+    /// The path with `/` between its parts.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
+    /// The path in the form of this platform.
     pub fn to_path(&self) -> PathBuf {
         self.0.split('/').collect()
     }
 
+    /// The path below `root`, in the form of this platform.
     pub fn under(&self, root: &Path) -> PathBuf {
         root.join(self.to_path())
     }
@@ -115,6 +125,7 @@ impl RelPath {
         self.0.rsplit('/').next().unwrap_or(&self.0)
     }
 
+    /// This path, then `tail` below it.
     #[must_use]
     pub fn join(&self, tail: &Self) -> Self {
         Self(format!("{}/{}", self.0, tail.0))

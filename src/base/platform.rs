@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 /// Which accelerator a build of an engine uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
+#[expect(missing_docs, reason = "schemars lists the keys of a map only if they are undocumented")]
 pub enum Variant {
     Cpu,
     Cuda,
@@ -16,8 +17,10 @@ pub enum Variant {
 }
 
 impl Variant {
+    /// Every variant.
     pub const ALL: [Self; 4] = [Self::Cpu, Self::Cuda, Self::Rocm, Self::Metal];
 
+    /// The word in manifests and policies.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Cpu => "cpu",
@@ -37,11 +40,14 @@ impl fmt::Display for Variant {
 /// Operating system and processor, as Rust names them (`linux`, `macos`, `windows`; `x86_64`, `aarch64`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Platform {
+    /// Operating system.
     pub os: &'static str,
+    /// Processor architecture.
     pub arch: &'static str,
 }
 
 impl Platform {
+    /// The platform that this program was compiled for.
     pub const HOST: Self = Self { os: std::env::consts::OS, arch: std::env::consts::ARCH };
 
     /// Whether a wheel's platform tag (`manylinux_2_17_x86_64`, `macosx_11_0_arm64`, `win_amd64`, `any`, …) runs here.

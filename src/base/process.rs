@@ -16,14 +16,19 @@ use super::cancel::{Cancel, Cancelled};
 /// What to start. Nothing is inherited but what is here.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Program {
+    /// The program's file.
     pub path: PathBuf,
+    /// Its arguments.
     pub args: Vec<OsString>,
     /// The whole environment.
     pub env: BTreeMap<OsString, OsString>,
+    /// Its working directory.
     pub cwd: PathBuf,
 }
 
+/// Why a program could not be run to its end.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the message of each variant documents it and its fields")]
 pub enum ProcessError {
     #[error("could not start `{}`: {source}", path.display())]
     Start { path: PathBuf, source: io::Error },
@@ -95,10 +100,14 @@ fn read_in_background(mut pipe: impl io::Read + Send + 'static, limit: u64) -> s
     })
 }
 
+/// What a finished program left.
 #[derive(Debug)]
 pub struct Output {
+    /// How it ended.
     pub status: ExitStatus,
+    /// Its standard output, as text.
     pub stdout: String,
+    /// Its standard error, as text.
     pub stderr: String,
 }
 
@@ -111,10 +120,12 @@ pub struct Running {
 }
 
 impl Running {
+    /// The process id.
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
 
+    /// The program's file.
     pub fn path(&self) -> &Path {
         &self.path
     }

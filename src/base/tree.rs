@@ -22,7 +22,9 @@ pub const MAX_DEPTH: usize = 64;
 pub enum Mode {
     /// A file without the permission to execute it.
     File,
+    /// A file with the permission to execute it.
     Executable,
+    /// A symbolic link.
     Symlink,
 }
 
@@ -43,9 +45,11 @@ pub type Modes = BTreeMap<RelPath, Mode>;
 /// One file of a tree.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
+    /// What kind of file it is.
     pub mode: Mode,
     /// Of a link: of its target's text.
     pub size_bytes: u64,
+    /// SHA-256 of its bytes.
     pub digest: Digest,
 }
 
@@ -55,6 +59,7 @@ pub struct Listing(pub BTreeMap<RelPath, Entry>);
 
 /// Why a folder has no listing.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the message of each variant documents it and its fields")]
 pub enum TreeError {
     #[error(transparent)]
     Fs(#[from] FsError),

@@ -1,4 +1,4 @@
-//! Which accelerators this machine has, and which compilers for them. Cheap where there are none: a library that cannot be
+//! Which accelerators this machine has, and which compilers for them. Detection is cheap where there are none: a library that cannot be
 //! loaded and a program that is not there cost nothing.
 //!
 //! NVIDIA's graphics processors are asked through its own library; AMD's are those that Linux's driver lists.
@@ -15,7 +15,7 @@ use super::toolchain::{Finder, ToolError};
 use crate::base::fs;
 use crate::base::platform::{Platform, Variant};
 
-/// More than any machine has.
+/// The most devices that are listed.
 const MAX_GPUS: u32 = 64;
 /// Which variant is taken when nobody asks for one: the first that fits.
 const PREFERENCE: [Variant; 4] = [Variant::Metal, Variant::Cuda, Variant::Rocm, Variant::Cpu];
@@ -26,19 +26,25 @@ const ROCM_TARGETS: [&str; 3] = ["GPU_TARGETS", "AMDGPU_TARGETS", "CMAKE_HIP_ARC
 /// CMake's definitions of a build, by name.
 pub type Definitions = BTreeMap<String, String>;
 
+/// The GPUs and GPU compilers of this machine.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Accelerators {
+    /// NVIDIA's GPUs.
     pub gpus: Vec<Gpu>,
     /// AMD's graphics processors, as ROCm's compiler names them: `gfx1100`.
     pub amd: Vec<String>,
-    /// Why NVIDIA's library is there but does not answer: a driver that does not fit the kernel, no permission.
+    /// Why NVIDIA's library is installed but fails: a driver that does not match the kernel, no permission.
     pub trouble: Option<String>,
+    /// NVIDIA's compiler, if it is installed.
     pub nvcc: Option<Nvcc>,
+    /// AMD's compiler, if it is installed.
     pub hipcc: Option<Tool>,
 }
 
+/// One NVIDIA GPU.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Gpu {
+    /// The product name: `NVIDIA H100 80GB HBM3`.
     pub name: String,
     /// All of its memory, in bytes.
     pub vram_bytes: u64,
@@ -60,12 +66,16 @@ impl Gpu {
 /// A compiler, for reports.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Tool {
+    /// Where it is.
     pub path: String,
+    /// Its version line.
     pub identity: String,
 }
 
+/// NVIDIA's compiler and what it supports.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Nvcc {
+    /// The compiler.
     #[serde(flatten)]
     pub tool: Tool,
     /// `(13, 0)` for CUDA 13.0.
@@ -74,14 +84,15 @@ pub struct Nvcc {
     pub architectures: Vec<u32>,
 }
 
-/// Why a build for an accelerator is of no use here.
+/// Why a build for an accelerator cannot be used on this machine.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[expect(missing_docs, reason = "the message of each variant documents it and its fields")]
 pub enum Unfit {
-    #[error("no graphics processor for it, or no compiler, is here")]
+    #[error("this machine has no GPU for it, or no compiler")]
     Absent,
-    #[error("it is built for the architectures {built}, and the GPU here has {}", numbers(.here))]
+    #[error("it is built for the architectures {built}, but this machine's GPU has {}", numbers(.here))]
     Gpu { built: String, here: Vec<u32> },
-    #[error("the CUDA {}.{} here does not compile for the architectures {}", release.0, release.1, numbers(.unknown))]
+    #[error("the installed CUDA {}.{} does not compile for the architectures {}", release.0, release.1, numbers(.unknown))]
     Toolkit { release: (u32, u32), unknown: Vec<u32> },
 }
 
@@ -93,7 +104,7 @@ impl Unfit {
             Self::Absent => None,
             Self::Gpu { here, .. } => Some(format!("{}, or use `--variant cpu`", list(&numbers(here)))),
             Self::Toolkit { .. } => {
-                Some(format!("install another CUDA toolkit, or {}", list("only what this one knows")))
+                Some(format!("install another CUDA toolkit, or {}", list("only the ones that it supports")))
             }
         }
     }
@@ -329,7 +340,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_wish_a_variant_is_taken_that_can_be_built_and_runs() {
+    fn without_a_request_a_variant_is_taken_that_can_be_built_and_runs() {
         use Variant::{Cpu, Cuda};
         let new = [75, 80, 86, 87, 89, 90, 100, 120];
         let table: [(&[u32], &[u32], Variant); 10] = [
@@ -378,12 +389,12 @@ mod tests {
         let refused = of(&turing, TARGETS).unwrap_err();
         assert_eq!(
             refused.to_string(),
-            "it is built for the architectures 80-real;86-real;89-real;90, and the GPU here has 75"
+            "it is built for the architectures 80-real;86-real;89-real;90, but this machine's GPU has 75"
         );
         assert!(refused.hint().unwrap().contains("list 75 in `CMAKE_CUDA_ARCHITECTURES`"));
         assert_eq!(
             of(&old, TARGETS).unwrap_err().to_string(),
-            "the CUDA 11.5 here does not compile for the architectures 89, 90"
+            "the installed CUDA 11.5 does not compile for the architectures 89, 90"
         );
         // Told also where no GPU is: such a build cannot be made.
         assert!(matches!(of(&machine(&[80], &[]), "90"), Err(Unfit::Toolkit { .. })));

@@ -48,6 +48,7 @@ pub const NOT_ISOLATED: i32 = 125;
 
 /// Why the program did not do its work.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the message of each variant documents it and its fields")]
 pub enum CommandError {
     #[error(transparent)]
     Run(#[from] BuildError),

@@ -23,16 +23,21 @@ use crate::base::{fs, lifeline};
 /// What the parent asks. The environment is the process's own.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Request {
+    /// Which step to run.
     pub phase: Phase,
     /// The process that asks: when it is gone, so is the build.
     pub parent: u32,
+    /// The source folder.
     pub source: PathBuf,
     /// The work folder; CMake's build folder is `build` in it.
     pub folder: PathBuf,
+    /// CMake's generator: `Ninja`.
     pub generator: String,
     /// Where the folders are to be seen, if they may be.
     pub mounts: Option<BuildMounts>,
+    /// CMake definitions.
     pub define: BTreeMap<String, String>,
+    /// `CMAKE_BUILD_TYPE`.
     pub build_type: String,
     /// Everything when empty.
     pub targets: Vec<String>,

@@ -13,9 +13,13 @@ use crate::base::platform::{Platform, Variant};
 /// Everything that decides what a build produces.
 #[derive(Debug)]
 pub struct Ingredients<'a> {
+    /// The engine's name in the manifest.
     pub engine: &'a str,
+    /// The accelerator.
     pub variant: Variant,
+    /// The platform that the build is for.
     pub platform: Platform,
+    /// What the adapter and the manifest define.
     pub recipe: &'a BuildRecipe,
     /// The digest of the exported source tree.
     pub source: Digest,
@@ -23,6 +27,7 @@ pub struct Ingredients<'a> {
     pub toolchain: Option<&'a Toolchain>,
     /// What stands for CMake and ninja: see [`super::ToolPath::identity`].
     pub cmake: Option<&'a str>,
+    /// As `cmake`, for ninja; None when make is used.
     pub ninja: Option<&'a str>,
     /// The caller's environment; only what reaches a build and changes it counts.
     pub env: &'a Env,
@@ -104,8 +109,11 @@ pub fn fingerprint(inputs: &BTreeMap<String, String>) -> Digest {
 /// One input that is not what it was.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct Difference {
+    /// The input's name.
     pub name: String,
+    /// Its former value; None when it is new.
     pub old: Option<String>,
+    /// Its value now; None when it was removed.
     pub new: Option<String>,
 }
 

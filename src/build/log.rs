@@ -35,7 +35,9 @@ const NETWORK: &[&str] = &[
 /// How far a build is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Step {
+    /// Finished steps.
     pub done: u64,
+    /// All steps.
     pub total: u64,
 }
 
@@ -83,6 +85,7 @@ impl Findings {
         Some(text.trim_end().to_owned()).filter(|text| !text.is_empty())
     }
 
+    /// The last lines.
     pub fn tail(&self) -> Vec<String> {
         self.tail.iter().cloned().collect()
     }

@@ -49,16 +49,18 @@ use crate::format::receipt::InstalledFile;
 use settings::Env;
 use toolchain::Toolchain;
 
-/// What an adapter asks of a build. Every field is an input of the fingerprint.
+/// A build as an adapter defines it. Every field is an input of the fingerprint.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BuildRecipe {
-    /// Counted up when the adapter changes something that the other fields do not show.
+    /// Incremented when the adapter changes something that the other fields do not show.
     pub version: u32,
     /// CMake definitions, values as CMake writes them.
     pub define: BTreeMap<String, String>,
+    /// CMake targets; all when empty.
     pub targets: Vec<String>,
     /// Definitions that must be ON in CMakeCache.txt after configure.
     pub require: Vec<String>,
+    /// `CMAKE_BUILD_TYPE`.
     pub build_type: String,
     /// Replacements in the exported source before configure: what the build would otherwise find out from git.
     pub edits: Vec<SourceEdit>,
@@ -71,10 +73,14 @@ pub struct BuildRecipe {
     pub native: bool,
 }
 
+/// A text replacement in a source file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SourceEdit {
+    /// The file, relative to the source.
     pub path: RelPath,
+    /// The text to replace, which must occur exactly once.
     pub find: String,
+    /// The text that replaces it.
     pub replace: String,
 }
 
@@ -92,6 +98,7 @@ pub struct OutputRule {
 /// A program that a build uses.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ToolPath {
+    /// The program's file.
     pub path: PathBuf,
     /// What identifies it in the fingerprint: `4.4.4 sha256:…` for a locked tool, a version line for the machine's own.
     pub identity: String,
@@ -108,10 +115,13 @@ pub struct BuildRequest {
     pub folder: PathBuf,
     /// An empty folder for what is installed. Left empty when the build fails.
     pub prefix: PathBuf,
+    /// What to build.
     pub recipe: BuildRecipe,
+    /// CMake.
     pub cmake: ToolPath,
     /// Without it make is used (on Windows nmake).
     pub ninja: Option<ToolPath>,
+    /// The compilers.
     pub compilers: Toolchain,
     /// Compilers at a time.
     pub jobs: u32,
@@ -136,6 +146,7 @@ impl BuildRequest {
         self.folder.join("home")
     }
 
+    /// The folder for temporary files.
     pub fn temp(&self) -> PathBuf {
         self.folder.join("tmp")
     }
@@ -152,10 +163,13 @@ pub struct Built {
     pub warnings: Vec<String>,
 }
 
+/// A step of a build.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Phase {
+    /// CMake's configure step.
     Configure,
+    /// Compiling and linking.
     Build,
 }
 
@@ -171,7 +185,9 @@ impl fmt::Display for Phase {
 /// The generator without ninja on Windows.
 pub(crate) const NMAKE: &str = "NMake Makefiles";
 
+/// Why a build failed.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the message of each variant documents it and its fields")]
 pub enum BuildError {
     #[error(transparent)]
     Fs(#[from] FsError),
@@ -179,7 +195,7 @@ pub enum BuildError {
     Process(#[from] ProcessError),
     #[error(transparent)]
     Cancelled(#[from] Cancelled),
-    /// The recipe holds what CMake would not take as it is meant.
+    /// The recipe contains a value that CMake would interpret differently.
     #[error("{what} `{value}` cannot be given to CMake: {why}")]
     Recipe { what: &'static str, value: String, why: &'static str },
     #[error("could not edit `{path}` of the source: {why}")]
@@ -188,12 +204,12 @@ pub enum BuildError {
     NoCompiler { language: String, hint: &'static str, log: PathBuf },
     #[error("the {} step failed ({})", .0.phase, .0.status)]
     Failed(Box<Failure>),
-    /// A definition that must hold does not, so this would be another build than the one asked for.
+    /// A required definition is not ON, so this is not the requested build.
     #[error(
-        "`{definition}` is asked for, but {}",
+        "`{definition}` is required, but {}",
         match .value {
-            Some(value) => format!("CMake has `{value}`"),
-            None => "the project does not know it".to_owned(),
+            Some(value) => format!("CMake set it to `{value}`"),
+            None => "the project does not use it".to_owned(),
         }
     )]
     NotBuilt {
@@ -204,18 +220,20 @@ pub enum BuildError {
         said: Vec<String>,
         log: PathBuf,
     },
-    #[error("the build went well, but nothing that it made holds `{text}`: this is not the variant that was asked for")]
+    #[error("the build succeeded, but no built file contains `{text}`: it is not the requested variant")]
     NoEvidence { text: String, log: PathBuf },
     /// With `--offline`, on a system that would leave the build its network.
-    #[error("this system cannot cut a build off the network ({why}), and `--offline` forbids a build that has one")]
+    #[error(
+        "this system cannot run a build without network access ({why}), and `--offline` forbids a build with network access"
+    )]
     NotIsolated { why: String },
     #[error("no space left on the disk ({available_bytes} bytes free): {said}")]
     NoSpace { said: String, available_bytes: u64, log: PathBuf },
-    #[error("the build made nothing that matches `{glob}`")]
+    #[error("no built file matches `{glob}`")]
     NoOutput { glob: String, beside: Vec<String> },
     #[error("`{path}`: {why}")]
     Output { path: RelPath, why: &'static str },
-    /// Whoever can write to the folder that a user is in would choose the libraries of the engine.
+    /// Anyone who can write to the current folder of a user could choose the libraries of the engine.
     #[error("`{path}` looks for libraries in the current folder: its RUNPATH has the entry `{entry}`")]
     SearchPath { path: RelPath, entry: String },
     #[error("invalid glob `{glob}`: {why}")]
@@ -229,9 +247,11 @@ pub enum BuildError {
 /// CMake or a compiler failed.
 #[derive(Debug)]
 pub struct Failure {
+    /// The step that failed.
     pub phase: Phase,
     /// How the driver ended: `exit status: 1`.
     pub status: String,
+    /// The full log.
     pub log: PathBuf,
     /// The first error with some lines after it; nothing when no line looks like one.
     pub first_error: Option<String>,

@@ -26,6 +26,7 @@ const ELF_MAGIC: &[u8] = b"\x7fELF";
 /// What was installed.
 #[derive(Debug, Default)]
 pub struct Outputs {
+    /// The installed files, by their path below the prefix.
     pub files: BTreeMap<RelPath, InstalledFile>,
     /// Files that hold one of the folders' paths.
     pub leaks: Vec<RelPath>,

@@ -16,7 +16,7 @@ use super::{
 };
 use crate::base::fs::{self, FsError};
 use crate::base::process::Program;
-use crate::report::{Progress, Task, Unit};
+use crate::report::{Progress, Task, Unit, Verb};
 
 /// What is kept of a log on disk.
 const MAX_LOG_BYTES: u64 = 256 << 20;
@@ -67,7 +67,7 @@ pub fn run(ask: &BuildRequest, task: &Task) -> Result<Built, BuildError> {
     }
     job.warnings.extend(
         made.leaks.iter().map(|path| {
-            format!("`{path}` holds the path of the folder it was built in: built elsewhere it would differ")
+            format!("`{path}` contains the path of its build folder: a build in another folder would differ")
         }),
     );
     prefix.keep = true;
@@ -100,10 +100,10 @@ fn check_recipe(recipe: &BuildRecipe) -> Result<(), BuildError> {
     };
     for (name, value) in &recipe.define {
         if !word(name) {
-            return fail("the definition", name, "a name has letters, digits, `_`, `-`, `.`, `+` and `/` only");
+            return fail("the definition", name, "a name may contain only letters, digits, `_`, `-`, `.`, `+` and `/`");
         }
         if value.contains(char::is_control) {
-            return fail("the definition", name, "its value holds a control character");
+            return fail("the definition", name, "its value contains a control character");
         }
     }
     for target in recipe.targets.iter().chain([&recipe.build_type]) {
@@ -126,7 +126,7 @@ fn apply(edit: &SourceEdit, ask: &BuildRequest) -> Result<(), BuildError> {
     let count = text.matches(edit.find.as_str()).count();
     if edit.find.is_empty() || count != 1 {
         return Err(fail(format!(
-            "`{}` occurs {count} times, not once: the source is not the one this edit was made for",
+            "`{}` occurs {count} times instead of once: this edit is for another version of the source",
             edit.find
         )));
     }
@@ -207,8 +207,10 @@ impl<'a> Job<'a> {
         });
         let text = text.map_err(|why| FsError::new("write", &request, io::Error::other(why)))?;
         fs::write_atomic(&request, &text)?;
-        let verb = if phase == Phase::Configure { "configuring" } else { "building" };
-        let unit = if phase == Phase::Configure { Unit::None } else { Unit::Steps };
+        let (verb, unit) = match phase {
+            Phase::Configure => (Verb::Configure, Unit::None),
+            Phase::Build => (Verb::Build, Unit::Steps),
+        };
         let progress = self.task.start(verb, ask.label.clone(), None, unit);
         let began = Instant::now();
         let status = self.drive(&request, &progress);
@@ -220,7 +222,7 @@ impl<'a> Job<'a> {
             return Err(self.failure(phase, status));
         }
         let seconds = format!("{:.1}", began.elapsed().as_secs_f64());
-        progress.finish(format!("{} in {seconds} s", if phase == Phase::Configure { "configured" } else { "built" }));
+        progress.finish(format!("{seconds} s"));
         Ok(seconds)
     }
 
@@ -341,15 +343,16 @@ impl<'a> Job<'a> {
         let commands = String::from_utf8_lossy(&commands.unwrap_or_default()).into_owned();
         let native = ["-march=native", "-mcpu=native", "-arch=native"].into_iter().find(|flag| commands.contains(flag));
         if let Some(flag) = native.filter(|_| !ask.recipe.native) {
-            self.warnings
-                .push(format!("files are compiled with `{flag}`, for this machine alone, though `native` is off"));
+            self.warnings.push(format!(
+                "files are compiled with `{flag}`, so they run on this machine only, although `native` is off"
+            ));
         }
         Ok(())
     }
 
     fn finish(mut self) -> (BTreeMap<String, String>, Vec<String>) {
         if self.notes.get("network").is_some_and(|network| network != "isolated") {
-            self.warnings.push("this system cannot cut builds off the network: see `aitools doctor`".to_owned());
+            self.warnings.push("this system cannot run builds without network access: see `aitools doctor`".to_owned());
         }
         self.warnings.extend(self.network.iter().map(|line| format!("the build tried to use the network: {line}")));
         (self.notes, self.warnings)

@@ -23,7 +23,7 @@ pub const BUILD_NAME: &str = "/aitools/build";
 /// A host that cannot exist (RFC 6761): what tries the network in a build fails at once, and names it.
 pub const NO_NETWORK_HOST: &str = "no-network.aitools.invalid";
 
-/// Counted up when a change in this file changes what builds produce. An input of the fingerprint.
+/// Incremented when a change in this file changes what builds produce. An input of the fingerprint.
 pub const VERSION: u32 = 2;
 
 /// Variables of the caller that reach a build. Everything else is dropped.
@@ -144,6 +144,7 @@ fn search_path(ask: &BuildRequest) -> OsString {
     std::env::join_paths(folders).unwrap_or_default()
 }
 
+/// Whether a compiler is Microsoft's `cl`, by its name.
 pub fn is_msvc(cc: &Path) -> bool {
     cc.file_stem().is_some_and(|stem| stem.eq_ignore_ascii_case("cl"))
 }

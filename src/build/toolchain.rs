@@ -30,7 +30,9 @@ const MAX_CACHE_BYTES: u64 = 16 << 20;
 /// What compiles.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Toolchain {
+    /// The C compiler.
     pub cc: ToolPath,
+    /// The C++ compiler.
     pub cxx: ToolPath,
     /// nvcc, when the build is for CUDA.
     pub cuda: Option<ToolPath>,
@@ -38,7 +40,9 @@ pub struct Toolchain {
     pub hip: Option<ToolPath>,
 }
 
+/// Why a compiler or build tool cannot be used.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the message of each variant documents it and its fields")]
 pub enum ToolError {
     /// No such program on this machine.
     #[error("found no {what} (looked for {})", .tried.join(", "))]
@@ -46,7 +50,7 @@ pub enum ToolError {
     /// A variable such as `CC` that does not name a program.
     #[error("`{variable}` is `{value}`, which is not a program")]
     Variable { variable: &'static str, value: String },
-    #[error("`{}` does not say its version: {said}", path.display())]
+    #[error("`{}` did not print its version: {said}", path.display())]
     Mute { path: PathBuf, said: String },
     #[error(transparent)]
     Process(#[from] ProcessError),
@@ -62,7 +66,9 @@ pub const COMPILER_HINT: &str = if cfg!(target_os = "macos") {
 } else {
     "install a C and C++ compiler: `apt install g++`, `dnf install gcc-c++`, `pacman -S gcc` or `apk add g++`"
 };
+/// How to get NVIDIA's compiler.
 pub const CUDA_HINT: &str = "install the CUDA toolkit, or set `CUDACXX` to its `nvcc`";
+/// How to get AMD's compiler.
 pub const ROCM_HINT: &str = "install ROCm, or set `ROCM_PATH` to its folder";
 /// Only where ROCm is: no variant for it exists on Windows.
 #[cfg(unix)]
@@ -240,7 +246,7 @@ impl<'a> Finder<'a> {
 }
 
 fn mute(path: &Path, said: &str) -> ToolError {
-    let said = said.lines().find(|line| !line.trim().is_empty()).unwrap_or("nothing at all");
+    let said = said.lines().find(|line| !line.trim().is_empty()).unwrap_or("no output");
     ToolError::Mute { path: path.to_owned(), said: said.chars().take(200).collect() }
 }
 

@@ -1,4 +1,5 @@
 //! The command line as clap parses it. No decisions: `settings.rs` merges it with variables and settings files.
+#![expect(missing_docs, reason = "clap prints doc comments as help, so only options and commands have them")]
 
 use std::path::PathBuf;
 

@@ -27,16 +27,23 @@ use super::invocation::Invocation;
 pub struct ErrorReport {
     /// Stable, for programs: `lock.stale`.
     pub kind: &'static str,
+    /// The exit code of the program.
     pub exit_code: u8,
+    /// What is wrong.
     pub message: String,
+    /// More lines about it.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub details: Vec<String>,
+    /// What would be correct.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub expected: Option<String>,
+    /// What was found instead.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub actual: Option<String>,
+    /// What to do next.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hint: Option<String>,
+    /// The problems in input files, when that is what is wrong.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub problems: Vec<Problem>,
 }
@@ -44,13 +51,21 @@ pub struct ErrorReport {
 /// A problem in an input file, for programs.
 #[derive(Debug, Serialize)]
 pub struct Problem {
+    /// `error` or `warning`.
     pub severity: &'static str,
+    /// The file.
     pub file: Option<String>,
+    /// The line, from 1.
     pub line: Option<usize>,
+    /// The column, from 1, in characters.
     pub column: Option<usize>,
+    /// What is wrong.
     pub message: String,
+    /// What would be correct.
     pub expected: Option<String>,
+    /// What was found instead.
     pub actual: Option<String>,
+    /// What to do next.
     pub hint: Option<String>,
 }
 
@@ -123,7 +138,7 @@ impl ErrorReport {
                 Self::new("lock.missing", exit::CONDITION, message).hint("run `aitools lock`".to_owned())
             }
             Failure::Stale { entries, .. } => Self::new("lock.stale", exit::CONDITION, message)
-                .details(entries.iter().map(stale_line).collect())
+                .details(entries.iter().map(super::wording::stale_line).collect())
                 .hint(stale_hint(entries)),
             Failure::NotSynced { steps } => Self::new("not-synced", exit::CONDITION, message)
                 .details(steps.iter().map(super::wording::step_line).collect())
@@ -141,7 +156,7 @@ impl ErrorReport {
                 .details(damages.iter().map(damage_line).collect())
                 .hint("run `aitools verify --repair`".to_owned()),
             Failure::NoSpace { .. } => Self::new("machine.no-space", exit::MACHINE, message).hint(
-                "free some space, or name another folder with `--cache-dir` or `HF_HOME`; what was fetched is kept"
+                "free some space, or name another folder with `--cache-dir` or `HF_HOME`; fetched data is kept"
                     .to_owned(),
             ),
         }
@@ -167,19 +182,6 @@ impl ErrorReport {
             text += &format!("  {} {hint}\n", paint("1;36", "hint:"));
         }
         text
-    }
-}
-
-fn stale_line(entry: &Staleness) -> String {
-    let (kind, name) = (entry.kind.as_str(), &entry.name);
-    match &entry.why {
-        Why::Added => format!("{kind} `{name}` is in the manifest but not in the lockfile"),
-        Why::Removed => format!("{kind} `{name}` is in the lockfile but not in the manifest"),
-        Why::Changed { manifest, lock } => {
-            format!("{kind} `{name}`: the manifest asks for {manifest}, the lock has {lock}")
-        }
-        Why::Inputs => format!("{kind} `{name}`: its inputs have changed since it was locked"),
-        Why::Conflict => format!("{kind} `{name}` has a merge conflict"),
     }
 }
 
@@ -227,7 +229,7 @@ fn machine(error: &FsError, message: String) -> ErrorReport {
         return ErrorReport::new("input.too-large", exit::USAGE, message);
     }
     if error.is_no_space() {
-        let hint = "free some space, or name another folder with `--cache-dir` or `HF_HOME`; what was fetched is kept";
+        let hint = "free some space, or name another folder with `--cache-dir` or `HF_HOME`; fetched data is kept";
         return ErrorReport::new("machine.no-space", exit::MACHINE, message).hint(hint.to_owned());
     }
     ErrorReport::new("machine.files", exit::MACHINE, message)
@@ -307,7 +309,7 @@ fn build(error: &BuildError, message: String) -> ErrorReport {
         BuildError::NoSpace { .. } => ErrorReport::new("machine.no-space", exit::MACHINE, &message)
             .hint("free some space, or name another folder with `--cache-dir`".to_owned()),
         BuildError::NoOutput { beside, .. } => {
-            failed("build.output").details(beside.iter().map(|path| format!("there is {path}")).collect())
+            failed("build.output").details(beside.iter().map(|path| format!("the build folder has {path}")).collect())
         }
         BuildError::Output { .. }
         | BuildError::SearchPath { .. }
@@ -330,7 +332,7 @@ fn derive(error: &DeriveError, message: String) -> ErrorReport {
         }
         DeriveError::Python(PythonError::Cancelled(_)) => ErrorReport::new("interrupted", exit::INTERRUPTED, message),
         DeriveError::Python(_) => ErrorReport::new("machine.program", exit::MACHINE, message).hint(format!(
-            "set `{}` to a Python that fits, or choose other versions in `[tools]`",
+            "set `{}` to a compatible Python, or choose other versions in `[tools]`",
             crate::source::pypi::PYTHON
         )),
         DeriveError::Useless { log: path, .. } => {

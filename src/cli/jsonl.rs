@@ -7,9 +7,10 @@ use std::time::{Duration, Instant};
 
 use crate::report::{Event, Reporter};
 
-/// A program that reads along wants to know that it goes on, not every chunk.
+/// The least time between two progress lines of one piece of work.
 const PACE: Duration = Duration::from_millis(500);
 
+/// Writes events as JSON lines to stderr.
 #[derive(Debug, Default)]
 pub struct Lines(Mutex<BTreeMap<u64, Instant>>);
 

@@ -1,4 +1,4 @@
-//! stdout and stderr. A reader that goes away (`aitools status | head -1`) is no error; output that is lost otherwise is one, which
+//! stdout and stderr. A reader that closes the pipe (`aitools status | head -1`) is not an error; other lost output is one, which
 //! [`Output::end`] reports.
 
 use std::cell::RefCell;
@@ -21,6 +21,7 @@ use super::{jsonl, snippet, terminal};
 /// How this run speaks.
 #[derive(Debug)]
 pub struct Output {
+    /// Print one JSON object instead of text.
     pub json: bool,
     quiet: bool,
     colour: bool,
@@ -44,6 +45,7 @@ fn write_stderr(text: &str) {
 }
 
 impl Output {
+    /// Decides about colour, progress and JSON from the global options and the environment.
     #[expect(clippy::disallowed_methods, reason = "colour is decided before the session reads the environment")]
     pub fn new(global: &Global) -> Self {
         let terminal = io::stderr().is_terminal();
@@ -64,7 +66,7 @@ impl Output {
         }
     }
 
-    /// Who tells of progress.
+    /// The reporter of progress.
     pub fn reporter(&self) -> Arc<dyn Reporter> {
         if self.json {
             Arc::new(jsonl::Lines::default())

@@ -49,7 +49,7 @@ fn joined(given: Option<String>, piped: Option<String>) -> Result<String, Failur
         hint: Some("use `--prompt TEXT`, `--prompt-file FILE`, or pipe it in".to_owned()),
     };
     let prompt = match (given, piped) {
-        (None, None) => return Err(usage("there is no prompt")),
+        (None, None) => return Err(usage("no prompt was given")),
         (Some(text), None) | (None, Some(text)) => text,
         (Some(text), Some(more)) if more.trim().is_empty() => text,
         (Some(text), Some(more)) => format!("{text}\n\n{more}"),

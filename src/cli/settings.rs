@@ -212,7 +212,7 @@ impl<'a> Session<'a> {
             return Ok(folder.join("aitools"));
         }
         let Some(home) = home() else {
-            let what = "the home folder of this user is not known".to_owned();
+            let what = "could not find the home folder of this user".to_owned();
             return Err(Failure::Usage { what, hint: Some(format!("set `HOME`, or `{ours}` to a folder")) });
         };
         Ok(home.join(if cfg!(target_os = "macos") { macos } else { linux }).join("aitools"))

@@ -1,4 +1,4 @@
-//! Draws diagnostics: the message, where it is, the line itself with the place underlined, what was expected, and what to do.
+//! Renders diagnostics: the message, its place, the source line with the place underlined, what was expected, and a hint.
 //!
 //! Invariant: nothing from a file reaches the terminal as it is. Control characters become pictures, long lines are cut.
 
@@ -90,7 +90,7 @@ fn cut(text: &str, count: usize) -> String {
     }
 }
 
-/// One line without characters that a terminal would obey.
+/// One line without control characters.
 pub fn printable(text: &str) -> String {
     text.chars().map(visible).collect()
 }
@@ -100,7 +100,7 @@ fn visible(c: char) -> char {
         '\t' => ' ',
         '\0'..='\x1f' => char::from_u32(0x2400 + u32::from(c)).unwrap_or('\u{fffd}'),
         '\x7f' => '\u{2421}',
-        // C1 controls, and what turns or hides the text around it.
+        // C1 controls, and characters that reorder or hide the text around them.
         '\u{80}'..='\u{9f}'
         | '\u{200b}'..='\u{200f}'
         | '\u{2028}'..='\u{202e}'
@@ -153,7 +153,7 @@ mod tests {
         6 |   stop: [a, [x]]
           |             ^
           |
-          = expected: a text
+          = expected: a string
           = actual: a list
 
         error: `runtime.variant` cannot be `vulkan`
@@ -186,7 +186,7 @@ mod tests {
           = hint: it was first given on line 2: keep one
         "#);
         insta::assert_snapshot!(manifest("version = 1\n[engines.m]\nnative = true\n"), @r#"
-        error: `engines.m` lacks the key `source`
+        error: `engines.m` has no key `source`
          --> manifests/x.toml:2:10
           |
         2 | [engines.m]
@@ -213,7 +213,7 @@ mod tests {
           = hint: upgrade aitools
         "#);
         insta::assert_snapshot!(manifest(""), @r#"
-        error: the file lacks the key `version`
+        error: the file has no key `version`
          --> manifests/x.toml:1:1
           |
         1 |
@@ -227,7 +227,7 @@ mod tests {
     fn a_conflict_names_the_way_out() {
         let problems = lockfile::parse("x.lock", b"version = 1\n<<<<<<< HEAD\n").expect_err("refused");
         insta::assert_snapshot!(render(&problems.0, false), @r#"
-        error: the lockfile holds conflict markers of git
+        error: the lockfile contains git conflict markers
          --> x.lock:2:1
           |
         2 | <<<<<<< HEAD

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use crate::report::{Event, Reporter, Unit};
+use crate::report::{Event, Reporter, Unit, Verb};
 
 use super::wording::size;
 
@@ -22,9 +22,10 @@ pub struct Bars {
 #[derive(Debug)]
 struct Shown {
     bar: ProgressBar,
+    verb: Verb,
     subject: String,
     unit: Unit,
-    /// Something was told already: a resumed transfer's first number is no speed.
+    /// Whether a first number was shown. That of a resumed transfer says nothing about its speed.
     moved: bool,
 }
 
@@ -40,7 +41,8 @@ impl Shown {
         if !std::mem::replace(&mut self.moved, true) {
             self.bar.reset_eta();
         }
-        self.bar.set_message(detail.map_or_else(|| self.subject.clone(), |why| format!("{} ({why})", self.subject)));
+        let text = format!("{} {}", self.verb.present(), self.subject);
+        self.bar.set_message(detail.map_or_else(|| text.clone(), |why| format!("{text} ({why})")));
     }
 }
 
@@ -59,6 +61,7 @@ fn style(unit: Unit, known: bool) -> ProgressStyle {
 }
 
 impl Bars {
+    /// Bars on stderr.
     pub fn new(colour: bool) -> Self {
         let all = MultiProgress::with_draw_target(ProgressDrawTarget::stderr_with_hz(10));
         Self { all, bars: Mutex::default(), colour }
@@ -81,10 +84,10 @@ impl Reporter for Bars {
             Event::Started { id, verb, subject, total, unit } => {
                 let bar = self.all.add(ProgressBar::new(total.unwrap_or(0)));
                 bar.set_style(style(*unit, total.is_some()));
-                let subject = format!("{verb} {subject}");
-                bar.set_message(subject.clone());
+                bar.set_message(format!("{} {subject}", verb.present()));
                 bar.enable_steady_tick(Duration::from_millis(120));
-                locked(&self.bars).insert(*id, Shown { bar, subject, unit: *unit, moved: false });
+                let shown = Shown { bar, verb: *verb, subject: subject.clone(), unit: *unit, moved: false };
+                locked(&self.bars).insert(*id, shown);
             }
             Event::Progressed { id, done, total, detail } => {
                 if let Some(shown) = locked(&self.bars).get_mut(id) {
@@ -93,10 +96,10 @@ impl Reporter for Bars {
             }
             Event::Finished { id, detail } => {
                 let ended = locked(&self.bars).remove(id);
-                if let Some(Shown { bar, subject, .. }) = ended {
+                if let Some(Shown { bar, verb, subject, .. }) = ended {
                     bar.finish_and_clear();
                     self.all.remove(&bar);
-                    self.line("✓", "32", &ended_line(&subject, detail));
+                    self.line("✓", "32", &ended_line(verb, &subject, detail));
                 }
             }
             Event::Abandoned { id } => {
@@ -112,14 +115,16 @@ impl Reporter for Bars {
     }
 }
 
-fn ended_line(subject: &str, detail: &str) -> String {
-    if detail.is_empty() { format!("{subject}: done") } else { format!("{subject}: {detail}") }
+/// `fetched model.gguf (98.4 MB, 1.2 s)`
+fn ended_line(verb: Verb, subject: &str, detail: &str) -> String {
+    let text = format!("{} {subject}", verb.past());
+    if detail.is_empty() { text } else { format!("{text} ({detail})") }
 }
 
-/// How often a plain line tells of a long piece of work.
+/// How often a line reports the progress of one piece of work.
 const PACE: Duration = Duration::from_secs(10);
 
-/// Lines, for logs and pipes.
+/// Progress as lines, for logs and pipes.
 #[derive(Debug)]
 pub struct Plain {
     quiet: bool,
@@ -128,9 +133,10 @@ pub struct Plain {
 
 #[derive(Debug)]
 struct Spoken {
-    text: String,
+    verb: Verb,
+    subject: String,
     unit: Unit,
-    /// When and where it was told last.
+    /// When the last line was written, and how many units were done then.
     last: (Instant, u64),
 }
 
@@ -139,7 +145,7 @@ impl Spoken {
     fn line(&mut self, done: u64, total: u64) -> String {
         let (took, more) = (self.last.0.elapsed().as_secs_f64(), done.saturating_sub(self.last.1));
         self.last = (Instant::now(), done);
-        let text = &self.text;
+        let text = format!("{} {}", self.verb.present(), self.subject);
         if self.unit != Unit::Bytes {
             return format!("{text}: {done}/{total}");
         }
@@ -155,6 +161,7 @@ impl Spoken {
 }
 
 impl Plain {
+    /// Lines on stderr; only warnings if `quiet`.
     pub fn new(quiet: bool) -> Self {
         Self { quiet, subjects: Mutex::default() }
     }
@@ -170,9 +177,10 @@ impl Reporter for Plain {
     fn report(&self, event: &Event) {
         match event {
             Event::Started { id, verb, subject, unit, .. } => {
-                let text = format!("{verb} {subject}");
-                self.line(&text);
-                locked(&self.subjects).insert(*id, Spoken { text, unit: *unit, last: (Instant::now(), 0) });
+                self.line(&format!("{} {subject}", verb.present()));
+                let last = (Instant::now(), 0);
+                let spoken = Spoken { verb: *verb, subject: subject.clone(), unit: *unit, last };
+                locked(&self.subjects).insert(*id, spoken);
             }
             Event::Progressed { id, done, total: Some(total), .. } => {
                 if let Some(spoken) = locked(&self.subjects).get_mut(id)
@@ -184,8 +192,8 @@ impl Reporter for Plain {
             }
             Event::Progressed { .. } => {}
             Event::Finished { id, detail } => {
-                if let Some(Spoken { text, .. }) = locked(&self.subjects).remove(id) {
-                    self.line(&ended_line(&text, detail));
+                if let Some(Spoken { verb, subject, .. }) = locked(&self.subjects).remove(id) {
+                    self.line(&ended_line(verb, &subject, detail));
                 }
             }
             Event::Abandoned { id } => {
@@ -207,7 +215,7 @@ mod tests {
     #[test]
     fn a_long_transfer_is_told_with_rate_and_time_left() {
         let ten_seconds_ago = Instant::now().checked_sub(Duration::from_secs(10)).unwrap();
-        let spoken = |unit| Spoken { text: "fetching x".to_owned(), unit, last: (ten_seconds_ago, 0) };
+        let spoken = |unit| Spoken { verb: Verb::Fetch, subject: "x".to_owned(), unit, last: (ten_seconds_ago, 0) };
         let line = spoken(Unit::Bytes).line(1_000_000_000, 5_000_000_000);
         assert!(line.starts_with("fetching x: 1.00 GB of 5.00 GB, ") && line.ends_with("MB/s, 40 s left"), "{line}");
         assert_eq!(spoken(Unit::Steps).line(3, 9), "fetching x: 3/9");
@@ -215,10 +223,16 @@ mod tests {
     }
 
     #[test]
+    fn what_is_done_is_told_in_the_past() {
+        assert_eq!(ended_line(Verb::Verify, "llama-cpp source", ""), "verified llama-cpp source");
+        assert_eq!(ended_line(Verb::Fetch, "a.whl", "30.2 MB, 0.8 s"), "fetched a.whl (30.2 MB, 0.8 s)");
+    }
+
+    #[test]
     fn a_bar_learns_its_length_and_keeps_its_unit() {
         let bar = ProgressBar::hidden();
         bar.set_length(0);
-        let mut shown = Shown { bar, subject: "fetching x".to_owned(), unit: Unit::Bytes, moved: false };
+        let mut shown = Shown { bar, verb: Verb::Fetch, subject: "x".to_owned(), unit: Unit::Bytes, moved: false };
         shown.progress(5, None, None);
         shown.progress(7, Some(9), Some("HTTP status 503; again in 2.0 s"));
         assert_eq!((shown.bar.position(), shown.bar.length()), (7, Some(9)));

@@ -1,5 +1,8 @@
 //! Phrases that several commands and reporters share. No output, no decisions.
 
+use serde_json::Value as Json;
+
+use crate::ops::failure::{Staleness, Why};
 use crate::plan::{Reason, Step};
 
 /// A size in decimal units, as the Hub shows it: `98.36 MB`.
@@ -34,5 +37,44 @@ pub fn step_line(step: &Step) -> String {
             let from: Vec<&str> = from.iter().map(|name| name.as_str()).collect();
             format!("derive {model} from {} ({how}, with {engine})", from.join(" and "))
         }
+    }
+}
+
+/// A lockfile entry that does not match the manifest, as a phrase.
+pub fn stale_line(entry: &Staleness) -> String {
+    let (kind, name) = (entry.kind.as_str(), &entry.name);
+    match &entry.why {
+        Why::Added => format!("{kind} `{name}` is in the manifest but not in the lockfile"),
+        Why::Removed => format!("{kind} `{name}` is in the lockfile but not in the manifest"),
+        Why::Changed { manifest, lock } => {
+            format!("{kind} `{name}` was changed in the manifest: {}", changes(lock, manifest).join(", "))
+        }
+        Why::Inputs => format!("{kind} `{name}`: its inputs have changed since it was locked"),
+        Why::Conflict => format!("{kind} `{name}` has a merge conflict"),
+    }
+}
+
+/// What differs between two requests, which are JSON objects: `files: ["a.gguf"] -> ["b.gguf"]`.
+fn changes(lock: &str, manifest: &str) -> Vec<String> {
+    let fields = |text: &str| match serde_json::from_str(text) {
+        Ok(Json::Object(fields)) => fields,
+        _ => serde_json::Map::new(),
+    };
+    let (lock, manifest) = (fields(lock), fields(manifest));
+    let word = |value: Option<&Json>| value.map_or_else(|| "(not set)".to_owned(), Json::to_string);
+    let keys = lock.keys().chain(manifest.keys().filter(|key| !lock.contains_key(*key)));
+    let differing = keys.filter(|key| lock.get(*key) != manifest.get(*key));
+    differing.map(|key| format!("{key}: {} -> {}", word(lock.get(key)), word(manifest.get(key)))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_fields_that_differ_are_shown() {
+        let lock = r#"{"hf":"org/repo","rev":"main","files":["a/*.gguf"]}"#;
+        let manifest = r#"{"hf":"org/repo","files":["a/*.ggml"]}"#;
+        assert_eq!(changes(lock, manifest), ["rev: \"main\" -> (not set)", "files: [\"a/*.gguf\"] -> [\"a/*.ggml\"]"]);
     }
 }

@@ -14,13 +14,18 @@ const LIMIT_TOOL_CALLS: usize = 1024;
 /// A whole answer and the numbers that belong to it.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Generated {
+    /// The text of the answer.
     pub text: String,
     /// What a reasoning model wrote before its answer; empty for other models.
     pub reasoning: String,
+    /// The tool calls of the answer, complete.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub tool_calls: Vec<ToolCall>,
+    /// Why the answer ended.
     pub finish: Finish,
+    /// Tokens of the prompt, cached ones included.
     pub prompt_tokens: u64,
+    /// Tokens of the answer.
     pub completion_tokens: u64,
     /// Tokens of the first piece: 1 unless an engine holds text back.
     pub first_tokens: u64,

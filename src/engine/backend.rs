@@ -39,6 +39,7 @@ const DRAIN: Duration = Duration::from_millis(500);
 /// Our own program as `aitools internal exec`: it ties the engine's life to ours.
 #[derive(Debug, Clone)]
 pub struct Driver {
+    /// The program's file.
     pub program: PathBuf,
     /// What comes before the parent's process id, the engine's program and its arguments.
     pub args: Vec<OsString>,
@@ -61,6 +62,7 @@ pub struct Supervision<'a> {
 
 /// Why an engine could not be started.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the message of each variant documents it and its fields")]
 pub enum BackendError {
     #[error(transparent)]
     Process(#[from] ProcessError),
@@ -77,7 +79,7 @@ pub enum BackendError {
     Port(io::Error),
     #[error("{0} ports in a row were taken by another program before the engine could listen")]
     PortsTaken(u32),
-    #[error("the system gives no random numbers: {0}")]
+    #[error("could not get random numbers from the system: {0}")]
     Random(getrandom::Error),
 }
 

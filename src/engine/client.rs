@@ -29,6 +29,7 @@ const HEAD_LIMIT_BYTES: usize = 64 * 1024;
 
 /// Why a request to an engine failed.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the message of each variant documents it and its fields")]
 pub enum HttpError {
     #[error("no answer in time")]
     Timeout,
@@ -173,6 +174,7 @@ impl Drop for OnDrop {
 /// A response whose body is still to be read.
 #[derive(Debug)]
 pub struct Response {
+    /// Status and headers.
     pub head: hyper::http::response::Parts,
     body: Incoming,
     deadline: Instant,

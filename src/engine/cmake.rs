@@ -1,16 +1,46 @@
-//! Build recipes of engines that have a CMake tree: what the engine says of itself and what the manifest adds.
+//! Engines that are compiled from a CMake tree: what an engine says about its build, and its recipe with what the manifest
+//! adds.
 
 use std::collections::BTreeMap;
 
+use crate::base::commit::Commit;
+use crate::base::digest::Digest;
 use crate::base::platform::{Platform, Variant};
 use crate::build::{BuildRecipe, OutputRule, SourceEdit};
-use crate::format::manifest::BuildType;
+use crate::format::manifest::{BuildType, EngineSpec};
 
-use super::{EngineError, RecipeRequest};
+use super::EngineError;
 
-/// What an engine says of its build, for one variant.
+/// An engine that is compiled with CMake.
+pub trait CmakeProject: std::fmt::Debug + Sync {
+    /// The accelerators that this engine can be built for on a platform.
+    fn variants(&self, platform: Platform) -> &'static [Variant];
+
+    /// How to build it. Pure: the same request gives the same recipe.
+    ///
+    /// # Errors
+    /// When this engine has no such variant on this platform.
+    fn recipe(&self, ask: &RecipeRequest<'_>) -> Result<BuildRecipe, EngineError>;
+}
+
+/// What a build recipe depends on.
 #[derive(Debug)]
-pub struct Project {
+pub struct RecipeRequest<'a> {
+    /// What the manifest says about the engine.
+    pub spec: &'a EngineSpec,
+    /// The commit of the source, when it comes from git.
+    pub commit: Option<Commit>,
+    /// The digest of the source tree.
+    pub tree: &'a Digest,
+    /// The platform that the build is for.
+    pub platform: Platform,
+    /// The accelerator that the build is for.
+    pub variant: Variant,
+}
+
+/// The build of an engine for one variant, without what the manifest adds.
+#[derive(Debug)]
+pub struct BuildDescription {
     /// Definitions with their values: every option that the machine, the environment or a later commit would decide otherwise.
     pub define: BTreeMap<String, String>,
     /// Definitions that must be ON after configure.
@@ -27,7 +57,7 @@ pub struct Project {
     pub evidence: Option<&'static str>,
 }
 
-/// The recipe of `project`, with what the manifest adds.
+/// The recipe of the build that `describe` returns, with what the manifest adds.
 ///
 /// # Errors
 /// When the engine `id` has no such variant on this platform.
@@ -35,13 +65,13 @@ pub fn recipe(
     id: &'static str,
     variants: &[Variant],
     ask: &RecipeRequest<'_>,
-    project: impl FnOnce() -> Project,
+    describe: impl FnOnce() -> BuildDescription,
 ) -> Result<BuildRecipe, EngineError> {
     if !variants.contains(&ask.variant) {
         let platform = ask.platform.to_string();
         return Err(EngineError::NoVariant { engine: id, variant: ask.variant, platform });
     }
-    let Project { mut define, require, targets, server, outputs, edits, evidence } = project();
+    let BuildDescription { mut define, require, targets, server, outputs, edits, evidence } = describe();
     let spec = ask.spec;
     let own = spec.variant.get(&ask.variant);
     for (name, value) in spec.define.iter().chain(own.iter().flat_map(|own| &own.define)) {

@@ -1,4 +1,4 @@
-//! What is said to a running engine and what it says back: the one interface for `run`, `chat` and a gateway.
+//! Requests to a running engine and the events of its answers: the one interface for `run` and for a gateway.
 //!
 //! Every engine's protocol is an implementation of [`Conversation`]. A request is a value of its own that owns everything it
 //! needs, so several may be under way at a time. Dropping the stream of its events cancels one request and no other.
@@ -55,7 +55,9 @@ pub trait Conversation: std::fmt::Debug + Send + Sync {
 /// One request for an answer.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Request {
+    /// What to answer or continue.
     pub prompt: Prompt,
+    /// How tokens are chosen.
     pub sampling: Sampling,
     /// Tokens of the answer at most.
     pub max_tokens: u32,
@@ -63,6 +65,7 @@ pub struct Request {
     pub stop: Vec<String>,
     /// Functions that the model may call.
     pub tools: Vec<Tool>,
+    /// The form that the answer must have.
     pub format: Format,
     /// When the request fails with [`EngineError::Timeout`].
     pub deadline: Instant,
@@ -122,8 +125,11 @@ impl Prompt {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
+    /// Instructions of the application.
     System,
+    /// A person who talks to the model.
     User,
+    /// The model.
     Assistant,
     /// The result of a tool call.
     Tool,
@@ -144,7 +150,9 @@ impl Role {
 /// One message of a conversation.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Message {
+    /// Who it is from.
     pub role: Role,
+    /// Its parts, in order.
     pub content: Vec<Part>,
     /// The calls that an assistant's message made.
     pub tool_calls: Vec<ToolCall>,
@@ -162,10 +170,13 @@ impl Message {
 /// A part of a message's content.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Part {
+    /// Plain text.
     Text(String),
     /// An image file's bytes, such as a PNG, with their media type.
     Image {
+        /// For example `image/png`.
         media_type: String,
+        /// The file.
         bytes: Vec<u8>,
     },
 }
@@ -173,7 +184,9 @@ pub enum Part {
 /// A function that the model may call.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Tool {
+    /// The name by which the model calls it.
     pub name: String,
+    /// When to call it and what it does, for the model.
     pub description: String,
     /// JSON Schema of the arguments.
     pub parameters: Json,
@@ -182,7 +195,9 @@ pub struct Tool {
 /// A call of a tool by the model.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct ToolCall {
+    /// Identifies the call in the message with its result.
     pub id: String,
+    /// The function's name.
     pub name: String,
     /// JSON, as the model wrote it: possibly invalid.
     pub arguments: String,
@@ -191,9 +206,11 @@ pub struct ToolCall {
 /// The form that an answer must have.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Format {
+    /// Plain text without constraints.
     Text,
     /// Any JSON object.
     JsonObject,
+    /// JSON that this schema accepts.
     JsonSchema(Json),
     /// llama.cpp's grammar format, GBNF.
     Grammar(String),
@@ -204,13 +221,19 @@ pub enum Format {
 pub struct Sampling {
     /// 0 is greedy decoding.
     pub temperature: f64,
+    /// Only the most likely tokens are considered, this many; 0 = no limit.
     pub top_k: u32,
+    /// Only the most likely tokens with this total probability are considered; 1 = no limit.
     pub top_p: f64,
+    /// Only tokens are considered that are at least this likely relative to the most likely one; 0 = no limit.
     pub min_p: f64,
     /// 1 is no penalty.
     pub repeat_penalty: f64,
+    /// Penalty for tokens that occurred; 0 is none.
     pub presence_penalty: f64,
+    /// Penalty for tokens by how often they occurred; 0 is none.
     pub frequency_penalty: f64,
+    /// The seed of the random choice.
     pub seed: u32,
 }
 
@@ -234,6 +257,7 @@ impl Sampling {
 /// One event of an answer.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Event {
+    /// The next piece of the answer.
     Delta(Delta),
     /// What is known by now; each one replaces the one before.
     Usage(Usage),
@@ -244,6 +268,7 @@ pub enum Event {
 /// The next piece of an answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Delta {
+    /// The piece.
     pub piece: Piece,
     /// Tokens generated so far, this piece included, where the engine tells.
     pub tokens: Option<u64>,
@@ -252,9 +277,11 @@ pub struct Delta {
 /// A piece of an answer. Text is never cut inside a character.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Piece {
+    /// The answer itself.
     Text(String),
     /// What a reasoning model writes before its answer.
     Reasoning(String),
+    /// A part of a tool call.
     ToolCall(ToolCallDelta),
 }
 
@@ -288,7 +315,9 @@ pub enum Finish {
 /// An engine's own numbers about one answer.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Usage {
+    /// Tokens of the prompt.
     pub prompt_tokens: Option<u64>,
+    /// Tokens of the answer.
     pub completion_tokens: Option<u64>,
     /// Prompt tokens that were taken from a cache.
     pub cached_tokens: Option<u64>,

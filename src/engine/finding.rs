@@ -1,17 +1,19 @@
-//! What checks of policies and models find, and the rules that are the same for every engine.
+//! Findings of checks of policies and models, and the checks that are the same for every engine.
 
 use serde::Serialize;
 
 use crate::format::policy::Policy;
 
-/// One thing that is wrong (or doubtful) about a model under a policy.
+/// One error or warning about a model under a policy.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Finding {
     /// A warning does not stop a run.
     pub error: bool,
     /// The policy key it is about (`runtime.context_size`), or empty when it is about the model.
     pub key: &'static str,
+    /// What is wrong.
     pub message: String,
+    /// What to do about it.
     pub hint: Option<String>,
 }
 
@@ -34,7 +36,8 @@ pub fn gib(bytes: u64) -> f64 {
 pub fn of_context(policy: &Policy, size: u32, trained: Option<u64>) -> Vec<Finding> {
     let mut found = Vec::new();
     if let Some(trained) = trained.filter(|trained| u64::from(size) > *trained) {
-        let message = format!("the model was trained on {trained} tokens of context: {size} may give nonsense");
+        let message =
+            format!("the model was trained with a context of {trained} tokens: answers may be incoherent with {size}");
         found.push(warning("runtime.context_size", message, Some(&format!("use {trained} or less"))));
     }
     if let Some(tokens) = policy.generation.max_tokens.filter(|tokens| *tokens >= size) {

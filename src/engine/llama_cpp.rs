@@ -11,14 +11,14 @@ use std::sync::Arc;
 
 use serde_json::Value as Json;
 
-use super::cmake;
+use super::cmake::{self, BuildDescription, CmakeProject, RecipeRequest};
 use super::control_tokens::ControlTokens;
 use super::conversation::{Conversation, Format, Request};
 use super::finding::Finding;
 use super::gguf::{self, Gguf, cache_bytes_per_token, chat_template};
 use super::openai::{Dialect, OpenAi};
 use super::{
-    CheckRequest, Endpoint, Engine, EngineError, Launch, LaunchRequest, Model, ModelError, ModelFiles, RecipeRequest,
+    CheckRequest, Endpoint, Engine, EngineError, InstallMethod, Launch, LaunchRequest, Model, ModelError, ModelFiles,
 };
 use crate::base::platform::{Platform, Variant, executable};
 use crate::build::{BuildRecipe, OutputRule};
@@ -47,18 +47,16 @@ impl Engine for LlamaCpp {
         ID
     }
 
-    fn recipe(&self, ask: &RecipeRequest<'_>) -> Result<BuildRecipe, EngineError> {
-        cmake::recipe(ID, self.variants(ask.platform), ask, || cmake::Project {
-            define: definitions(ask),
-            require: accelerator(ask.variant),
-            targets: &[],
-            server: SERVER,
-            outputs,
-            edits: Vec::new(),
-            evidence: evidence(ask.variant),
-        })
+    fn install_method(&self) -> InstallMethod<'_> {
+        InstallMethod::Cmake(self)
     }
 
+    fn open(&self, files: &ModelFiles<'_>) -> Result<Arc<dyn Model>, ModelError> {
+        Ok(Arc::new(LlamaModel(Gguf::open(files)?)))
+    }
+}
+
+impl CmakeProject for LlamaCpp {
     fn variants(&self, platform: Platform) -> &'static [Variant] {
         match platform.os {
             "linux" => &[Variant::Cpu, Variant::Cuda, Variant::Rocm],
@@ -68,8 +66,16 @@ impl Engine for LlamaCpp {
         }
     }
 
-    fn open(&self, files: &ModelFiles<'_>) -> Result<Arc<dyn Model>, ModelError> {
-        Ok(Arc::new(LlamaModel(Gguf::open(files)?)))
+    fn recipe(&self, ask: &RecipeRequest<'_>) -> Result<BuildRecipe, EngineError> {
+        cmake::recipe(ID, self.variants(ask.platform), ask, || BuildDescription {
+            define: definitions(ask),
+            require: accelerator(ask.variant),
+            targets: &[],
+            server: SERVER,
+            outputs,
+            edits: Vec::new(),
+            evidence: evidence(ask.variant),
+        })
     }
 }
 

@@ -21,6 +21,7 @@ pub struct Metrics {
     pub first_token_ms: Option<f64>,
     /// From starting the program to the end of the answer.
     pub total_ms: f64,
+    /// Tokens of the prompt, cached ones included.
     pub prompt_tokens: u64,
     /// Prompt tokens that were taken from a cache.
     pub cached_tokens: Option<u64>,
@@ -41,9 +42,13 @@ pub struct Metrics {
 /// What the supervisor measures.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Measured {
+    /// See [`Metrics::load_ms`].
     pub load_ms: f64,
+    /// See [`Metrics::total_ms`].
     pub total_ms: f64,
+    /// See [`Metrics::peak_memory_bytes`].
     pub peak_memory_bytes: Option<u64>,
+    /// See [`Metrics::gpu_memory_bytes`].
     pub gpu_memory_bytes: Option<u64>,
 }
 
@@ -81,21 +86,30 @@ impl Metrics {
 pub struct Record<'a> {
     /// RFC 3339, UTC.
     pub time: &'a str,
+    /// The policy's name.
     pub policy: &'a str,
+    /// The digest of the policy file.
     pub policy_sha256: Digest,
+    /// The engine's name in the manifest.
     pub engine: &'a str,
+    /// The accelerator.
     pub variant: &'a str,
     /// Of the engine that answered.
     pub fingerprint: Digest,
+    /// The digest of the main weights file.
     pub weights_sha256: Digest,
+    /// The seed that was used.
     pub seed: u32,
+    /// Why the answer ended; None without an answer.
     pub finish: Option<Finish>,
     /// Why there is no answer.
     pub error: Option<&'a str>,
+    /// The measurements; None without an answer.
     pub metrics: Option<&'a Metrics>,
     /// Only on request.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub prompt: Option<&'a str>,
+    /// The answer, only on request.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub text: Option<&'a str>,
 }

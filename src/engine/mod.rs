@@ -4,7 +4,7 @@
 //!
 //! | what | where |
 //! |---|---|
-//! | how it is installed | [`Engine::recipe`] |
+//! | how it is installed | [`InstallMethod`], from [`Engine::install_method`]; carried out by `ops/install/` |
 //! | what it knows about a model | [`Model`], opened by [`Engine::open`]; [`gguf`] serves engines whose models are GGUF files |
 //! | how it is started | [`Launch`], from [`Model::launch`]; [`backend`] starts and supervises it |
 //! | how it is talked to | [`conversation::Conversation`]; [`openai`] serves every engine that speaks the OpenAI API |
@@ -33,14 +33,14 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use self::cmake::CmakeProject;
 use self::conversation::Conversation;
 use self::derive::{Derivation, DeriveRequest};
 use self::finding::Finding;
 use crate::base::commit::Commit;
 use crate::base::digest::Digest;
 use crate::base::name::{Name, RelPath};
-use crate::base::platform::{Platform, Variant};
-use crate::build::BuildRecipe;
+use crate::base::platform::Variant;
 use crate::build::accelerator::Gpu;
 use crate::format::manifest::{EngineSpec, Step};
 use crate::format::policy::Policy;
@@ -54,14 +54,8 @@ pub trait Engine: std::fmt::Debug + Sync {
     /// The name in manifests and policies: `llama-cpp`.
     fn id(&self) -> &'static str;
 
-    /// How to build it. Pure: the same request gives the same recipe.
-    ///
-    /// # Errors
-    /// When this engine has no such variant on this platform.
-    fn recipe(&self, ask: &RecipeRequest<'_>) -> Result<BuildRecipe, EngineError>;
-
-    /// The accelerators that this engine can be built for on a platform.
-    fn variants(&self, platform: Platform) -> &'static [Variant];
+    /// How it is installed.
+    fn install_method(&self) -> InstallMethod<'_>;
 
     /// What is wrong with a policy, as far as it can be told without its model.
     fn check_policy(&self, _: &Policy) -> Vec<Finding> {
@@ -98,6 +92,14 @@ pub trait Engine: std::fmt::Debug + Sync {
     }
 }
 
+/// How an engine is installed, with what that method needs to know about the engine. Each method is one file of
+/// `ops/install/`.
+#[derive(Debug, Clone, Copy)]
+pub enum InstallMethod<'a> {
+    /// Compiled from its locked source with CMake.
+    Cmake(&'a dyn CmakeProject),
+}
+
 /// A model as one engine sees it.
 pub trait Model: std::fmt::Debug + Send + Sync {
     /// Everything that is wrong with running this model under a policy, before anything is started. Pure.
@@ -132,18 +134,6 @@ pub trait Model: std::fmt::Debug + Send + Sync {
 /// Judges one line of an engine's output: whether the engine started as requested. None for a line about something else.
 pub type StartupCheck = fn(&str) -> Option<Result<(), EngineError>>;
 
-/// What a build recipe depends on.
-#[derive(Debug)]
-pub struct RecipeRequest<'a> {
-    pub spec: &'a EngineSpec,
-    /// The commit of the source, when it comes from git.
-    pub commit: Option<Commit>,
-    /// The digest of the source tree.
-    pub tree: &'a Digest,
-    pub platform: Platform,
-    pub variant: Variant,
-}
-
 /// The files of a model, verified before.
 #[derive(Debug, Clone, Copy)]
 pub struct ModelFiles<'a> {
@@ -157,14 +147,18 @@ pub struct ModelFiles<'a> {
 #[derive(Debug, thiserror::Error)]
 #[error("weights file `{}` is not usable: {why}", path.display())]
 pub struct ModelError {
+    /// The file.
     pub path: PathBuf,
+    /// Why it cannot be opened.
     pub why: String,
 }
 
 /// A policy and the machine it is to run on.
 #[derive(Debug, Clone, Copy)]
 pub struct CheckRequest<'a> {
+    /// The policy.
     pub policy: &'a Policy,
+    /// The accelerator of the build.
     pub variant: Variant,
     /// Physical processor cores.
     pub cores: u32,
@@ -173,16 +167,19 @@ pub struct CheckRequest<'a> {
     /// NVIDIA's GPUs in this machine, when the variant needs one and the driver answers.
     pub gpus: Option<&'a [Gpu]>,
     /// The engine's commit, when its source has one.
-    pub commit: Option<&'a str>,
+    pub commit: Option<Commit>,
 }
 
 /// What a launch depends on.
 #[derive(Debug, Clone, Copy)]
 pub struct LaunchRequest<'a> {
+    /// The policy.
     pub policy: &'a Policy,
+    /// The accelerator of the build.
     pub variant: Variant,
     /// The folder of the installed engine.
     pub artifact: &'a Path,
+    /// Where the engine will listen.
     pub endpoint: &'a Endpoint,
     /// A folder of this start alone, for engines that write files into their working directory.
     pub scratch: &'a Path,
@@ -193,15 +190,21 @@ pub struct LaunchRequest<'a> {
 /// The verified inputs that one engine is started from: what `sync` leaves behind for one policy.
 #[derive(Debug, Clone)]
 pub struct Ready {
+    /// The adapter.
     pub engine: &'static dyn Engine,
+    /// The opened model.
     pub model: Arc<dyn Model>,
+    /// The policy's name.
     pub name: Name,
+    /// The policy.
     pub policy: Policy,
     /// Of the policy file's bytes.
     pub policy_sha256: Digest,
+    /// The accelerator of the build.
     pub variant: Variant,
     /// The folder of the installed engine, and its fingerprint.
     pub artifact: PathBuf,
+    /// The fingerprint of the installation.
     pub fingerprint: Digest,
     /// Of the main weights file.
     pub weights_sha256: Digest,
@@ -226,10 +229,13 @@ impl Ready {
 /// The command to start.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Launch {
+    /// The program's file.
     pub program: PathBuf,
+    /// Its arguments.
     pub args: Vec<OsString>,
     /// Added to the scrubbed environment. Secrets travel here: other users cannot read it, unlike arguments.
     pub env: BTreeMap<OsString, OsString>,
+    /// Its working directory.
     pub cwd: PathBuf,
     /// Small files to write first, below the scratch folder.
     pub files: BTreeMap<PathBuf, String>,
@@ -238,6 +244,7 @@ pub struct Launch {
 /// Where a started engine listens: `http://127.0.0.1:<port>`.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Endpoint {
+    /// The TCP port on the loopback interface.
     pub port: u16,
     /// A random key of this start, which requests carry as a bearer token.
     pub key: String,
@@ -251,6 +258,7 @@ impl std::fmt::Debug for Endpoint {
 
 /// What an engine cannot do, or did not do.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the message of each variant documents it and its fields")]
 pub enum EngineError {
     #[error("engine `{engine}` has no variant `{variant}` on {platform}")]
     NoVariant { engine: &'static str, variant: Variant, platform: String },

@@ -38,12 +38,13 @@ mod tiny;
 
 use std::sync::Arc;
 
+use super::cmake::{CmakeProject, RecipeRequest};
 use super::conversation::Conversation;
 use super::derive::{Derivation, DeriveRequest};
 use super::finding::Finding;
 use super::gguf::Gguf;
 use super::{
-    CheckRequest, Endpoint, Engine, EngineError, Launch, LaunchRequest, Model, ModelError, ModelFiles, RecipeRequest,
+    CheckRequest, Endpoint, Engine, EngineError, InstallMethod, Launch, LaunchRequest, Model, ModelError, ModelFiles,
     StartupCheck,
 };
 use crate::base::platform::{Platform, Variant};
@@ -63,12 +64,8 @@ impl Engine for PowerInfer {
         ID
     }
 
-    fn recipe(&self, ask: &RecipeRequest<'_>) -> Result<BuildRecipe, EngineError> {
-        recipe::recipe(ask)
-    }
-
-    fn variants(&self, platform: Platform) -> &'static [Variant] {
-        recipe::variants(platform)
+    fn install_method(&self) -> InstallMethod<'_> {
+        InstallMethod::Cmake(self)
     }
 
     fn check_policy(&self, policy: &Policy) -> Vec<Finding> {
@@ -89,6 +86,16 @@ impl Engine for PowerInfer {
 
     fn check_derived(&self, ask: &DeriveRequest<'_>) -> Vec<Finding> {
         derive::check(ask)
+    }
+}
+
+impl CmakeProject for PowerInfer {
+    fn variants(&self, platform: Platform) -> &'static [Variant] {
+        recipe::variants(platform)
+    }
+
+    fn recipe(&self, ask: &RecipeRequest<'_>) -> Result<BuildRecipe, EngineError> {
+        recipe::recipe(ask)
     }
 }
 

@@ -6,6 +6,7 @@ pub const LIMIT_BYTES: usize = 4 << 20;
 
 /// Why a stream of events cannot be read on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[expect(missing_docs, reason = "the message of each variant documents it and its fields")]
 pub enum SseError {
     #[error("an event is larger than {LIMIT_BYTES} bytes")]
     TooLarge,

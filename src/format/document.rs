@@ -4,6 +4,8 @@
 //! a plain scalar keeps its own spelling (see [`Document::verbatim`]), so that `1.10` can be a version. Absent: merge keys, several
 //! documents in one file, dates.
 
+mod syntax;
+
 use std::collections::{BTreeMap, HashMap};
 use std::ops::{Range, RangeInclusive};
 use std::sync::Arc;
@@ -19,46 +21,64 @@ const MAX_DEPTH: usize = 32;
 /// Values in a YAML document, with those that aliases repeat.
 const MAX_YAML_NODES: usize = 50_000;
 
+/// The language of a document.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Syntax {
+    /// TOML 1.0.
     Toml,
+    /// YAML 1.2, core schema.
     Yaml,
 }
 
-/// A text and the tree that it spells.
+/// A text and its parsed tree.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Document {
+    /// The text.
     pub source: Arc<SourceText>,
+    /// The whole document.
     pub root: Node,
+    /// The language that it is written in.
     pub syntax: Syntax,
 }
 
+/// A value and its place.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Node {
+    /// The value.
     pub value: Value,
     /// Byte offsets.
     pub span: Range<usize>,
 }
 
+/// A value of a document.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Value {
+    /// YAML's null, or a key without a value.
     Null,
+    /// A truth value.
     Bool(bool),
+    /// A whole number.
     Int(i64),
     /// Also an integer beyond 64 bits.
     Float(f64),
+    /// A string.
     Text(String),
     /// A TOML date or time: no format uses one.
     Date,
+    /// A list.
     Array(Vec<Node>),
     /// In the order of the text.
     Table(Vec<Entry>),
 }
 
+/// A key of a table with its value.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Entry {
+    /// The key.
     pub key: String,
+    /// Where the key is, as byte offsets.
     pub key_span: Range<usize>,
+    /// The value.
     pub node: Node,
 }
 
@@ -84,13 +104,15 @@ impl Node {
 
 impl Document {
     /// # Errors
-    /// Too long (over `max_bytes`), not UTF-8, or every syntax error found.
+    /// Too long (over `max_bytes`), not UTF-8, or every syntax error found. A merge conflict or a quote that is never closed is
+    /// reported alone.
     pub fn parse(syntax: Syntax, name: &str, bytes: &[u8], max_bytes: usize) -> Result<Self, Diagnostics> {
         let source = decode_text(name, bytes, max_bytes)?;
         let root = match syntax {
-            Syntax::Toml => parse_toml(&source)?,
-            Syntax::Yaml => YamlReader::new(&source).read()?,
+            Syntax::Toml => parse_toml(&source),
+            Syntax::Yaml => YamlReader::new(&source).read(),
         };
+        let root = root.map_err(|problems| syntax::first_cause(syntax, &source).map_or(problems, Diagnostics::from))?;
         Ok(Self { source, root, syntax })
     }
 
@@ -114,7 +136,7 @@ impl Document {
         Diagnostic::error(message).at(&self.source, self.span_of(path))
     }
 
-    /// Refuses versions of a format that this program does not know, before anything else is said of the file.
+    /// Refuses versions of a format that this program does not support, before anything else is reported.
     ///
     /// # Errors
     /// The version is another one than `known`. (One that is missing or no number is left to the schema.)
@@ -282,7 +304,7 @@ fn from_value(value: Spanned<DeValue<'_>>, depth: usize) -> Result<Node, Range<u
 struct YamlReader<'a> {
     source: &'a Arc<SourceText>,
     parser: Parser<'a, granit_parser::StrInput<'a>>,
-    /// What anchors stand for.
+    /// The nodes that anchors name.
     anchors: HashMap<usize, Node>,
     nodes_left: usize,
     /// Problems that do not stop the reading: keys given twice.
@@ -311,7 +333,7 @@ impl<'a> YamlReader<'a> {
             Some(Ok((event, span))) => Ok((event, self.range(span))),
             Some(Err(error)) => {
                 let at = error.marker().byte_offset().unwrap_or_default();
-                Err(self.fail(at..at + 1, error.info()).into())
+                Err(self.fail(at..at + 1, syntax::yaml_words(&error.info())).into())
             }
             None => Ok((Event::StreamEnd, self.source.text.len()..self.source.text.len())),
         }

@@ -10,12 +10,16 @@ use std::io;
 /// Bytes of a header at most: the largest vocabularies take some 20 MB.
 pub const MAX_HEADER_BYTES: u64 = 256 << 20;
 
-/// What a model file says of itself.
+/// The header of a model file.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Header {
+    /// Which kind of file it is.
     pub magic: Magic,
+    /// The version of the format: 2 or 3.
     pub version: u32,
+    /// Metadata by key.
     pub metadata: BTreeMap<String, Value>,
+    /// The tensors, in the order of the file.
     pub tensors: Vec<Tensor>,
     /// Tokens that no text makes: the numbers of the control and user-defined ones (`tokenizer.ggml.token_type` 3 and 4) by
     /// their text in `tokenizer.ggml.tokens`.
@@ -27,8 +31,10 @@ pub struct Header {
     pub data_offset: u64,
 }
 
+/// The first four bytes of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Magic {
+    /// Models for llama.cpp and most other engines.
     Gguf,
     /// PowerInfer's sparse models.
     Pwri,
@@ -39,13 +45,18 @@ pub enum Magic {
 pub enum TokenKind {
     /// Also unused and byte tokens, and numbers that are not known.
     Normal,
+    /// The token for unknown text.
     Unknown,
+    /// A special token that no text makes.
     Control,
+    /// A token that the model's authors added.
     UserDefined,
 }
 
+/// The description of one tensor.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Tensor {
+    /// Its name: `blk.0.ffn_up.weight`.
     pub name: String,
     /// Elements per dimension, fastest first.
     pub shape: Vec<u64>,
@@ -60,18 +71,28 @@ pub struct Tensor {
 /// A metadata value. Arrays keep their length alone.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Value {
+    /// A truth value.
     Bool(bool),
+    /// A signed integer of any size.
     Int(i64),
+    /// An unsigned integer of any size.
     Uint(u64),
+    /// A floating point number of any size.
     Float(f64),
+    /// A string.
     Text(String),
-    Array { length: u64 },
+    /// A list.
+    Array {
+        /// The number of its items.
+        length: u64,
+    },
 }
 
 /// Why a header cannot be read. Names from the file are cut and escaped.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the message of each variant documents it and its fields")]
 pub enum GgufError {
-    #[error("this is no GGUF file: it begins with `{begins}`{likely}")]
+    #[error("not a GGUF file: it begins with `{begins}`{likely}")]
     NotGguf { begins: String, likely: &'static str },
     #[error("GGUF version 1 is not supported: convert the model again")]
     Version1,
@@ -82,7 +103,7 @@ pub enum GgufError {
     /// The bytes end within the header: of a prefix, more may complete it.
     #[error("the header is cut off: there are only {0} bytes")]
     Ended(u64),
-    #[error("{what} is {actual}, the most that is accepted is {max}")]
+    #[error("{what} is {actual}, but the limit is {max}")]
     Limit { what: String, actual: u64, max: u64 },
     #[error("{what}: {why}")]
     Malformed { what: String, why: String },
@@ -105,8 +126,11 @@ impl GgufError {
 pub struct TensorType {
     /// The number in files.
     pub kind: u32,
+    /// The name in messages: `Q4_K`.
     pub name: &'static str,
+    /// Elements of a block.
     pub block_elements: u64,
+    /// Bytes of a block.
     pub block_bytes: u64,
 }
 
@@ -159,6 +183,7 @@ impl Tensor {
         TENSOR_TYPES.iter().find(|known| known.kind == self.kind)
     }
 
+    /// The number of elements, over all dimensions.
     pub fn elements(&self) -> u64 {
         self.shape.iter().fold(1, |product: u64, size| product.saturating_mul(*size))
     }
@@ -169,6 +194,7 @@ impl Tensor {
 pub struct Split {
     /// Which part this is, from 0.
     pub number: u64,
+    /// How many parts there are.
     pub count: u64,
     /// Tensors of all parts together.
     pub tensors: Option<u64>,
@@ -217,11 +243,14 @@ impl std::fmt::Display for PartName<'_> {
 pub struct TypeShare {
     /// `Q4_K`, or `type 99` when it is unknown.
     pub name: String,
+    /// How many tensors have it.
     pub tensors: u64,
+    /// Bytes of these tensors.
     pub size_bytes: u64,
 }
 
 impl Header {
+    /// The metadata value of `key`, if it is a string.
     pub fn text(&self, key: &str) -> Option<&str> {
         match self.metadata.get(key)? {
             Value::Text(text) => Some(text),
@@ -238,6 +267,7 @@ impl Header {
         }
     }
 
+    /// The metadata value of `key`, if it is a floating point number.
     pub fn float(&self, key: &str) -> Option<f64> {
         match *self.metadata.get(key)? {
             Value::Float(number) => Some(number),
@@ -245,6 +275,7 @@ impl Header {
         }
     }
 
+    /// The length of the list at `key`, if it is one.
     pub fn array_length(&self, key: &str) -> Option<u64> {
         match *self.metadata.get(key)? {
             Value::Array { length } => Some(length),
@@ -257,6 +288,7 @@ impl Header {
         self.text("general.architecture")
     }
 
+    /// The name that the model's authors gave it.
     pub fn name(&self) -> Option<&str> {
         self.text("general.name")
     }
@@ -271,14 +303,17 @@ impl Header {
         self.architecture_uint("context_length")
     }
 
+    /// The number of layers.
     pub fn block_count(&self) -> Option<u64> {
         self.architecture_uint("block_count")
     }
 
+    /// The width of an embedding.
     pub fn embedding_length(&self) -> Option<u64> {
         self.architecture_uint("embedding_length")
     }
 
+    /// The neurons of a feed-forward block; None when the header does not state one number.
     pub fn feed_forward_length(&self) -> Option<u64> {
         self.architecture_uint("feed_forward_length")
     }
@@ -293,6 +328,7 @@ impl Header {
         self.array_length("tokenizer.ggml.tokens")
     }
 
+    /// Which part of a model in several files this is; None when it is not split.
     pub fn split(&self) -> Option<Split> {
         let count = self.uint("split.count").filter(|count| *count > 1)?;
         Some(Split { number: self.uint("split.no")?, count, tensors: self.uint("split.tensors.count") })

@@ -93,10 +93,13 @@ pub struct Manifest {
     /// like everything else.
     #[serde(default)]
     pub tools: BTreeMap<Name, PypiSpec>,
+    /// The engines, by name.
     #[serde(default)]
     pub engines: BTreeMap<Name, EngineSpec>,
+    /// The models, by name.
     #[serde(default)]
     pub models: BTreeMap<Name, ModelSpec>,
+    /// The policies.
     #[serde(default)]
     pub policies: PoliciesSpec,
     /// Endpoints to use instead of others: address prefix to replacement. Not recorded in the lockfile.
@@ -110,6 +113,7 @@ pub struct Manifest {
 pub struct EngineSpec {
     /// Which adapter drives it (`llama-cpp`, `powerinfer`, …); the engine's own name when not given.
     pub adapter: Option<String>,
+    /// Where its source comes from.
     pub source: SourceSpec,
     /// CMake targets to build; the adapter's own list when not given.
     #[serde(default)]
@@ -122,7 +126,7 @@ pub struct EngineSpec {
     pub require: Vec<String>,
     /// CMAKE_BUILD_TYPE; `Release` when not given.
     pub build_type: Option<BuildType>,
-    /// Build for exactly this machine's processor instead of for named features. The artifact is then of no use elsewhere.
+    /// Build for exactly this machine's processor instead of for named features. The result then runs on no other processor.
     #[serde(default)]
     pub native: bool,
     /// What each accelerator adds (`cpu`, `cuda`, `rocm`, `metal`). An engine without any has the variant `cpu` alone.
@@ -134,17 +138,24 @@ pub struct EngineSpec {
 #[derive(Debug, Clone, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct VariantSpec {
+    /// CMake definitions for this accelerator alone.
     #[serde(default)]
     pub define: BTreeMap<String, DefineValue>,
+    /// Definitions that must be ON for this accelerator.
     #[serde(default)]
     pub require: Vec<String>,
 }
 
+/// CMake's build types.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 pub enum BuildType {
+    /// Optimised.
     Release,
+    /// Optimised, with debug information.
     RelWithDebInfo,
+    /// Optimised for size.
     MinSizeRel,
+    /// Not optimised, with debug information.
     Debug,
 }
 
@@ -152,13 +163,16 @@ pub enum BuildType {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(untagged)]
 pub enum DefineValue {
+    /// `ON` or `OFF`.
     Bool(bool),
+    /// A number.
     Int(i64),
+    /// Any other value.
     Text(String),
 }
 
 impl DefineValue {
-    /// As CMake writes it: `ON`, `OFF`, or the text itself.
+    /// As CMake writes it: `ON`, `OFF`, or the string itself.
     pub fn to_cmake(&self) -> String {
         match self {
             Self::Bool(true) => "ON".to_owned(),
@@ -173,6 +187,7 @@ impl DefineValue {
 #[derive(Debug, Clone, PartialEq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ModelSpec {
+    /// Where its files come from.
     pub source: Option<SourceSpec>,
     /// Made on this machine from another model.
     pub derive: Option<DeriveSpec>,
@@ -208,10 +223,15 @@ pub struct PoliciesSpec {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(untagged)]
 pub enum SourceSpec {
+    /// A git repository.
     Git(GitSpec),
+    /// A repository on the Hugging Face Hub.
     Hf(HfSpec),
+    /// A file or archive at an address.
     Url(UrlSpec),
+    /// A folder or file on this machine.
     Path(PathSpec),
+    /// A package of the Python package index.
     Pypi(PypiSpec),
 }
 
@@ -224,8 +244,10 @@ pub struct GitSpec {
     /// A full commit id: 40 lowercase hexadecimal digits.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rev: Option<Commit>,
+    /// A tag.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tag: Option<String>,
+    /// A branch.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub branch: Option<String>,
     /// The project's own git submodule that has the same commit.
@@ -243,7 +265,7 @@ pub struct GitSpec {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct HfSpec {
-    /// `organisation/repository`.
+    /// `org/repo`.
     pub hf: String,
     /// A branch, a tag or a full commit id; `main` when not given.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -257,6 +279,7 @@ pub struct HfSpec {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct UrlSpec {
+    /// An http or https address without user and password.
     pub url: String,
     /// Checked when given; computed and locked when not.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -273,6 +296,7 @@ pub struct UrlSpec {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PathSpec {
+    /// The path, relative to the project unless absolute.
     pub path: String,
     /// For models: globs over the folder's files.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

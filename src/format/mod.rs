@@ -16,7 +16,9 @@ pub mod settings;
 /// A value with the document it was read from, so that a later check can still say where.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Parsed<T> {
+    /// The value.
     pub value: T,
+    /// The document.
     pub document: document::Document,
 }
 

@@ -37,11 +37,13 @@ fn check(policy: &Policy, document: &Document) -> Diagnostics {
     let mut problems = Diagnostics::default();
     match (&policy.model, &policy.model_path) {
         (Some(_), Some(_)) => problems.push(
-            document.error(&["model_path"], "a policy names its model once").expected("either `model` or `model_path`"),
+            document
+                .error(&["model_path"], "a policy names its model only once")
+                .expected("either `model` or `model_path`"),
         ),
         (None, None) => problems.push(
             document
-                .error(&[], "the policy names no model")
+                .error(&[], "the policy does not name a model")
                 .expected("either `model: <name>` or `model_path: models/<engine>/<model>/<file>`"),
         ),
         _ => {}
@@ -53,16 +55,14 @@ fn check(policy: &Policy, document: &Document) -> Diagnostics {
         }
     }
     if policy.smoke.as_ref().is_some_and(|smoke| smoke.expect.trim().is_empty()) {
-        problems
-            .push(document.error(&["smoke", "expect"], "every answer contains an empty text: this expects nothing"));
+        problems.push(
+            document.error(&["smoke", "expect"], "every answer contains the empty string: this test cannot fail"),
+        );
     }
     if let Some(checksum) = &policy.audit.checksum {
         let path = ["audit", "checksum"];
-        if is_placeholder(checksum) {
-            let warning = Diagnostic::warning("the checksum is a placeholder: the lockfile's digest alone is checked");
-            problems.push(warning.at(&document.source, document.span_of(&path)));
-        } else if policy.audit.digest().is_none() {
-            let problem = document.error(&path, "the checksum is no digest");
+        if !policy.audit.has_placeholder() && policy.audit.digest().is_none() {
+            let problem = document.error(&path, "the checksum is not a digest");
             problems.push(problem.expected("`sha256:` and 64 hexadecimal digits").actual(format!("`{checksum:.100}`")));
         }
     }
@@ -84,7 +84,9 @@ impl Parsed<Policy> {
 /// What a policy's words mean in a manifest.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Resolved<'m> {
+    /// The engine's name and entry.
     pub engine: (&'m Name, &'m EngineSpec),
+    /// The model's name and entry.
     pub model: (&'m Name, &'m ModelSpec),
 }
 
@@ -165,40 +167,51 @@ pub struct Policy {
     pub model: Option<Name>,
     /// The weights file, relative to the project: `models/<engine>/<model>/<file>`.
     pub model_path: Option<RelPath>,
+    /// How text is generated.
     #[serde(default)]
     pub generation: Generation,
+    /// How the engine is started.
     #[serde(default)]
     pub runtime: Runtime,
+    /// Where the model came from.
     #[serde(default)]
     pub audit: Audit,
+    /// Notes for people.
     #[serde(default)]
     pub metadata: Metadata,
+    /// A prompt that shows whether the model works.
     pub smoke: Option<Smoke>,
 }
 
-/// How text is made. What is not given is left to the engine's adapter, which documents its defaults.
+/// How text is generated. The engine's adapter has a default for each key.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Generation {
-    /// Tokens to make at most.
+    /// The most tokens to generate.
     #[schemars(range(min = 1, max = 1_048_576))]
     pub max_tokens: Option<u32>,
-    /// 0 takes the most likely token always.
+    /// 0 = greedy decoding.
     #[schemars(range(min = 0.0, max = 10.0))]
     pub temperature: Option<f64>,
+    /// Nucleus sampling: only the most likely tokens with this total probability are considered.
     #[schemars(range(min = 0.0, max = 1.0))]
     pub top_p: Option<f64>,
     /// 0 turns it off.
     #[schemars(range(min = 0, max = 1_000_000))]
     pub top_k: Option<u32>,
+    /// The least probability of a token relative to the most likely one.
     #[schemars(range(min = 0.0, max = 1.0))]
     pub min_p: Option<f64>,
+    /// Penalty for repeated tokens; 1 = none.
     #[schemars(range(min = 0.0, max = 10.0))]
     pub repeat_penalty: Option<f64>,
+    /// Penalty for tokens that occurred; 0 = none.
     #[schemars(range(min = -10.0, max = 10.0))]
     pub presence_penalty: Option<f64>,
+    /// Penalty for tokens by how often they occurred; 0 = none.
     #[schemars(range(min = -10.0, max = 10.0))]
     pub frequency_penalty: Option<f64>,
+    /// The seed of the sampler; drawn at random and recorded when not given.
     pub seed: Option<u32>,
     /// Texts that end the generation; they are not part of the answer.
     #[serde(default)]
@@ -243,12 +256,15 @@ pub struct Runtime {
 #[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Audit {
+    /// Free text.
     pub model_version: Option<String>,
     /// For example `hf://organisation/repository`.
     pub source_repo: Option<String>,
     /// `sha256:<hex>` of the weights file. `sha256:...` is a placeholder and counts as absent.
     pub checksum: Option<String>,
+    /// Free text.
     pub created_at: Option<String>,
+    /// Free text.
     pub sparsity: Option<String>,
 }
 
@@ -257,19 +273,30 @@ impl Audit {
     pub fn digest(&self) -> Option<Digest> {
         self.checksum.as_ref()?.parse().ok()
     }
+
+    /// Whether the checksum is a placeholder such as `sha256:...`, which counts as absent.
+    pub fn has_placeholder(&self) -> bool {
+        self.checksum.as_deref().is_some_and(is_placeholder)
+    }
 }
 
 /// For people; nothing here changes what runs.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Metadata {
+    /// A title.
     pub name: Option<String>,
+    /// Free text.
     pub description: Option<String>,
+    /// What the policy is for.
     #[serde(default)]
     pub use_cases: Vec<String>,
+    /// Free keywords.
     #[serde(default)]
     pub tags: Vec<String>,
+    /// The model's licence.
     pub license: Option<String>,
+    /// Who wrote the policy.
     pub author: Option<String>,
     /// Free text by measure, such as `tokens_per_second: "15-20"`.
     #[serde(default)]
@@ -280,9 +307,11 @@ pub struct Metadata {
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Smoke {
+    /// The prompt.
     pub prompt: String,
     /// The answer must contain this, whatever the case of its letters.
     pub expect: String,
+    /// The most tokens to generate.
     #[schemars(range(min = 1, max = 4096))]
     pub max_tokens: Option<u32>,
 }

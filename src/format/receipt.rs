@@ -11,17 +11,22 @@ use crate::base::digest::Digest;
 use crate::base::name::{Name, RelPath};
 use crate::base::platform::Variant;
 
+/// The version of the format that this program reads and writes.
 pub const VERSION: u32 = 1;
 /// Bytes of a receipt at most.
 pub const MAX_BYTES: usize = 16 << 20;
 const MAX_FILES: usize = 100_000;
 const MAX_INPUTS: usize = 10_000;
 
+/// What was installed or derived, and from which inputs.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Receipt {
+    /// The version of this format.
     pub version: u32,
+    /// The engine's name in the manifest.
     pub engine: Name,
+    /// The accelerator.
     pub variant: Variant,
     /// Digest of `inputs`: the artifact's name in the store.
     pub fingerprint: Digest,
@@ -33,23 +38,27 @@ pub struct Receipt {
     pub notes: BTreeMap<String, String>,
 }
 
+/// One installed file.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct InstalledFile {
     /// Size in bytes.
     pub size: u64,
+    /// SHA-256 of its bytes.
     pub sha256: Digest,
+    /// Whether it may be executed.
     pub executable: bool,
 }
 
 /// Why bytes are no receipt.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[expect(missing_docs, reason = "the message of each variant documents it and its fields")]
 pub enum ReceiptError {
     #[error("a receipt of version {0}, this program knows {VERSION}")]
     Version(u64),
-    #[error("{what}: {count}, at most {max} are accepted")]
+    #[error("{what}: {count}, but the limit is {max}")]
     TooMany { what: &'static str, count: usize, max: usize },
-    #[error("no receipt: {0}")]
+    #[error("not a receipt: {0}")]
     Malformed(String),
 }
 
@@ -61,7 +70,7 @@ impl Receipt {
             |what, count, max| if count > max { Err(ReceiptError::TooMany { what, count, max }) } else { Ok(()) };
         most("bytes", bytes.len(), MAX_BYTES)?;
         let malformed = |error: serde_json::Error| ReceiptError::Malformed(error.to_string());
-        // Whatever a newer version added, its number comes first.
+        // The version number is read before anything that a newer version may have added.
         let value: serde_json::Value = serde_json::from_slice(bytes).map_err(malformed)?;
         if let Some(version) = value["version"].as_u64().filter(|version| *version != u64::from(VERSION)) {
             return Err(ReceiptError::Version(version));

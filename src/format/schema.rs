@@ -44,6 +44,7 @@ impl<T> Default for Schema<T> {
 }
 
 impl<T> Schema<T> {
+    /// Rules that are compiled at their first use.
     pub const fn new() -> Self {
         Self { rule: OnceLock::new(), of: PhantomData }
     }
@@ -113,7 +114,7 @@ struct TableRule {
     rest: Option<(TextKind, Box<Rule>)>,
 }
 
-/// Who judges a text.
+/// The parser of a string.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum TextKind {
     Free,
@@ -265,7 +266,7 @@ impl fmt::Display for Rule {
             Self::Text { kind: TextKind::RelPath, .. } => f.write_str("a path inside its folder"),
             Self::Text { kind: TextKind::Digest, .. } => f.write_str("`sha256:` and 64 hexadecimal digits"),
             Self::Text { kind: TextKind::Commit, .. } => f.write_str("40 lowercase hexadecimal digits"),
-            Self::Text { .. } => f.write_str("a text"),
+            Self::Text { .. } => f.write_str("a string"),
             Self::Choice(choices) => write!(f, "one of {}", quoted_list(choices.iter().map(String::as_str))),
             Self::Array { .. } => f.write_str("a list"),
             Self::Table(_) => f.write_str("a table"),
@@ -347,7 +348,7 @@ fn alias<'k>(text: &str, mut known: impl Iterator<Item = &'k str>) -> Option<&'k
     known.find(|known| known == ours)
 }
 
-/// Foreign text in a message: not too much of it.
+/// Text from a file for a message, cut to a limit.
 fn shown(text: &str) -> String {
     match text.char_indices().nth(60) {
         Some((end, _)) => format!("{}…", &text[..end]),
@@ -381,7 +382,7 @@ impl Check<'_> {
             Value::Null => "nothing".to_owned(),
             Value::Bool(flag) => format!("`{flag}`"),
             Value::Int(_) | Value::Float(_) => format!("the number `{}`", shown(self.document.verbatim(node))),
-            Value::Text(text) => format!("the text `{}`", shown(text)),
+            Value::Text(text) => format!("the string `{}`", shown(text)),
             Value::Date => "a date".to_owned(),
             Value::Array(_) => "a list".to_owned(),
             Value::Table(_) => "a table".to_owned(),
@@ -405,7 +406,7 @@ impl Check<'_> {
                 self.wrong(rule, node, path, "is out of range")
             }
             (Rule::Text { .. }, Value::Text(text)) => self.text(rule, text, node, path),
-            // An unquoted YAML scalar is a text where a text is wanted.
+            // An unquoted YAML scalar is a string where a string is expected.
             (Rule::Text { .. }, Value::Int(_) | Value::Float(_) | Value::Bool(_))
                 if self.document.syntax == Syntax::Yaml =>
             {
@@ -477,9 +478,9 @@ impl Check<'_> {
             }
         }
         for key in rule.required.iter().filter(|key| node.get(key).is_none()) {
-            let place = if path.above.is_some() { format!("`{path}` lacks") } else { "the file lacks".to_owned() };
+            let place = if path.above.is_some() { format!("`{path}` has no") } else { "the file has no".to_owned() };
             let expected = rule.keys.get(key).map(Rule::to_string).unwrap_or_default();
-            self.report(path.span(node), Diagnostic::error(format!("{place} the key `{key}`")).expected(expected));
+            self.report(path.span(node), Diagnostic::error(format!("{place} key `{key}`")).expected(expected));
         }
         Json::Object(converted)
     }
@@ -524,9 +525,11 @@ impl Check<'_> {
             return self.node(chosen, node, path);
         }
         let signs: Vec<String> = rules.iter().filter_map(sign).collect();
-        let message = if given.is_empty() { "says nothing of its kind" } else { "is of several kinds at once" };
-        let problem = Diagnostic::error(format!("`{path}` {message}"))
-            .expected(format!("exactly one of the keys {}", quoted_list(signs.iter().map(String::as_str))));
+        let listed = quoted_list(signs.iter().map(String::as_str));
+        let problem = Diagnostic::error(match given.is_empty() {
+            true => format!("`{path}` must have one of: {listed}"),
+            false => format!("`{path}` must have only one of: {listed}"),
+        });
         let keys = if let Value::Table(entries) = &node.value { &entries[..] } else { &[] };
         let near = keys.iter().find_map(|entry| nearest(&entry.key, signs.iter().map(String::as_str)));
         let problem = match near.filter(|_| given.is_empty()) {

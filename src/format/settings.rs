@@ -78,7 +78,7 @@ pub fn parse(name: &str, bytes: &[u8], owner: Owner) -> Result<(Parsed<Settings>
     problems.or(Parsed { value, document })
 }
 
-/// What a project may not decide for the user who runs it.
+/// Keys that a project may not set for the user who runs it.
 fn refuse_foreign(value: &Settings, document: &Document, problems: &mut Diagnostics) {
     if value.python.is_some() {
         let problem = document.error(&["python"], "a project cannot choose a program to run");

@@ -36,34 +36,34 @@ pub fn populate_submodule(host: &Host, project: &Project, engine: &EngineDemand<
 /// # Errors
 /// The build's or the store's; nothing is half-installed then.
 pub fn build(host: &Host, engine: &EngineDemand<'_>) -> Result<Outcome, Failure> {
-    let (wish, task) = (&engine.wish, &host.task);
-    let waiting = || task.waiting(format!("another aitools is building `{}`", wish.name));
-    let _held = host.store.lock(&format!("build-{}", wish.fingerprint.hex()), task.cancel(), waiting)?;
+    let (required, task) = (&engine.required, &host.task);
+    let waiting = || task.waiting(format!("another aitools is building `{}`", required.name));
+    let _held = host.store.lock(&format!("build-{}", required.fingerprint.hex()), task.cancel(), waiting)?;
     host.store.reload_records();
-    if host.store.artifact(&wish.fingerprint)?.is_some() {
+    if host.store.artifact(&required.fingerprint)?.is_some() {
         return Ok(Outcome::Done);
     }
-    let Some(tree) = host.store.confirm_tree(&wish.tree, task.cancel())? else {
-        host.store.remove_tree(&wish.tree)?;
+    let Some(tree) = host.store.confirm_tree(&required.tree, task.cancel())? else {
+        host.store.remove_tree(&required.tree)?;
         return Ok(Outcome::Outdated);
     };
     let (work, prefix, logs) = (host.store.stage()?, host.store.stage()?, host.store.logs());
     fs::create_dir_all(&logs)?;
-    let log = logs.join(format!("{}-{}-{}.log", wish.name, wish.variant, wish.fingerprint.short()));
+    let log = logs.join(format!("{}-{}-{}.log", required.name, required.variant, required.fingerprint.short()));
     let folders = Folders { source: &tree, work: work.path(), prefix: prefix.path(), log: &log };
     let began = Instant::now();
-    let label = format!("{} ({})", wish.name, wish.variant);
+    let label = format!("{} ({})", required.name, required.variant);
     let Some(built) = engine.installation.install(host, &label, &folders)? else { return Ok(Outcome::Outdated) };
     for warning in &built.warnings {
-        task.warn(format!("engine `{}`: {warning}", wish.name));
+        task.warn(format!("engine `{}`: {warning}", required.name));
     }
     let mut notes = built.notes;
     notes.insert("seconds".to_owned(), began.elapsed().as_secs().to_string());
     let receipt = Receipt {
         version: receipt::VERSION,
-        engine: wish.name.clone(),
-        variant: wish.variant,
-        fingerprint: wish.fingerprint,
+        engine: required.name.clone(),
+        variant: required.variant,
+        fingerprint: required.fingerprint,
         inputs: engine.inputs.clone(),
         files: built.files,
         notes,

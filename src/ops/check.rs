@@ -20,21 +20,36 @@ use super::{Failure, Host, Project};
 /// What was found about one policy.
 #[derive(Debug, serde::Serialize)]
 pub struct Checked {
+    /// The policy's name.
     pub policy: String,
-    /// Whether its weights are on this machine, so that they could be looked into.
+    /// Whether its weights are on this machine, so that the model file could be checked.
     pub weights_checked: bool,
+    /// Its errors and warnings.
     #[serde(skip)]
     pub problems: Vec<Diagnostic>,
 }
 
-/// Checks policies one by one; a lockfile is needed to look into weights.
+/// Checks policies one by one; model files can only be checked if there is a lockfile.
 ///
 /// # Errors
 /// When the project's own files cannot be read.
 pub fn run(host: &Host, project: &Project, names: &[String]) -> Result<Vec<Checked>, Failure> {
     demand::check_derivations(host, project)?;
     let lock = project.lockfile()?;
-    demand::select(project, names)?.into_iter().map(|file| check_policy(host, project, lock.as_ref(), file)).collect()
+    let check = |file| {
+        let mut checked = check_policy(host, project, lock.as_ref(), file)?;
+        checked.problems.extend(placeholder(file));
+        Ok(checked)
+    };
+    demand::select(project, names)?.into_iter().map(check).collect()
+}
+
+/// The warning about a checksum that is only a placeholder. Other commands do not need one.
+fn placeholder(file: &PolicyFile) -> Option<Diagnostic> {
+    let source = &file.policy.document.source;
+    let warning = Diagnostic::warning("the checksum is a placeholder: only the lockfile's digest is checked");
+    let span = file.policy.document.span_of(&["audit", "checksum"]);
+    file.policy.value.audit.has_placeholder().then(|| warning.at(source, span))
 }
 
 fn check_policy(
@@ -61,12 +76,12 @@ fn check_policy(
             checked.problems.push(file.policy.error(&["runtime", "variant"], error.to_string()));
             return Ok(checked);
         }
-        // The lockfile has no answer for this policy yet: `status` and `sync` tell that, and nothing more is known.
+        // The lockfile has no entry for this policy yet: `status` and `sync` report that.
         Err(Failure::Stale { .. } | Failure::Build { .. }) => return Ok(checked),
         Err(other) => return Err(other),
     };
     if let (Some(engine), Some(model)) = (demand.engines.first(), demand.model()) {
-        // Looking into the weights tells the same, and more.
+        // Checking the model file finds the same, and more.
         checked.problems = checksum(file, model);
         if model_is_here(project, model) {
             checked.weights_checked = true;
@@ -89,7 +104,7 @@ fn by_policy_alone(host: &Host, project: &Project, file: &PolicyFile) -> Vec<Dia
 ///
 /// # Errors
 /// [`Failure::Input`] when one of them cannot work.
-pub fn require_sound(
+pub fn require_valid(
     host: &Host,
     project: &Project,
     demand: &Demand<'_>,
@@ -98,8 +113,8 @@ pub fn require_sound(
     let mut problems = Diagnostics::default();
     for file in demand::select(project, names)? {
         let Ok(resolved) = policy::resolve(&file.policy, &project.manifest.value) else { continue };
-        let engine = demand.engines.iter().find(|engine| engine.wish.name == *resolved.engine.0);
-        let model = demand.models.iter().find(|model| model.wish.name == *resolved.model.0);
+        let engine = demand.engines.iter().find(|engine| engine.required.name == *resolved.engine.0);
+        let model = demand.models.iter().find(|model| model.required.name == *resolved.model.0);
         if let (Some(engine), Some(model)) = (engine, model) {
             problems.0.extend(checksum(file, model));
             problems.0.extend(open_and_check(host, project, file, engine, model).1);
@@ -140,7 +155,7 @@ fn checksum(file: &PolicyFile, model: &ModelDemand<'_>) -> Vec<Diagnostic> {
     if model.layout.parts.is_empty() {
         return Vec::new();
     }
-    let locked = model.layout.parts.first().map(|index| model.wish.files[*index].sha256);
+    let locked = model.layout.parts.first().map(|index| model.required.files[*index].sha256);
     if locked == Some(asked) {
         return Vec::new();
     }
@@ -164,8 +179,8 @@ fn open_and_check(
 ) -> (Option<Arc<dyn Model>>, Vec<Diagnostic>) {
     let parts = &model.layout.parts;
     let weights: Vec<_> = parts.iter().map(|index| model.layout.places[*index].under(&project.root)).collect();
-    let beside = (0..model.wish.files.len()).filter(|index| !parts.contains(index));
-    let beside: Vec<_> = beside.map(|index| model.wish.files[index].path.clone()).collect();
+    let beside = (0..model.required.files.len()).filter(|index| !parts.contains(index));
+    let beside: Vec<_> = beside.map(|index| model.required.files[index].path.clone()).collect();
     let opened = match engine.adapter.open(&ModelFiles { weights: &weights, beside: &beside }) {
         Ok(opened) => opened,
         Err(error) => {
@@ -173,15 +188,15 @@ fn open_and_check(
             return (None, vec![problem.hint("run `aitools verify` to compare it with the lockfile")]);
         }
     };
-    let gpus = (engine.wish.variant == Variant::Cuda).then(|| accelerator::gpus(&host.os_env())).and_then(Result::ok);
-    let commit = engine.entry.origin.commit().map(|commit| commit.to_string());
+    let gpus =
+        (engine.required.variant == Variant::Cuda).then(|| accelerator::gpus(&host.os_env())).and_then(Result::ok);
     let findings = opened.check(&CheckRequest {
         policy: &file.policy.value,
-        variant: engine.wish.variant,
+        variant: engine.required.variant,
         cores: platform::physical_cores(),
         memory_bytes: platform::memory_bytes(),
         gpus: gpus.as_deref(),
-        commit: commit.as_deref(),
+        commit: engine.entry.origin.commit(),
     });
     let problems = findings.iter().map(|finding| diagnostic(file, finding)).collect();
     (Some(opened), problems)

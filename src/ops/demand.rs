@@ -15,7 +15,7 @@ use crate::format::lockfile::{EngineEntry, FilePin, Lockfile, ModelEntry, ModelP
 use crate::format::manifest::{self, EngineSpec, Kind, ModelSpec};
 use crate::format::policy;
 use crate::format::schema::quoted_list;
-use crate::plan::{self, EngineIndex, EngineWish, Layout, LayoutError, ModelIndex, ModelWish};
+use crate::plan::{self, EngineIndex, EngineRequirement, Layout, LayoutError, ModelIndex, ModelRequirement};
 
 use super::failure::PythonError;
 use super::install::{Decided, Installation, Installers, Purpose, Wanted};
@@ -27,7 +27,7 @@ use super::{Failure, Host, Project};
 #[derive(Debug)]
 pub struct EngineDemand<'a> {
     /// For the plan.
-    pub wish: EngineWish,
+    pub required: EngineRequirement,
     /// The adapter that drives it.
     pub adapter: &'static dyn Engine,
     /// What is locked.
@@ -41,16 +41,22 @@ pub struct EngineDemand<'a> {
 /// A model and where its files go.
 #[derive(Debug)]
 pub struct ModelDemand<'a> {
-    pub wish: ModelWish,
+    /// For the plan.
+    pub required: ModelRequirement,
+    /// Where its files go.
     pub layout: Layout,
+    /// What is locked.
     pub entry: &'a ModelEntry,
+    /// What the manifest says.
     pub spec: &'a ModelSpec,
+    /// How it is derived; None when it is fetched.
     pub derive: Option<DeriveDemand<'a>>,
 }
 
 /// How a model is derived: everything that decides what comes out.
 #[derive(Debug)]
 pub struct DeriveDemand<'a> {
+    /// What is done to the model.
     pub step: manifest::Step<'a>,
     /// Of what comes out, at most.
     pub size_bytes: u64,
@@ -67,7 +73,9 @@ pub struct DeriveDemand<'a> {
 /// Models come after those that they are derived from.
 #[derive(Debug, Default)]
 pub struct Demand<'a> {
+    /// The engines, each in one variant.
     pub engines: Vec<EngineDemand<'a>>,
+    /// The models, each after those that it is derived from.
     pub models: Vec<ModelDemand<'a>>,
 }
 
@@ -84,20 +92,20 @@ impl<'a> Demand<'a> {
 
     /// The model of a single policy's demand.
     pub fn model(&self) -> Option<&ModelDemand<'a>> {
-        self.models.iter().find(|model| model.wish.wanted)
+        self.models.iter().find(|model| model.required.wanted)
     }
 
     /// The engine of the same name and fingerprint.
     fn same_engine(&self, engine: &EngineDemand<'_>) -> Option<EngineIndex> {
         let same = |other: &EngineDemand<'_>| {
-            other.wish.name == engine.wish.name && other.wish.fingerprint == engine.wish.fingerprint
+            other.required.name == engine.required.name && other.required.fingerprint == engine.required.fingerprint
         };
         self.engines.iter().position(same).map(EngineIndex)
     }
 
     /// The position of the model of that name.
     fn find(&self, model: &Name) -> Option<ModelIndex> {
-        self.models.iter().position(|demand| demand.wish.name == *model).map(ModelIndex)
+        self.models.iter().position(|demand| demand.required.name == *model).map(ModelIndex)
     }
 }
 
@@ -123,12 +131,37 @@ pub fn demand<'a>(
     names: &[String],
     purpose: Purpose,
 ) -> Result<Demand<'a>, Failure> {
-    let (engines, models, run) = wanted(host, project, names)?;
+    demand_of(host, project, lock, wanted(host, project, names)?, purpose)
+}
+
+/// What the whole manifest needs, as far as an outdated lockfile has it.
+///
+/// # Errors
+/// When an engine cannot be built here, or a derivation is locked with other inputs.
+pub fn demand_as_locked<'a>(host: &Host, project: &'a Project, lock: &'a Lockfile) -> Result<Demand<'a>, Failure> {
+    let manifest = &project.manifest.value;
+    let (mut engines, mut models, run) = wanted(host, project, &[])?;
+    engines.retain(|(name, _)| lock.engine(name).is_some());
+    let is_locked = |name: &Name| {
+        let engine = manifest.models.get(name).and_then(|spec| spec.derive.as_ref()).map(|derive| &derive.engine);
+        lock.model(name).is_some() && engine.is_none_or(|engine| lock.engine(engine).is_some())
+    };
+    models.retain(|name| derived::with_inputs(manifest, std::slice::from_ref(name)).iter().all(|name| is_locked(name)));
+    demand_of(host, project, lock, (engines, models, run), Purpose::Install)
+}
+
+fn demand_of<'a>(
+    host: &Host,
+    project: &'a Project,
+    lock: &'a Lockfile,
+    (engines, models, run): Selected,
+    purpose: Purpose,
+) -> Result<Demand<'a>, Failure> {
     let env = host.os_env();
     let mut builder = DemandBuilder { host, project, lock, purpose, installers: Installers::new(host, lock, &env) };
     let mut demand = Demand::default();
     for (name, variant) in engines {
-        let linked = !demand.engines.iter().any(|other| other.wish.name == name);
+        let linked = !demand.engines.iter().any(|other| other.required.name == name);
         let engine = builder.engine(&name, variant, linked)?;
         // One policy may name the variant that is chosen for another.
         if demand.same_engine(&engine).is_none() {
@@ -138,7 +171,7 @@ pub fn demand<'a>(
     let needed = derived::with_inputs(&project.manifest.value, &models);
     for name in project.manifest.value.models_in_order().into_iter().filter(|name| needed.contains(name)) {
         let model = builder.model(name, models.contains(name), &mut demand)?;
-        // What others are derived from need not be of use to an engine.
+        // A model that others are derived from need not run on an engine.
         if model.layout.main.is_none() && (run.contains(name) || !derived::is_input(&project.manifest.value, name)) {
             return Err(misplaced(project, name, &LayoutError::NoWeights));
         }
@@ -157,7 +190,7 @@ fn wanted(host: &Host, project: &Project, names: &[String]) -> Result<Selected, 
     for file in select(project, names)? {
         let resolved = match policy::resolve(&file.policy, &manifest.value) {
             Ok(resolved) => resolved,
-            // One policy that asks for what the manifest lacks is no reason to leave the others without their needs.
+            // A policy that names something the manifest lacks does not stop the others.
             Err(problems) if names.is_empty() => {
                 host.task.warn(format!("policy `{}` is left out: {problems}", file.name));
                 continue;
@@ -208,8 +241,9 @@ impl<'a> DemandBuilder<'_, 'a> {
             }
         };
         let (files, layout) = (files.clone(), self.layout(name, spec, files)?);
-        let wish = ModelWish { name: name.clone(), files, places: layout.places.clone(), derive: None, wanted };
-        Ok(ModelDemand { wish, layout, entry, spec, derive: None })
+        let required =
+            ModelRequirement { name: name.clone(), files, places: layout.places.clone(), derive: None, wanted };
+        Ok(ModelDemand { required, layout, entry, spec, derive: None })
     }
 
     fn layout(&self, name: &Name, spec: &ModelSpec, files: &[FilePin]) -> Result<Layout, Failure> {
@@ -222,12 +256,12 @@ impl<'a> DemandBuilder<'_, 'a> {
         let adapter = adapter(self.host, self.project, name, spec)?;
         let (purpose, in_use) = (self.purpose, self.project.linked_build(name));
         let wanted = Wanted { name, spec, entry, adapter, variant, purpose, in_use };
-        let decided = self.installers.of(adapter).decide(&wanted)?;
+        let decided = self.installers.decide(&wanted)?;
         let Decided { variant, inputs, packages, installation } = decided;
         let fingerprint = fingerprint::fingerprint(&inputs);
         let (name, tree, wanted) = (name.clone(), entry.tree, true);
-        let wish = EngineWish { name, variant, fingerprint, tree, tools: packages, linked, wanted };
-        Ok(EngineDemand { wish, adapter, entry, inputs, installation })
+        let required = EngineRequirement { name, variant, fingerprint, tree, tools: packages, linked, wanted };
+        Ok(EngineDemand { required, adapter, entry, inputs, installation })
     }
 }
 

@@ -1,5 +1,5 @@
 //! Makes a model from others, as `[models.<name>.derive]` asks: with the engine's own program, off the network, into staging;
-//! what came out is looked into, hashed, taken into the store and recorded under the fingerprint of everything it was made of.
+//! the result is checked, hashed, moved into the store and recorded under the fingerprint of all its inputs.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -14,8 +14,8 @@ use crate::engine::derive::{DeriveRequest, Work};
 use crate::format::lockfile::FilePin;
 use crate::format::manifest::Step;
 use crate::format::receipt::{self, InstalledFile, Receipt};
-use crate::plan::{self, DeriveWish, ModelIndex};
-use crate::report::Unit;
+use crate::plan::{self, DeriveRequirement, ModelIndex};
+use crate::report::{Unit, Verb};
 
 use super::demand::{Demand, DeriveDemand, EngineDemand, ModelDemand, made};
 use super::failure::DeriveError;
@@ -31,18 +31,18 @@ type Held = BTreeMap<Digest, PathBuf>;
 /// What the engine, its program or the store said; nothing is recorded then.
 pub fn derive(host: &Host, project: &Project, demand: &Demand<'_>, at: ModelIndex) -> Result<Outcome, Failure> {
     let model = demand.model_at(at);
-    let name = &model.wish.name;
-    let (Some(derive), Some(wish)) = (&model.derive, &model.wish.derive) else {
+    let name = &model.required.name;
+    let (Some(derive), Some(required)) = (&model.derive, &model.required.derive) else {
         let error = EngineError::Underivable { why: "the manifest does not derive it".to_owned(), hint: None };
         return Err(Failure::Derive { model: name.clone(), error: error.into() });
     };
     let waiting = || host.task.waiting(format!("another aitools is deriving `{name}`"));
-    let _held = host.store.lock(&format!("derive-{}", wish.fingerprint.hex()), host.task.cancel(), waiting)?;
+    let _held = host.store.lock(&format!("derive-{}", required.fingerprint.hex()), host.task.cancel(), waiting)?;
     host.store.reload_records();
     let mut files = files_of(host, model);
     let mut held = held(host, project, model, &files)?;
     if files.is_empty() || files.iter().any(|file| !held.contains_key(&file.sha256)) {
-        for input in &wish.from {
+        for input in &required.from {
             let input = demand.model_at(*input);
             let files = files_of(host, input);
             held.extend(self::held(host, project, input, &files)?);
@@ -51,7 +51,7 @@ pub fn derive(host: &Host, project: &Project, demand: &Demand<'_>, at: ModelInde
             }
         }
         if files.first().is_none_or(|main| !held.contains_key(&main.sha256)) {
-            let job = Job { model, derive, wish, held: &held };
+            let job = Job { model, derive, required, held: &held };
             let Some(made) = make(host, project, demand, &job)? else { return Ok(Outcome::Outdated) };
             held.insert(made.sha256, host.store.blob_path(&made.sha256));
             files = files_of(host, model);
@@ -68,20 +68,23 @@ pub fn derive(host: &Host, project: &Project, demand: &Demand<'_>, at: ModelInde
 
 /// The files of a model: the locked ones; of a derived one those on record, the main one first, none before it was derived.
 fn files_of(host: &Host, model: &ModelDemand<'_>) -> Vec<FilePin> {
-    let (Some(derive), Some(wish)) = (&model.derive, &model.wish.derive) else { return model.wish.files.clone() };
-    let mut files = host.store.derived(&wish.fingerprint).map(|receipt| made(&receipt)).unwrap_or_default();
+    let (Some(derive), Some(required)) = (&model.derive, &model.required.derive) else {
+        return model.required.files.clone();
+    };
+    let mut files = host.store.derived(&required.fingerprint).map(|receipt| made(&receipt)).unwrap_or_default();
     if !files.is_empty() {
         files.extend(derive.beside.iter().cloned());
     }
     files
 }
 
-/// Those of `files` that are here and right: in the store, or in the model's place.
+/// Those of `files` that are present and verified: in the store, or in the model's place.
 fn held(host: &Host, project: &Project, model: &ModelDemand<'_>, files: &[FilePin]) -> Result<Held, Failure> {
     let mut held = Held::new();
     for file in files {
         let blob = host.store.blob_path(&file.sha256);
-        let place = model.wish.files.iter().position(|known| known == file).map(|index| &model.wish.places[index]);
+        let place =
+            model.required.files.iter().position(|known| known == file).map(|index| &model.required.places[index]);
         for path in [Some(blob), place.map(|place| place.under(&project.root))].into_iter().flatten() {
             if host.store.confirm(&path, file, &mut host.stopping())? {
                 held.insert(file.sha256, path);
@@ -96,13 +99,13 @@ fn held(host: &Host, project: &Project, model: &ModelDemand<'_>, files: &[FilePi
 struct Job<'a> {
     model: &'a ModelDemand<'a>,
     derive: &'a DeriveDemand<'a>,
-    wish: &'a DeriveWish,
+    required: &'a DeriveRequirement,
     held: &'a Held,
 }
 
 impl Job<'_> {
     fn failed(&self, error: impl Into<DeriveError>) -> Failure {
-        Failure::Derive { model: self.model.wish.name.clone(), error: error.into() }
+        Failure::Derive { model: self.model.required.name.clone(), error: error.into() }
     }
 
     fn nothing(&self) -> Failure {
@@ -124,15 +127,16 @@ impl Job<'_> {
 
     /// The main weights file of the model it is made from.
     fn input(&self, host: &Host, project: &Project, demand: &Demand<'_>) -> Result<PathBuf, Failure> {
-        let from = demand.model_at(*self.wish.from.first().ok_or_else(|| self.nothing())?);
+        let from = demand.model_at(*self.required.from.first().ok_or_else(|| self.nothing())?);
         let files = files_of(host, from);
-        let layout = plan::layout(&from.wish.name, from.spec, &files);
-        let layout = layout.map_err(|error| super::demand::misplaced(project, &from.wish.name, &error))?;
+        let layout = plan::layout(&from.required.name, from.spec, &files);
+        let layout = layout.map_err(|error| super::demand::misplaced(project, &from.required.name, &error))?;
         match layout.parts.as_slice() {
             [one] => self.held.get(&files[*one].sha256).cloned().ok_or_else(|| self.nothing()),
             [] => Err(self.nothing()),
             parts => {
-                let why = format!("`{}` has {} parts, and is derived from one file alone", from.wish.name, parts.len());
+                let why =
+                    format!("`{}` has {} parts, and is derived from one file alone", from.required.name, parts.len());
                 Err(self.failed(EngineError::Underivable { why, hint: None }))
             }
         }
@@ -147,7 +151,7 @@ fn make(host: &Host, project: &Project, demand: &Demand<'_>, job: &Job<'_>) -> R
     match job.derive.step {
         Step::Quantize(kind) => {
             let input = job.input(host, project, demand)?;
-            let Some(artifact) = host.store.artifact(&engine.wish.fingerprint)? else { return Ok(None) };
+            let Some(artifact) = host.store.artifact(&engine.required.fingerprint)? else { return Ok(None) };
             let work = Work::Quantize { kind, input: &input, artifact: &artifact.path };
             finish(host, engine, job, work, scratch.path()).map(Some)
         }
@@ -158,18 +162,18 @@ fn make(host: &Host, project: &Project, demand: &Demand<'_>, job: &Job<'_>) -> R
                 // It was on record when the demand was made.
                 None => return Ok(None),
             };
-            let Some(source) = host.store.confirm_tree(&engine.wish.tree, host.task.cancel())? else {
-                host.store.remove_tree(&engine.wish.tree)?;
+            let Some(source) = host.store.confirm_tree(&engine.required.tree, host.task.cancel())? else {
+                host.store.remove_tree(&engine.required.tree)?;
                 return Ok(None);
             };
             let mut packages = Vec::new();
-            for wish in &python.packages {
-                match host.store.tool(&wish.package.sha256, true, host.task.cancel())? {
+            for required in &python.packages {
+                match host.store.tool(&required.package.sha256, true, host.task.cancel())? {
                     Some(folder) => packages.push(folder),
                     None => return Ok(None),
                 }
             }
-            let folders = job.wish.from.iter().zip(["model", "predictor"]);
+            let folders = job.required.from.iter().zip(["model", "predictor"]);
             let folders =
                 folders.map(|(at, folder)| job.lay_out(host, demand.model_at(*at), &scratch.path().join(folder)));
             let [model, predictor] = &folders.collect::<Result<Vec<_>, _>>()?[..] else { return Err(job.nothing()) };
@@ -188,25 +192,25 @@ fn finish(
     work: Work<'_>,
     scratch: &Path,
 ) -> Result<FilePin, Failure> {
-    let name = &job.model.wish.name;
+    let name = &job.model.required.name;
     let file = plan::derived_file(name);
     let staging = host.store.stage()?;
     let began = Instant::now();
     let output = file.under(staging.path());
-    let commit = engine.entry.origin.commit().map(|commit| commit.to_string());
-    let ask = DeriveRequest { work, commit: commit.as_deref(), output: &output, scratch, threads: host.jobs.max(1) };
-    let log = host.store.logs().join(format!("{name}-{}.log", job.wish.fingerprint.short()));
+    let commit = engine.entry.origin.commit();
+    let ask = DeriveRequest { work, commit, output: &output, scratch, threads: host.jobs.max(1) };
+    let log = host.store.logs().join(format!("{name}-{}.log", job.required.fingerprint.short()));
     run(host, engine, job, &ask, &log)?;
     look_at(engine, job, &ask, &log)?;
-    let progress = host.task.start("hashing", name.as_str(), None, Unit::None);
+    let progress = host.task.start(Verb::Hash, name.as_str(), None, Unit::None);
     let pin = |size, sha256| FilePin { path: file.clone(), size, sha256 };
     let pin = host.store.admit_derived(&output, pin, &mut host.stopping())?;
     progress.finish("");
     let receipt = Receipt {
         version: receipt::VERSION,
-        engine: engine.wish.name.clone(),
-        variant: engine.wish.variant,
-        fingerprint: job.wish.fingerprint,
+        engine: engine.required.name.clone(),
+        variant: engine.required.variant,
+        fingerprint: job.required.fingerprint,
         inputs: job.derive.inputs.clone(),
         files: [(file, InstalledFile { size: pin.size, sha256: pin.sha256, executable: false })].into(),
         notes: [("model", name.to_string()), ("seconds", began.elapsed().as_secs().to_string())]
@@ -227,16 +231,16 @@ fn run(
 ) -> Result<(), Failure> {
     let launch = engine.adapter.derive(ask).map_err(|error| job.failed(error))?;
     let program = Program { path: launch.program, args: launch.args, env: launch.env, cwd: launch.cwd };
-    let progress = host.task.start("deriving", job.model.wish.name.as_str(), None, Unit::Steps);
+    let progress = host.task.start(Verb::Derive, job.model.required.name.as_str(), None, Unit::Steps);
     let began = Instant::now();
     let writable = vec![fs::parent(ask.output).to_owned(), ask.scratch.to_owned()];
     let command = Command { driver: &host.driver, program, writable, offline: host.offline, log: log.to_owned() };
     command::run(&command, &host.task, &progress).map_err(|error| job.failed(error))?;
-    progress.finish(format!("{} in {:.1} s", job.derive.step, began.elapsed().as_secs_f64()));
+    progress.finish(format!("{}, {:.1} s", job.derive.step, began.elapsed().as_secs_f64()));
     Ok(())
 }
 
-/// Programs of engines end well with nonsense in their hands: what came out must be a model that the engine can run.
+/// Programs of engines may exit with 0 after writing a broken file: the result must be a model that the engine can run.
 fn look_at(engine: &EngineDemand<'_>, job: &Job<'_>, ask: &DeriveRequest<'_>, log: &Path) -> Result<(), Failure> {
     let useless = |why: Vec<String>| job.failed(DeriveError::Useless { why, log: log.to_owned() });
     let wrong = engine.adapter.check_derived(ask).into_iter().filter(|finding| finding.error);

@@ -252,12 +252,12 @@ fn confinement(host: &Host, env: &Env) -> Found {
     let program = Program { path: host.driver.clone(), args, env: env.clone(), cwd: host.store.root().to_owned() };
     let ran = program.output(Duration::from_secs(20), 4096, host.task.cancel());
     let report = ran.ok().and_then(|ran| serde_json::from_str::<driver::Report>(&ran.stdout).ok());
-    let Some(report) = report else { return missing(what, "the driver does not start".to_owned(), false) };
-    let kept = format!("kept from builds: {}", report.confined);
+    let Some(report) = report else { return missing(what, "the build driver did not start".to_owned(), false) };
+    let kept = format!("builds cannot reach: {}", report.confined);
     match report.network {
         None => there(what, kept, false),
         Some(why) => {
-            missing(what, format!("{kept}; they have a network ({why}), so `--offline` refuses to build"), false)
+            missing(what, format!("{kept}; they have network access ({why}), so `--offline` refuses to build"), false)
         }
     }
 }

@@ -19,7 +19,9 @@ use crate::store::StoreError;
 
 use super::run::RunError;
 
+/// Why a command failed.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the message of each variant documents it and its fields")]
 pub enum Failure {
     #[error(transparent)]
     Cancelled(#[from] Cancelled),
@@ -70,6 +72,7 @@ pub enum Failure {
 
 /// Why a model could not be derived.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the message of each variant documents it and its fields")]
 pub enum DeriveError {
     /// The engine has no such derivation, or cannot use its inputs.
     #[error(transparent)]
@@ -87,6 +90,7 @@ pub enum DeriveError {
 
 /// Why a conversion has no Python.
 #[derive(Debug, Clone, thiserror::Error)]
+#[expect(missing_docs, reason = "the message of each variant documents it and its fields")]
 pub enum PythonError {
     #[error(transparent)]
     Cancelled(#[from] Cancelled),
@@ -103,13 +107,18 @@ pub enum PythonError {
 /// One entry of a lockfile that does not match the manifest.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct Staleness {
+    /// What the entry is for.
     pub kind: Kind,
+    /// Its name in the manifest.
     pub name: Name,
+    /// In what way it does not match.
     pub why: Why,
 }
 
+/// In what way a lockfile entry does not match the manifest.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "kebab-case", tag = "why")]
+#[expect(missing_docs, reason = "the fields are described with their variant")]
 pub enum Why {
     /// The manifest has it, the lockfile does not.
     Added,
@@ -117,7 +126,7 @@ pub enum Why {
     Removed,
     /// Both have it, with different requests; what each says.
     Changed { manifest: String, lock: String },
-    /// What a model is derived from is locked otherwise than it was.
+    /// What a model is derived from is locked differently than before.
     Inputs,
     /// The lockfile's text has an unresolved merge conflict here.
     Conflict,
@@ -126,11 +135,15 @@ pub enum Why {
 /// A file that is not what it should be.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct Damaged {
+    /// The file or folder.
     pub path: PathBuf,
+    /// What it is, for messages: `weights file`.
     pub what: String,
+    /// What it should be: a digest.
     pub expected: String,
     /// None when it is missing.
     pub computed: Option<String>,
+    /// Its size in bytes; None when it is missing.
     pub size_bytes: Option<u64>,
     /// `file:line` of the lockfile, or the receipt.
     pub recorded_in: String,
@@ -145,7 +158,7 @@ fn count_of(count: usize, words: &str) -> String {
 }
 
 impl Failure {
-    /// Whether this is the user's wish to stop, however deep it was noticed.
+    /// Whether the user cancelled, in any nested error.
     pub fn is_interruption(&self) -> bool {
         let store =
             |error: &StoreError| matches!(error, StoreError::Cancelled(_) | StoreError::Tree(TreeError::Cancelled(_)));

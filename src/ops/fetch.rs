@@ -7,8 +7,8 @@ use crate::base::lock::Lock;
 use crate::base::name::Name;
 use crate::format::lockfile::{FilePin, FilesOrigin, ModelPin};
 use crate::format::manifest::Kind;
-use crate::plan::PackageWish;
-use crate::report::{Task, Unit};
+use crate::plan::PackageRequirement;
+use crate::report::{Task, Unit, Verb};
 use crate::source::{self, Fetched, SourceError, World};
 use crate::store::StoreError;
 
@@ -19,8 +19,8 @@ use super::{Failure, Host, Project};
 ///
 /// # Errors
 /// The source's or the store's.
-pub fn package(host: &Host, project: &Project, wish: &PackageWish) -> Result<(), Failure> {
-    let PackageWish { name, request, package } = wish;
+pub fn package(host: &Host, project: &Project, required: &PackageRequirement) -> Result<(), Failure> {
+    let PackageRequirement { name, request, package } = required;
     let _held = hold(host, "tool", &package.sha256, &format!("tool `{name}`"))?;
     if host.store.tool(&package.sha256, true, host.task.cancel())?.is_some() {
         return Ok(());
@@ -38,7 +38,7 @@ pub fn package(host: &Host, project: &Project, wish: &PackageWish) -> Result<(),
 /// # Errors
 /// The source's or the store's.
 pub fn tree(host: &Host, project: &Project, engine: &EngineDemand<'_>) -> Result<(), Failure> {
-    let (name, tree) = (&engine.wish.name, engine.wish.tree);
+    let (name, tree) = (&engine.required.name, engine.required.tree);
     let _held = hold(host, "tree", &tree, &format!("source of `{name}`"))?;
     if host.store.confirm_tree(&tree, host.task.cancel())?.is_some() {
         return Ok(());
@@ -47,11 +47,11 @@ pub fn tree(host: &Host, project: &Project, engine: &EngineDemand<'_>) -> Result
     let fetched = fetch(host, project, &host.task, (Kind::Engine, name), |world| {
         source::fetch_tree(&engine.entry.origin, world, &tree, staging.path())
     })?;
-    let progress = host.task.start("verifying", format!("source of {name}"), None, Unit::None);
+    let progress = host.task.start(Verb::Verify, format!("{name} source"), None, Unit::None);
     let (modes, what) = (&fetched.modes, format!("source of engine `{name}`"));
     let admitted = host.store.admit_tree(&staging, modes, &tree, &what, host.task.cancel());
     admitted.map_err(|error| mismatch(project, Kind::Engine, name, error))?;
-    progress.finish("right");
+    progress.finish("");
     Ok(())
 }
 
@@ -67,13 +67,13 @@ pub fn weights(
     task: &Task,
     files: &[usize],
 ) -> Result<(), Failure> {
-    let name = &model.wish.name;
+    let name = &model.required.name;
     let (origin, first) = fetched_from(model)?;
     let _held = hold(host, "weights", first, &format!("weights of `{name}`"))?;
     // Somebody else may have fetched them while this process waited. What is there is hashed before it is fetched again.
     host.store.reload_records();
     let mut missing: Vec<&FilePin> = Vec::new();
-    for pin in files.iter().map(|index| &model.wish.files[*index]) {
+    for pin in files.iter().map(|index| &model.required.files[*index]) {
         if !host.store.confirm(&host.store.blob_path(&pin.sha256), pin, &mut host.stopping())? {
             missing.push(pin);
         }
@@ -96,7 +96,7 @@ pub fn weights(
 /// Files of other caches that a later fetch of this model may use, each with what it should be.
 pub fn copies(host: &Host, project: &Project, model: &ModelDemand<'_>) -> Vec<(PathBuf, FilePin)> {
     let ModelPin::Files { origin, .. } = &model.entry.pin else { return Vec::new() };
-    let files: Vec<&FilePin> = model.wish.files.iter().collect();
+    let files: Vec<&FilePin> = model.required.files.iter().collect();
     source::copies(origin, &host.world(project), &files)
 }
 
@@ -105,7 +105,7 @@ fn fetched_from<'a>(model: &ModelDemand<'a>) -> Result<(&'a FilesOrigin, &'a Dig
     match &model.entry.pin {
         ModelPin::Files { origin, files } if !files.is_empty() => Ok((origin, &files[0].sha256)),
         ModelPin::Files { .. } | ModelPin::Derived { .. } => {
-            let what = format!("model `{}` has no files that can be fetched", model.wish.name);
+            let what = format!("model `{}` has no files that can be fetched", model.required.name);
             Err(Failure::Usage { what, hint: Some("run `aitools lock`".to_owned()) })
         }
     }
@@ -116,8 +116,8 @@ fn fetched_from<'a>(model: &ModelDemand<'a>) -> Result<(&'a FilesOrigin, &'a Dig
 /// # Errors
 /// The store's.
 pub fn place(host: &Host, project: &Project, model: &ModelDemand<'_>, index: usize) -> Result<(), Failure> {
-    let pin = &model.wish.files[index];
-    let to = model.wish.places[index].under(&project.root);
+    let pin = &model.required.files[index];
+    let to = model.required.places[index].under(&project.root);
     Ok(host.store.place(&host.store.blob_path(&pin.sha256), &to, pin.sha256)?)
 }
 
@@ -126,9 +126,9 @@ pub fn place(host: &Host, project: &Project, model: &ModelDemand<'_>, index: usi
 /// # Errors
 /// The source's.
 pub fn space(world: &World, model: &ModelDemand<'_>, files: &[usize]) -> Result<(PathBuf, u64), Failure> {
-    let files: Vec<&FilePin> = files.iter().map(|index| &model.wish.files[*index]).collect();
+    let files: Vec<&FilePin> = files.iter().map(|index| &model.required.files[*index]).collect();
     let space = source::space(fetched_from(model)?.0, world, &files);
-    space.map_err(|error| Failure::source(Kind::Model, &model.wish.name, error, None))
+    space.map_err(|error| Failure::source(Kind::Model, &model.required.name, error, None))
 }
 
 /// Lets a source bring what is pinned; an error gets the line of the entry in the lockfile.
@@ -147,7 +147,7 @@ fn fetch(
 
 /// Holds the lock for what a digest names.
 fn hold(host: &Host, what: &str, digest: &Digest, shown: &str) -> Result<Lock, Failure> {
-    let waiting = || host.task.waiting(format!("another aitools is at the {shown}"));
+    let waiting = || host.task.waiting(format!("another aitools is working on the {shown}"));
     Ok(host.store.lock(&format!("{what}-{}", digest.hex()), host.task.cancel(), waiting)?)
 }
 

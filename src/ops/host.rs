@@ -11,8 +11,10 @@ use crate::store::Store;
 
 use super::Project;
 
+/// This machine and the user's settings.
 #[derive(Debug)]
 pub struct Host {
+    /// The store of verified files.
     pub store: Store,
     /// The adapters that manifests can name.
     pub engines: &'static [&'static dyn Engine],
@@ -20,11 +22,13 @@ pub struct Host {
     pub env: BTreeMap<String, String>,
     /// This program's own file: build driver and engine supervisor are hidden commands of it.
     pub driver: PathBuf,
+    /// Whether the network must not be used.
     pub offline: bool,
     /// Parallel compile jobs.
     pub jobs: u32,
     /// From `--variant` or the settings.
     pub variant: Option<Variant>,
+    /// Receives progress, and says whether the user wants to stop.
     pub task: Task,
 }
 
@@ -44,7 +48,7 @@ impl Host {
         |_| self.task.check().map_err(std::io::Error::other)
     }
 
-    /// What sources are told of the world.
+    /// The environment of sources.
     pub fn world(&self, project: &Project) -> World {
         World {
             task: self.task.clone(),

@@ -1,11 +1,13 @@
-//! How an engine is installed: from its locked source to files with a receipt. Each way is one file of this folder; today
+//! How an engine is installed: from its locked source to files with a receipt. Each method is one file of this folder; today
 //! there is [`cmake`].
 //!
-//! A way decides everything before anything is done ([`Installer::decide`]): which accelerator, which packages, and every
-//! named input. The digest of the inputs is the fingerprint of the installation, which the plan and the store work with. What
-//! was decided is then carried out ([`Installation::install`]) in folders of the store; the caller writes the receipt. A way
-//! with other inputs, such as a locked Python environment, a prebuilt archive or a program of the system, is another file that
-//! implements both traits, and a line in [`Installers`].
+//! A method first decides everything ([`Installers::decide`]): which accelerator, which packages, and every named input. The
+//! digest of the inputs is the fingerprint of the installation, which plan and store use. The decision is then carried out
+//! ([`Installation::install`]) in folders of the store; the caller writes the receipt.
+//!
+//! A method with other inputs, such as a locked Python environment, a prebuilt archive or a program of the system, is one file
+//! here that decides and implements [`Installation`], a variant of [`InstallMethod`] for what such an engine has to state, and
+//! the line in [`Installers::decide`] that the compiler then requires. Plan, store, `sync` and `run` do not know the methods.
 
 pub mod cmake;
 
@@ -19,11 +21,11 @@ use crate::base::platform::Variant;
 use crate::build::Built;
 use crate::build::fingerprint::without_machine;
 use crate::build::settings::Env;
-use crate::engine::Engine;
+use crate::engine::{Engine, InstallMethod};
 use crate::format::lockfile::{EngineEntry, Lockfile};
 use crate::format::manifest::EngineSpec;
 use crate::format::receipt::Receipt;
-use crate::plan::PackageWish;
+use crate::plan::PackageRequirement;
 
 use super::{Failure, Host};
 
@@ -105,18 +107,9 @@ pub struct Decided {
     /// Every input that decides what is installed, by name: the fingerprint is their digest.
     pub inputs: BTreeMap<String, String>,
     /// Packages of `[tools]` that must be in the store before the installation.
-    pub packages: Vec<PackageWish>,
+    pub packages: Vec<PackageRequirement>,
     /// The rest.
     pub installation: Box<dyn Installation>,
-}
-
-/// One way to install engines.
-pub trait Installer: Debug {
-    /// Decides everything about an installation. Changes nothing.
-    ///
-    /// # Errors
-    /// When the engine cannot be installed this way on this machine.
-    fn decide(&mut self, wanted: &Wanted<'_>) -> Result<Decided, Failure>;
 }
 
 /// Where an installation works.
@@ -142,20 +135,25 @@ pub trait Installation: Debug + Send + Sync {
     fn install(&self, host: &Host, label: &str, folders: &Folders<'_>) -> Result<Option<Built>, Failure>;
 }
 
-/// Every way to install engines, with what each has found out about this machine.
+/// Every method to install engines, with what each has found out about this machine.
 #[derive(Debug)]
 pub struct Installers<'a> {
     cmake: cmake::Cmake<'a>,
 }
 
 impl<'a> Installers<'a> {
-    /// The ways, for this machine and lockfile.
+    /// The methods, for this machine and lockfile.
     pub fn new(host: &'a Host, lock: &'a Lockfile, env: &'a Env) -> Self {
         Self { cmake: cmake::Cmake::new(host, lock, env) }
     }
 
-    /// The way that installs an engine with this adapter.
-    pub fn of(&mut self, _: &dyn Engine) -> &mut (dyn Installer + 'a) {
-        &mut self.cmake
+    /// Decides everything about an installation, by the method that the engine's adapter names. Changes nothing.
+    ///
+    /// # Errors
+    /// When the engine cannot be installed by this method on this machine.
+    pub fn decide(&mut self, wanted: &Wanted<'_>) -> Result<Decided, Failure> {
+        match wanted.adapter.install_method() {
+            InstallMethod::Cmake(project) => self.cmake.decide(project, wanted),
+        }
     }
 }

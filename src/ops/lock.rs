@@ -6,18 +6,21 @@ use crate::base::fs;
 use crate::base::name::Name;
 use crate::format::lockfile::{self, EngineEntry, Entry, Lockfile, ModelEntry, ModelPin, ToolEntry};
 use crate::format::manifest::{Kind, Manifest, PypiSpec, Request, SourceSpec};
-use crate::report::Unit;
+use crate::report::{Unit, Verb};
 use crate::source::{self, SourceError, World};
 
 use super::failure::{Staleness, Why};
 use super::{Failure, Host, Project};
 
-/// Which entries to resolve anew though their request did not change.
+/// Which entries to resolve again although their request did not change.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum Upgrade {
+    /// None: only entries whose request changed.
     #[default]
     None,
+    /// Every entry.
     All,
+    /// The entries with these names.
     Names(BTreeSet<Name>),
 }
 
@@ -34,17 +37,21 @@ impl Upgrade {
 /// What `lock` did.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct Locked {
+    /// The lockfile as it is now.
     #[serde(skip)]
     pub lockfile: Lockfile,
+    /// The entries that changed.
     pub changes: Vec<Change>,
     /// Whether the file on disk changed.
     pub written: bool,
 }
 
-/// One entry that is not what it was.
+/// One entry that changed.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct Change {
+    /// What the entry is for.
     pub kind: Kind,
+    /// Its name in the manifest.
     pub name: Name,
     /// What the old pin was, in a few letters; none when it is new.
     pub from: Option<String>,
@@ -62,7 +69,7 @@ pub fn requests(manifest: &Manifest) -> Vec<(Kind, Name, Request)> {
     tools.chain(engines).chain(models).collect()
 }
 
-/// Where lockfile and manifest differ; empty when the lockfile answers the manifest.
+/// Where lockfile and manifest differ; empty when the lockfile is up to date.
 pub fn staleness(manifest: &Manifest, lock: &Lockfile) -> Vec<Staleness> {
     let mut stale = Vec::new();
     let requests = requests(manifest);
@@ -94,7 +101,7 @@ fn in_words(request: &Request) -> String {
     serde_json::to_string(request).unwrap_or_default()
 }
 
-/// The lockfile, required to answer the manifest.
+/// The lockfile, which must be up to date.
 ///
 /// # Errors
 /// [`Failure::NoLock`], [`Failure::Stale`].
@@ -112,7 +119,7 @@ pub fn require(project: &Project) -> Result<Lockfile, Failure> {
     project.lockfile()?.ok_or_else(|| Failure::NoLock { path: project.lock_path.clone() })
 }
 
-/// Resolves what is new, changed, asked for anew or in conflict, and writes the lockfile when it differs.
+/// Resolves entries that are new, changed, in conflict or named by `upgrade`, and writes the lockfile if it differs.
 ///
 /// # Errors
 /// When something cannot be resolved; the old lockfile then stays.
@@ -229,7 +236,7 @@ fn resolve_one<T>(
     shown: impl for<'e> FnOnce(&'e T) -> Entry<'e>,
 ) -> Result<T, Failure> {
     world.task.check()?;
-    let progress = world.task.start("locking", name.as_str(), None, Unit::None);
+    let progress = world.task.start(Verb::Lock, name.as_str(), None, Unit::None);
     let entry = resolve().map_err(|error| Failure::source(kind, name, error, None))?;
     progress.finish(shown(&entry).short_pin());
     Ok(entry)

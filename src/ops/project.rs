@@ -13,6 +13,7 @@ use crate::format::policy::{self, Policy};
 
 use super::Failure;
 
+/// The largest manifest that is read, in bytes.
 pub const MAX_MANIFEST_BYTES: u64 = 1 << 20;
 const MAX_POLICIES: usize = 10_000;
 const MAX_FOLDERS: usize = 10_000;
@@ -20,10 +21,15 @@ const MAX_FOLDERS: usize = 10_000;
 /// A folder with manifests, configs and models, seen through one manifest.
 #[derive(Debug)]
 pub struct Project {
+    /// The project folder, absolute.
     pub root: PathBuf,
+    /// The manifest's file.
     pub manifest_path: PathBuf,
+    /// The lockfile, which may not exist.
     pub lock_path: PathBuf,
+    /// The manifest.
     pub manifest: Parsed<Manifest>,
+    /// The policies that the manifest includes.
     pub policies: Vec<PolicyFile>,
     /// What is doubtful, but stops nothing.
     pub warnings: Vec<Diagnostic>,
@@ -34,9 +40,11 @@ pub struct Project {
 pub struct PolicyFile {
     /// The file's name without its ending.
     pub name: String,
+    /// The policy's file.
     pub path: PathBuf,
     /// Digest of the file's bytes: the "policy hash" of metrics and logs.
     pub digest: Digest,
+    /// The policy.
     pub policy: Parsed<Policy>,
 }
 
@@ -86,6 +94,8 @@ impl Project {
                     }
                 }
                 Err(Failure::Input(more)) => problems.0.extend(more.0),
+                // A broken link or an unreadable file does not stop the other policies.
+                Err(Failure::Fs(error)) => problems.push(skipped(&path, &root, &error)),
                 Err(other) => return Err(other),
             }
         }
@@ -173,6 +183,11 @@ impl Project {
 /// A path as the user would write it: relative to the project where it is inside.
 pub fn shown(path: &Path, root: &Path) -> String {
     path.strip_prefix(root).unwrap_or(path).display().to_string()
+}
+
+fn skipped(path: &Path, root: &Path, error: &fs::FsError) -> Diagnostic {
+    let (shown, hint) = (shown(path, root), "repair or remove the file, or narrow `policies.include` in the manifest");
+    Diagnostic::warning(format!("policy file `{shown}` is skipped: {}", error.source)).hint(hint)
 }
 
 fn duplicate(file: &PolicyFile, twin: &PolicyFile, root: &Path) -> Diagnostic {

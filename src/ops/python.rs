@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::base::process::Program;
 use crate::format::lockfile::ToolEntry;
-use crate::plan::PackageWish;
+use crate::plan::PackageRequirement;
 use crate::source::pypi::{self, Cpython};
 
 use super::Host;
@@ -24,7 +24,7 @@ pub struct Python {
     /// Absolute path of the interpreter.
     pub program: PathBuf,
     /// The wheels that suit it, in the order of the packages.
-    pub packages: Vec<PackageWish>,
+    pub packages: Vec<PackageRequirement>,
 }
 
 /// The first Python that suits all packages: the one that is named, else of those on the search path.
@@ -60,9 +60,9 @@ pub fn find(host: &Host, packages: &[&ToolEntry]) -> Result<Python, PythonError>
 }
 
 /// A package's wheel for a Python, or the package that has none.
-fn suiting(entry: &ToolEntry, version: Cpython) -> Result<PackageWish, &ToolEntry> {
+fn suiting(entry: &ToolEntry, version: Cpython) -> Result<PackageRequirement, &ToolEntry> {
     let package = pypi::package_for_python(&entry.packages, version).ok_or(entry)?;
-    Ok(PackageWish { name: entry.name.clone(), request: entry.request.clone(), package: package.clone() })
+    Ok(PackageRequirement { name: entry.name.clone(), request: entry.request.clone(), package: package.clone() })
 }
 
 /// The interpreter behind a name, when it is there and a CPython 3.

@@ -38,10 +38,10 @@ pub fn ready(host: &Host, project: &Project, file: &PolicyFile) -> Result<(Ready
         })?,
         policy: file.policy.value.clone(),
         policy_sha256: file.digest,
-        variant: engine.wish.variant,
-        artifact: host.store.artifact_path(&engine.wish.fingerprint),
-        fingerprint: engine.wish.fingerprint,
-        weights_sha256: model.wish.files[main].sha256,
+        variant: engine.required.variant,
+        artifact: host.store.artifact_path(&engine.required.fingerprint),
+        fingerprint: engine.required.fingerprint,
+        weights_sha256: model.required.files[main].sha256,
         cores: platform::physical_cores(),
     };
     Ok((ready, warnings))

@@ -20,7 +20,7 @@ use crate::engine::backend::{Backend, BackendError, Driver, Supervision};
 use crate::engine::conversation::{Event, Piece, Request};
 use crate::engine::metrics::{Measured, Metrics, Record};
 use crate::engine::{EngineError, Ready};
-use crate::report::{Task, Unit};
+use crate::report::{Task, Unit, Verb};
 
 /// Seconds for a whole run when the policy has no `runtime.timeout`.
 const TIMEOUT_S: u32 = 600;
@@ -35,7 +35,9 @@ pub type Sink<'a> = dyn FnMut(&Piece) -> bool + 'a;
 /// The prompt, and where the engine's files go.
 #[derive(Debug)]
 pub struct Ask<'a> {
+    /// The prompt.
     pub prompt: &'a str,
+    /// Ties the engine's life to this process; see [`Driver`].
     pub driver: Option<&'a Driver>,
     /// The whole environment of the engine: [`crate::engine::backend::passed_on`].
     pub env: &'a BTreeMap<OsString, OsString>,
@@ -54,7 +56,9 @@ pub struct Ask<'a> {
 /// An answer and its measurements.
 #[derive(Debug)]
 pub struct Ran {
+    /// The answer.
     pub answer: Generated,
+    /// Its measurements.
     pub metrics: Metrics,
     /// The policy's seed, or the one that was drawn.
     pub seed: u32,
@@ -62,6 +66,7 @@ pub struct Ran {
 
 /// Why there is no whole answer.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the message of each variant documents it and its fields")]
 pub enum RunError {
     #[error(transparent)]
     Backend(#[from] BackendError),
@@ -75,7 +80,7 @@ pub enum RunError {
     Engine { error: EngineError, status: Option<ExitStatus>, tail: Vec<String> },
     #[error("the run took longer than {limit_s} s")]
     Timeout { limit_s: u32, tail: Vec<String> },
-    #[error("the system gives no random numbers: {0}")]
+    #[error("could not get random numbers from the system: {0}")]
     Random(getrandom::Error),
     #[error("could not wait for the engine: {0}")]
     Runtime(io::Error),
@@ -131,7 +136,7 @@ async fn attempt(
     let deadline = began + Duration::from_secs(limit_s.into());
     let scratch = fs::temporary_dir(ask.scratch)?;
     let supervision = Supervision { driver: ask.driver, env: ask.env, scratch: scratch.path(), log: ask.log, deadline };
-    let progress = task.start("starting", ready.engine.id(), None, Unit::None);
+    let progress = task.start(Verb::Start, ready.engine.id(), None, Unit::None);
     let started = tokio::select! {
         started = Backend::start(ready, &supervision) => started,
         () = cancelled(task.cancel()) => return Err(Cancelled.into()),
@@ -140,7 +145,7 @@ async fn attempt(
         Err(BackendError::NotReady { tail, .. }) => return Err(RunError::Timeout { limit_s, tail }),
         other => other?,
     };
-    progress.finish(format!("ready in {:.1} s", backend.load().as_secs_f64()));
+    progress.finish(format!("{:.1} s", backend.load().as_secs_f64()));
     let request = Request::new(&ready.policy, ask.prompt, seed, deadline);
     let answer = match listen(&backend, request, task.cancel(), sink).await {
         Ok(answer) => answer,

@@ -1,7 +1,7 @@
 //! What is really there, for a demand: no network, no subprocess, and no byte hashed that was hashed before.
 
 use crate::base::fs;
-use crate::plan::{PackageWish, Survey};
+use crate::plan::{PackageRequirement, Survey};
 
 use super::demand::Demand;
 use super::{Failure, Host, Project};
@@ -11,38 +11,38 @@ use super::{Failure, Host, Project};
 pub fn survey(host: &Host, project: &Project, demand: &Demand<'_>) -> Result<Survey, Failure> {
     let mut survey = Survey::default();
     for engine in &demand.engines {
-        let wish = &engine.wish;
-        if fs::exists(&host.store.tree_path(&wish.tree)) {
-            survey.trees.insert(wish.tree);
+        let required = &engine.required;
+        if fs::exists(&host.store.tree_path(&required.tree)) {
+            survey.trees.insert(required.tree);
         }
-        if host.store.artifact(&wish.fingerprint)?.is_some() {
-            survey.artifacts.insert(wish.fingerprint);
+        if host.store.artifact(&required.fingerprint)?.is_some() {
+            survey.artifacts.insert(required.fingerprint);
         } else {
-            packages(host, &wish.tools, &mut survey)?;
+            packages(host, &required.tools, &mut survey)?;
         }
-        if let Some(fingerprint) = project.linked_build(&wish.name) {
-            survey.links.insert(wish.name.clone(), fingerprint);
+        if let Some(fingerprint) = project.linked_build(&required.name) {
+            survey.links.insert(required.name.clone(), fingerprint);
         }
     }
     for model in &demand.models {
-        for (file, place) in model.wish.files.iter().zip(&model.wish.places) {
+        for (file, place) in model.required.files.iter().zip(&model.required.places) {
             let presence = |path: &std::path::Path| host.store.presence(path, file);
             survey.blobs.insert(file.sha256, presence(&host.store.blob_path(&file.sha256)));
             survey.places.insert(place.clone(), presence(&place.under(&project.root)));
         }
-        packages(host, model.wish.derive.iter().flat_map(|derive| &derive.packages), &mut survey)?;
+        packages(host, model.required.derive.iter().flat_map(|derive| &derive.packages), &mut survey)?;
     }
     Ok(survey)
 }
 
 fn packages<'p>(
     host: &Host,
-    wishes: impl IntoIterator<Item = &'p PackageWish>,
+    requirements: impl IntoIterator<Item = &'p PackageRequirement>,
     survey: &mut Survey,
 ) -> Result<(), Failure> {
-    for wish in wishes {
-        if host.store.tool(&wish.package.sha256, false, host.task.cancel())?.is_some() {
-            survey.tools.insert(wish.package.sha256);
+    for required in requirements {
+        if host.store.tool(&required.package.sha256, false, host.task.cancel())?.is_some() {
+            survey.tools.insert(required.package.sha256);
         }
     }
     Ok(())

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use crate::base::fs;
 use crate::format::lockfile::Lockfile;
 use crate::plan::{self, Lane, Plan, Step};
-use crate::report::{Task, Unit};
+use crate::report::{Task, Unit, Verb};
 use crate::source::World;
 use crate::source::download::RESERVE_BYTES;
 
@@ -27,21 +27,28 @@ pub enum LockMode {
     Frozen,
 }
 
+/// What to bring up to date, and how.
 #[derive(Debug)]
 pub struct Ask<'a> {
     /// Policies; the whole manifest when empty.
     pub policies: &'a [String],
+    /// How the lockfile is treated.
     pub mode: LockMode,
+    /// Change nothing, and report what would be done.
     pub dry_run: bool,
 }
 
 /// What `sync` did, or would do.
 #[derive(Debug, serde::Serialize)]
 pub struct Synced {
+    /// The steps that were done, or would be.
     pub plan: Plan,
+    /// The lockfile that was used.
     #[serde(skip)]
     pub lockfile: Lockfile,
+    /// What changed in the lockfile; None when it was not written.
     pub locked: Option<Locked>,
+    /// Whether nothing was changed.
     pub dry_run: bool,
 }
 
@@ -105,12 +112,23 @@ fn lockfile(host: &Host, project: &Project, ask: &Ask<'_>) -> Result<(Lockfile, 
     }
 }
 
-/// Says whose code is about to be executed: what is compiled here, or converts a model.
+/// Names the code that is about to be compiled or run, and where it comes from.
 fn announce(host: &Host, demand: &Demand<'_>, plan: &Plan) {
     for step in &plan.steps {
-        let Step::Build { at, engine, .. } = step else { continue };
-        let origin = demand.engine_at(*at).entry.origin.in_words();
-        host.task.note(format!("engine `{engine}`: compiling code from {origin}, which runs with your rights later"));
+        match step {
+            Step::Build { at, engine, .. } => {
+                let origin = demand.engine_at(*at).entry.origin.in_words();
+                host.task.note(format!(
+                    "engine `{engine}`: compiling code from {origin}, which later runs with your rights"
+                ));
+            }
+            Step::Derive { at, model, how, .. } => {
+                let Some(derive) = &demand.model_at(*at).derive else { continue };
+                let origin = demand.engine_at(derive.engine).entry.origin.in_words();
+                host.task.note(format!("model `{model}`: running code from {origin} ({how})"));
+            }
+            _ => {}
+        }
     }
 }
 
@@ -119,8 +137,8 @@ fn announce(host: &Host, demand: &Demand<'_>, plan: &Plan) {
 /// # Errors
 /// When the store cannot be read.
 pub fn plan_for(host: &Host, project: &Project, demand: &Demand<'_>) -> Result<Plan, Failure> {
-    let engines: Vec<_> = demand.engines.iter().map(|engine| engine.wish.clone()).collect();
-    let models: Vec<_> = demand.models.iter().map(|model| model.wish.clone()).collect();
+    let engines: Vec<_> = demand.engines.iter().map(|engine| engine.required.clone()).collect();
+    let models: Vec<_> = demand.models.iter().map(|model| model.required.clone()).collect();
     Ok(plan::plan(&engines, &models, &survey(host, project, demand)?))
 }
 
@@ -129,7 +147,7 @@ fn carry_out(host: &Host, project: &Project, demand: &Demand<'_>, plan: &Plan) -
     check_space(host, project, demand, plan)?;
     let weights = match weights_to_fetch(plan) {
         (0 | 1, _) => host.task.clone(),
-        (files, bytes) => host.task.summed("fetching", format!("{files} files of weights"), bytes),
+        (files, bytes) => host.task.summed(Verb::Fetch, format!("{files} files of weights"), bytes),
     };
     let lane = |which: Lane| {
         let mut steps = plan.steps.iter().filter(|step| step.lane() == which);
@@ -199,7 +217,7 @@ fn space(world: &World, demand: &Demand<'_>, step: &Step) -> Result<Option<(Path
 fn step(host: &Host, project: &Project, demand: &Demand<'_>, weights: &Task, step: &Step) -> Result<Outcome, Failure> {
     host.task.check()?;
     match step {
-        Step::FetchTool { wish, .. } => fetch::package(host, project, wish)?,
+        Step::FetchTool { required, .. } => fetch::package(host, project, required)?,
         Step::FetchSource { at, .. } => fetch::tree(host, project, demand.engine_at(*at))?,
         Step::Build { at, .. } => return build::build(host, demand.engine_at(*at)),
         Step::LinkBuild { engine, fingerprint, at, .. } => {
@@ -219,17 +237,17 @@ fn step(host: &Host, project: &Project, demand: &Demand<'_>, weights: &Task, ste
 
 /// Hashes files that are there already, and adopts those that match. The others count as missing from now on.
 fn hash(host: &Host, project: &Project, model: &ModelDemand<'_>, files: &[usize]) -> Result<Outcome, Failure> {
-    let total = files.iter().map(|index| model.wish.files[*index].size).sum();
-    let progress = host.task.start("hashing", model.wish.name.as_str(), Some(total), Unit::Bytes);
+    let total = files.iter().map(|index| model.required.files[*index].size).sum();
+    let progress = host.task.start(Verb::Hash, model.required.name.as_str(), Some(total), Unit::Bytes);
     let (mut wrong, mut passed) = (0, 0);
     for index in files {
         let mut seen = |more| {
             progress.add(more);
             progress.check().map_err(std::io::Error::other)
         };
-        let pin = &model.wish.files[*index];
+        let pin = &model.required.files[*index];
         let blob = host.store.blob_path(&pin.sha256);
-        let at = model.wish.places[*index].under(&project.root);
+        let at = model.required.places[*index].under(&project.root);
         if host.store.confirm(&blob, pin, &mut seen)? {
             fetch::place(host, project, model, *index)?;
         } else if host.store.confirm(&at, pin, &mut seen)? {
@@ -240,6 +258,6 @@ fn hash(host: &Host, project: &Project, model: &ModelDemand<'_>, files: &[usize]
         passed += pin.size;
         progress.set(passed, None, None);
     }
-    progress.finish(if wrong == 0 { "all right".to_owned() } else { format!("{wrong} to fetch") });
+    progress.finish(if wrong == 0 { String::new() } else { format!("{wrong} to fetch") });
     Ok(if wrong == 0 { Outcome::Done } else { Outcome::Outdated })
 }

@@ -8,7 +8,7 @@ use crate::base::digest::Digest;
 use crate::base::fs;
 use crate::base::hashed::Hashed;
 use crate::base::parallel;
-use crate::report::{Progress, Unit};
+use crate::report::{Progress, Unit, Verb};
 use crate::store::StoreError;
 use crate::store::artifacts::Artifact;
 use crate::store::damage::Damage;
@@ -68,9 +68,9 @@ pub fn run(host: &Host, project: &Project, names: &[String], only: &[Damaged]) -
         Kind::Artifact(_) | Kind::Tree(_) | Kind::Tool(_) => 0,
     };
     let size_bytes = targets.iter().map(size).sum();
-    let progress = host.task.start("verifying", format!("{} files", targets.len()), None, Unit::Bytes);
+    let progress = host.task.start(Verb::Verify, format!("{} files", targets.len()), None, Unit::Bytes);
     let damages = hash_all(host, &targets, &progress)?;
-    progress.finish(if damages.is_empty() { "OK".to_owned() } else { format!("{} damaged", damages.len()) });
+    progress.finish(if damages.is_empty() { String::new() } else { format!("{} damaged", damages.len()) });
     host.store.save_records()?;
     Ok(Verified { files: targets.len(), size_bytes, damages })
 }
@@ -109,12 +109,12 @@ fn targets_of(host: &Host, project: &Project, names: &[String], only: &[Damaged]
 fn weights(host: &Host, project: &Project, demand: &Demand<'_>) -> Result<Vec<Target>, Failure> {
     let mut targets = Vec::new();
     let mut inodes = BTreeSet::new();
-    for model in demand.models.iter().filter(|model| model.wish.wanted) {
-        if model.wish.files.is_empty() {
+    for model in demand.models.iter().filter(|model| model.required.wanted) {
+        if model.required.files.is_empty() {
             return Err(Failure::NotSynced { steps: super::sync::plan_for(host, project, demand)?.steps });
         }
-        let line = project.lock_line(&model.wish.name).unwrap_or_default();
-        for (index, (pin, place)) in model.wish.files.iter().zip(&model.wish.places).enumerate() {
+        let line = project.lock_line(&model.required.name).unwrap_or_default();
+        for (index, (pin, place)) in model.required.files.iter().zip(&model.required.places).enumerate() {
             let made = model.derive.is_some() && model.layout.parts.contains(&index);
             let recorded_in = if made { "its record".to_owned() } else { line.clone() };
             let kind = || Kind::File { expected: pin.sha256, size_bytes: pin.size };
@@ -150,9 +150,9 @@ fn weights(host: &Host, project: &Project, demand: &Demand<'_>) -> Result<Vec<Ta
 /// The engines that are installed, and the sources and tools that are here.
 fn engines(host: &Host, project: &Project, demand: &Demand<'_>) -> Result<Vec<Target>, Failure> {
     let mut targets: Vec<Target> = Vec::new();
-    for engine in demand.engines.iter().filter(|engine| engine.wish.wanted) {
-        let name = &engine.wish.name;
-        let Some(artifact) = host.store.receipt_of(&engine.wish.fingerprint) else {
+    for engine in demand.engines.iter().filter(|engine| engine.required.wanted) {
+        let name = &engine.required.name;
+        let Some(artifact) = host.store.receipt_of(&engine.required.fingerprint) else {
             return Err(Failure::NotSynced { steps: super::sync::plan_for(host, project, demand)?.steps });
         };
         let mut add = |kind, path: PathBuf, what: String, recorded_in: String| {
@@ -162,10 +162,10 @@ fn engines(host: &Host, project: &Project, demand: &Demand<'_>) -> Result<Vec<Ta
         };
         let receipt = "its receipt".to_owned();
         add(Kind::Artifact(artifact.clone()), artifact.path, format!("file of engine `{name}`"), receipt);
-        let tree = engine.wish.tree;
+        let tree = engine.required.tree;
         let line = project.lock_line(name).unwrap_or_default();
         add(Kind::Tree(tree), host.store.tree_path(&tree), format!("source file of engine `{name}`"), line);
-        for tool in &engine.wish.tools {
+        for tool in &engine.required.tools {
             let (package, what) = (tool.package.sha256, format!("file of tool `{}`", tool.name));
             add(Kind::Tool(package), host.store.tool_path(&package), what, "its listing".to_owned());
         }

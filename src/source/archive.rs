@@ -24,7 +24,7 @@ use crate::base::fs::{self, FsError};
 use crate::base::name::RelPath;
 use crate::base::tree::{Entry, Listing, MAX_FILES, Mode, Modes};
 use crate::format::lockfile::FilePin;
-use crate::report::{Task, Unit};
+use crate::report::{Task, Unit, Verb};
 
 use super::SourceError;
 
@@ -33,6 +33,7 @@ use super::SourceError;
 pub struct Limits {
     /// Of all files together, unpacked.
     pub total_bytes: u64,
+    /// Of files.
     pub files: usize,
 }
 
@@ -57,9 +58,12 @@ pub struct Select {
     pub subdir: Option<RelPath>,
 }
 
+/// What a member of an archive is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Content {
+    /// A plain file.
     File {
+        /// Whether it may be executed.
         executable: bool,
     },
     /// The target, relative to the link's folder; it stays inside.
@@ -71,7 +75,9 @@ pub enum Content {
 /// A file or link of an archive.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Member {
+    /// Unpacked, in bytes; of a link, of its target's text.
     pub size_bytes: u64,
+    /// What it is.
     pub content: Content,
 }
 
@@ -92,7 +98,9 @@ pub struct Archive<'a> {
 /// What unpacking wrote.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Unpacked {
+    /// Of all files, in bytes.
     pub size_bytes: u64,
+    /// Files written.
     pub files: usize,
     /// What is not a plain file, for file systems that cannot tell.
     pub modes: Modes,
@@ -193,7 +201,7 @@ impl<'a> Archive<'a> {
         fs::create_dir_all(into)?;
         let kept = |path: &RelPath| keep(path).then(|| self.members.get(path)).flatten();
         let total = self.members.iter().filter(|(path, _)| keep(path)).map(|(_, member)| member.size_bytes).sum();
-        let progress = self.task.start("unpacking", self.what, Some(total), Unit::Bytes);
+        let progress = self.task.start(Verb::Unpack, self.what, Some(total), Unit::Bytes);
         let mut done = Unpacked::default();
         self.read(&mut |path, member, bytes| {
             if kept(path).is_none() {
@@ -418,12 +426,12 @@ fn sniff(path: &Path) -> Result<Result<Format, String>, FsError> {
         _ if starts(b"BZh") => "it is a bzip2 archive",
         _ if starts(b"\x28\xb5\x2f\xfd") => "it is a zstd archive",
         _ if starts(b"7z\xbc\xaf\x27\x1c") => "it is a 7z archive",
-        head => super::download::likely_content(head).unwrap_or("it is no archive"),
+        head => super::download::likely_content(head).unwrap_or("not an archive"),
     };
-    Ok(Err(format!("{named}; tar, tar.gz and zip are understood")))
+    Ok(Err(format!("{named}; supported formats are tar, tar.gz and zip")))
 }
 
-/// A header from before ustar has no magic, but its checksum is right.
+/// A header from before ustar has no magic, but a valid checksum.
 fn is_old_tar(head: &[u8]) -> bool {
     let Ok(bytes) = <[u8; 512]>::try_from(head) else { return false };
     let sum: u32 =
@@ -570,7 +578,7 @@ fn chosen(
             Content::HardLink(other) => {
                 let size = match all.get(other) {
                     Some(Member { size_bytes, content: Content::File { .. } }) => *size_bytes,
-                    _ => return Err(format!("`{path}` is a link to `{other}`, which is no file of it")),
+                    _ => return Err(format!("`{path}` is a link to `{other}`, which is not in the archive")),
                 };
                 let other = names.get(other).ok_or_else(|| format!("`{path}` links out of the chosen folder"))?;
                 member = Member { size_bytes: size, content: Content::HardLink(other.clone()) };

@@ -22,7 +22,7 @@ use crate::base::fs::{self, FsError};
 use crate::base::hashed::Hashed;
 use crate::base::http::{Http, shown};
 use crate::format::lockfile::FilePin;
-use crate::report::{Task, Unit};
+use crate::report::{Task, Unit, Verb};
 
 use super::SourceError;
 use part::{MAX_PART_AGE, Part};
@@ -32,6 +32,7 @@ use transfer::{Means, Outcome};
 
 /// Connections for one file, when nobody says otherwise.
 pub const STREAMS: usize = 4;
+/// The most connections for one file.
 pub const MAX_STREAMS: usize = 8;
 /// Left free on the disk, in bytes, when space is checked before a download.
 pub const RESERVE_BYTES: u64 = 64 << 20;
@@ -41,12 +42,13 @@ pub const RESERVE_BYTES: u64 = 64 << 20;
 pub struct Download<'a> {
     /// For people.
     pub what: &'a str,
-    /// Tried in order, the next one when one is of no use.
+    /// Tried in order until one works.
     pub urls: &'a [String],
     /// May hold secrets: they go to the origin of the first address only.
     pub headers: &'a [(&'a str, &'a str)],
     /// In bytes. Believed, as is the digest; what the server says is compared with it.
     pub size_bytes: Option<u64>,
+    /// The digest that the file must have, when it is known.
     pub sha256: Option<Digest>,
     /// The folder for the part; best on the file system of `to`.
     pub parts: &'a Path,
@@ -105,7 +107,7 @@ pub fn already(task: &Task, what: &str, path: &Path, sha256: Option<Digest>) -> 
 /// # Errors
 /// As for [`already`].
 pub fn hash(task: &Task, what: &str, path: &Path) -> Result<Hashed, SourceError> {
-    let progress = task.start("checking", what, Some(fs::metadata(path)?.len()), Unit::Bytes);
+    let progress = task.start(Verb::Check, what, Some(fs::metadata(path)?.len()), Unit::Bytes);
     let hashed = Hashed::of_file(path, |more| {
         progress.add(more);
         progress.check().map_err(std::io::Error::other)
@@ -116,7 +118,7 @@ pub fn hash(task: &Task, what: &str, path: &Path) -> Result<Hashed, SourceError>
     Ok(hashed)
 }
 
-/// From one address: once with all means, and when what came was wrong once more in one piece.
+/// From one address: first in ranges, and after a checksum or size mismatch once more as one request.
 fn from_one(http: &Http, task: &Task, ask: &Download<'_>, part: &Part, url: &str) -> Result<Hashed, SourceError> {
     let transfer = Transfer::new(http, task, ask, part, url);
     let (mut means, mut former): (Means, Option<Wrong>) = (Means::Ranges, None);
@@ -136,12 +138,12 @@ fn from_one(http: &Http, task: &Task, ask: &Download<'_>, part: &Part, url: &str
         if next <= means {
             return Err(mismatch(ask, former.as_ref().unwrap_or(&wrong), &wrong));
         }
-        task.warn(format!("`{}` came wrong ({}); fetching it once more in one piece", ask.what, wrong.actual));
+        task.warn(format!("checksum or size mismatch for `{}` ({}): retrying as one request", ask.what, wrong.actual));
         (means, former) = (next, Some(wrong));
     }
 }
 
-/// What is wrong with a file that came as a whole.
+/// Why a complete file is not the expected one.
 fn verdict(ask: &Download<'_>, part: &Part, came: &Hashed) -> Result<Option<Wrong>, FsError> {
     let Some(expected) = ask.sha256 else { return Ok(None) };
     if expected == came.sha256() && ask.size_bytes.is_none_or(|size| size == came.size_bytes()) {
@@ -158,11 +160,11 @@ fn verdict(ask: &Download<'_>, part: &Part, came: &Hashed) -> Result<Option<Wron
 fn mismatch(ask: &Download<'_>, first: &Wrong, second: &Wrong) -> SourceError {
     let by_digests = match (first.digest, second.digest) {
         (Some(one), Some(other)) if one == other => {
-            "the same wrong digest came twice: the server's file has changed, or the expected digest is wrong"
+            "two transfers had the same wrong digest: the server's file has changed, or the expected digest is wrong"
         }
-        (Some(_), Some(_)) => "two transfers gave two different digests: something on the way damages the bytes",
+        (Some(_), Some(_)) => "two transfers had different digests: the data is damaged on its way",
         _ if first.actual == second.actual => "the server's file has changed, or the expected size is wrong",
-        _ => "something on the way changes the file",
+        _ => "the file is changed on its way",
     };
     let likely = second.likely.clone().unwrap_or_else(|| by_digests.to_owned());
     let digest = ask.sha256.map(|digest| digest.to_string());
@@ -200,7 +202,7 @@ pub fn require_space(folder: &Path, needed_bytes: u64) -> Result<(), FsError> {
 fn no_space(path: &Path, needed_bytes: u64) -> FsError {
     let free = fs::available_bytes(path).map_or_else(|_| "too few".to_owned(), |free| free.to_string());
     let why = format!(
-        "{needed_bytes} bytes and a reserve of {RESERVE_BYTES} are needed, {free} are free; what came so far is kept"
+        "{needed_bytes} bytes and a reserve of {RESERVE_BYTES} are needed, {free} are free; the received part is kept"
     );
     FsError::new("store", path, std::io::Error::new(std::io::ErrorKind::StorageFull, why))
 }
@@ -212,7 +214,7 @@ fn no_room(path: &Path, reserve_bytes: u64) -> FsError {
     FsError::new("store", path, std::io::Error::new(std::io::ErrorKind::StorageFull, why))
 }
 
-/// What the first bytes of a file say it is, when that is not what anybody wanted.
+/// What a file is instead of a download, as its first bytes show: an error page, for example.
 pub fn likely_content(head: &[u8]) -> Option<&'static str> {
     let text = String::from_utf8_lossy(&head[..head.len().min(512)]).trim_start().to_ascii_lowercase();
     match text.as_str() {

@@ -226,7 +226,7 @@ impl GitSource<'_> {
         };
         let modules = parse_modules(&snapshot.modules(under)?);
         let module = modules.into_iter().find(|module| module.path == inner.as_str() && !module.url.is_empty());
-        let module = module.ok_or_else(|| missing("`.gitmodules` does not say where it comes from"))?;
+        let module = module.ok_or_else(|| missing("`.gitmodules` has no address for it"))?;
         let git = address::relative(parent, &module.url);
         let git: Address = git.parse().map_err(|error: AddressError| SourceError::Hostile {
             what: format!("submodule `{path}` of `{}`", address::without_user(self.0.git.as_str())),

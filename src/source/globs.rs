@@ -28,6 +28,7 @@ impl Globs {
         patterns.iter().map(compile).collect::<Result<_, _>>().map(Self)
     }
 
+    /// Whether one of the patterns matches, or there are none.
     pub fn matches(&self, path: &RelPath) -> bool {
         self.0.is_empty() || self.0.iter().any(|glob| glob.is_match(path.as_str()))
     }

@@ -47,7 +47,9 @@ impl Source for HfSpec {
         let cache = HubCache::new(&hub.settings.cache, &self.hf, &revision.commit.to_string());
         if let Some(name) = revision.unusable.first() {
             let (what, count) = (hub.what(), revision.unusable.len());
-            world.task.warn(format!("{what}: {count} names that no file here can have are left out, such as {name:?}"));
+            world.task.warn(format!(
+                "{what}: {count} files with names that are not valid here are skipped, such as {name:?}"
+            ));
         }
         let there: Vec<&RelPath> = revision.files.keys().collect();
         let chosen = globs.select(&hub.what(), &there)?.into_iter().cloned().collect();
@@ -104,7 +106,7 @@ impl Source for HfSpec {
         files.iter().flat_map(of).collect()
     }
 
-    /// What the cache seems to have takes no space; whether it is right is seen when it is fetched.
+    /// Files that the cache seems to have take no space; they are verified when they are fetched.
     fn space(&self, world: &World, commit: &Commit, files: &[&FilePin]) -> Result<(PathBuf, u64), SourceError> {
         let cache = HubCache::new(&Hub::new(world, &self.hf)?.settings.cache, &self.hf, &commit.to_string());
         let parts = cache.parts();
@@ -172,7 +174,7 @@ fn pin(hub: &Hub<'_>, cache: &HubCache, revision: &Revision, path: &RelPath) -> 
         None => {
             return Err(SourceError::Hostile {
                 what: format!("`{path}` of {}", hub.what()),
-                why: "the Hub tells no digest of it, and it is too large to be hashed at lock".to_owned(),
+                why: "the Hub reports no digest for it, and it is too large to be hashed while locking".to_owned(),
             });
         }
     };
@@ -196,7 +198,7 @@ fn small(hub: &Hub<'_>, cache: &HubCache, revision: &Revision, path: &RelPath) -
     Ok(pin)
 }
 
-/// A split file is taken whole: one part alone is of no use.
+/// All parts of a split file are fetched: one part alone cannot be used.
 fn with_all_parts(
     what: &str,
     mut chosen: BTreeSet<RelPath>,
@@ -212,7 +214,7 @@ fn with_all_parts(
                 None => {
                     return Err(SourceError::Missing {
                         what: what.to_owned(),
-                        why: format!("`{name}` is not there, without which the other parts are of no use"),
+                        why: format!("`{name}` is missing, and the other parts cannot be used without it"),
                         hint: Some("try another revision, or ask its owners".to_owned()),
                     });
                 }

@@ -240,7 +240,7 @@ fn write_note(path: &Path, note: &Note) -> Result<(), FsError> {
     fs::write_atomic(path, &text)
 }
 
-/// Gives a file or folder that is of no use the name `<name>.bad`, or `<name>.bad-<number>` where that is taken by a folder.
+/// Renames an unusable file or folder to `<name>.bad`, or `<name>.bad-<number>` where that is taken by a folder.
 fn rename_aside(path: &Path) -> Result<(), FsError> {
     let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let names = std::iter::once(format!("{name}.bad")).chain((1..100).map(|number| format!("{name}.bad-{number}")));

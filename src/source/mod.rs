@@ -31,15 +31,16 @@ use self::git::GitSource;
 
 const MAX_CERTIFICATES_BYTES: u64 = 16 << 20;
 
-/// What a source needs to know of the world. Nothing in `source/` reads the environment itself.
+/// Everything that a source knows about its environment. Nothing in `source/` reads the environment itself.
 #[derive(Debug, Clone)]
 pub struct World {
+    /// Receives progress, and says whether the user wants to stop.
     pub task: Task,
     /// The project's folder: `path` sources and submodules are relative to it.
     pub project: PathBuf,
     /// Where partial downloads and git mirrors are kept between runs. Nothing in it is trusted.
     pub scratch: PathBuf,
-    /// Send nothing at all.
+    /// Send no request.
     pub offline: bool,
     /// Address prefix to replacement, from `[mirrors]`.
     pub mirrors: Vec<(String, String)>,
@@ -67,7 +68,7 @@ impl World {
         asked.map_or(download::STREAMS, |count: usize| count.clamp(1, download::MAX_STREAMS))
     }
 
-    /// The address to really ask, after `[mirrors]`: the longest prefix decides.
+    /// The address after `[mirrors]` is applied: the longest prefix decides.
     pub fn mirrored(&self, url: &str) -> String {
         let fitting =
             self.mirrors.iter().filter_map(|(from, to)| Some((from.len(), to, url.strip_prefix(from.as_str())?)));
@@ -98,7 +99,7 @@ pub trait Source {
     /// follows a moved tag or branch: fetches only what is pinned.
     ///
     /// # Errors
-    /// [`SourceError`]; the staging folder is then of no use.
+    /// [`SourceError`]; the staging folder must then be discarded.
     fn fetch_files(
         &self,
         world: &World,
@@ -133,7 +134,7 @@ pub trait TreeSource: Source {
     /// Brings the pinned tree, whose digest should be `tree`, to the empty folder `staging`.
     ///
     /// # Errors
-    /// [`SourceError`]; the staging folder is then of no use.
+    /// [`SourceError`]; the staging folder must then be discarded.
     fn fetch_tree(&self, world: &World, pin: &Self::Pin, tree: &Digest, staging: &Path)
     -> Result<Fetched, SourceError>;
 }
@@ -269,8 +270,9 @@ impl From<Modes> for Fetched {
     }
 }
 
-/// Why bytes could not be had.
+/// Why a source could not resolve or fetch something.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the message of each variant documents it and its fields")]
 pub enum SourceError {
     #[error(transparent)]
     Cancelled(#[from] Cancelled),

@@ -20,7 +20,7 @@ use crate::base::name::RelPath;
 use crate::base::tree::{Listing, MAX_DEPTH, MAX_FILES, Mode};
 use crate::format::lockfile::FilePin;
 use crate::format::manifest::PathSpec;
-use crate::report::Unit;
+use crate::report::{Unit, Verb};
 
 use super::archive::leads_out;
 use super::globs::Globs;
@@ -41,7 +41,7 @@ impl Source for PathSpec {
             world.task.check()?;
             let from = if is_file { root.clone() } else { file.path.under(&root) };
             if !from.is_file() {
-                return Err(self.missing(&from, "it is gone since it was locked", None));
+                return Err(self.missing(&from, "it was removed after it was locked", None));
             }
             copy(&from, &file.path.under(staging))?;
         }
@@ -85,14 +85,14 @@ impl PathSpec {
             return Ok(root);
         }
         if fs::exists(&root) {
-            return Err(self.missing(&root, "it is a link to nothing", None));
+            return Err(self.missing(&root, "it is a broken symbolic link", None));
         }
         let beside = fs::read_dir(fs::parent(&root)).unwrap_or_default();
         let names = beside.iter().filter_map(|path| path.file_name()?.to_str());
         let wanted = root.file_name().and_then(|name| name.to_str()).unwrap_or_default();
         let hint = match nearest(wanted, names) {
             Some(near) => format!("did you mean `{near}`?"),
-            None => "a relative `path` is seen from the project's folder".to_owned(),
+            None => "a relative `path` starts at the project's folder".to_owned(),
         };
         Err(self.missing(&root, "there is no such file or folder", Some(hint)))
     }
@@ -100,7 +100,7 @@ impl PathSpec {
     /// An engine's files.
     fn listing(&self, world: &World, root: &Path) -> Result<Listing, SourceError> {
         if !fs::metadata(root)?.is_dir() {
-            return Err(self.missing(root, "it is a file, and an engine's source is a folder", None));
+            return Err(self.missing(root, "it is a file, but an engine's source is a folder", None));
         }
         let ignoring = Ignoring::around(root)?;
         let keep = |path: &RelPath| path.file_name() != ".git" && !ignoring.ignores(path);
@@ -125,7 +125,7 @@ impl PathSpec {
         let globs = Globs::new(&self.files)?;
         let all = if fs::metadata(root)?.is_file() {
             let name = root.file_name().and_then(|name| name.to_str()).and_then(|name| name.parse().ok());
-            let name: RelPath = name.ok_or_else(|| self.missing(root, "its name is of no use elsewhere", None))?;
+            let name: RelPath = name.ok_or_else(|| self.missing(root, "its name is not portable", None))?;
             vec![(name, root.to_owned())]
         } else {
             files_below(world, root)?
@@ -135,7 +135,7 @@ impl PathSpec {
         let mut pins = Vec::new();
         for (name, path) in all.iter().filter(|(name, _)| chosen.contains(&name)) {
             let total = fs::metadata(path)?.len();
-            let progress = world.task.start("hashing", name.as_str(), Some(total), Unit::Bytes);
+            let progress = world.task.start(Verb::Hash, name.as_str(), Some(total), Unit::Bytes);
             let file = fs::open(path)?;
             let hashed = digest::of_reader(file, |more| {
                 progress.add(more);

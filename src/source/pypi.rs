@@ -21,7 +21,7 @@ use crate::base::name::RelPath;
 use crate::base::tree::{Listing, Mode, Modes};
 use crate::format::lockfile::FilePin;
 use crate::format::manifest::PypiSpec;
-use crate::report::Unit;
+use crate::report::{Unit, Verb};
 
 use super::archive::{Archive, Limits, Select, unpack_files};
 use super::download::likely_content;
@@ -119,7 +119,7 @@ impl PypiSpec {
     /// Brings one locked package, unpacked, to the empty folder `staging`.
     ///
     /// # Errors
-    /// [`SourceError`]; the staging folder is then of no use.
+    /// [`SourceError`]; the staging folder must then be discarded.
     pub fn fetch_package(&self, world: &World, package: &FilePin, staging: &Path) -> Result<Fetched, SourceError> {
         self.staged(world, package, |file| self.unpack(world, package, file, staging))
     }
@@ -133,7 +133,7 @@ impl PypiSpec {
         self.check_request()?;
         let file = self.obtain(world, package)?;
         let modes = unpack(&file.path)?;
-        // Its content is staged: a second copy would be of no use.
+        // Its content is staged: a second copy is not needed.
         fs::remove_file(&file.path)?;
         Ok(modes.into())
     }
@@ -150,7 +150,7 @@ impl PypiSpec {
             return Ok(());
         }
         Err(SourceError::Disagreement {
-            what: format!("{} names no package", self.what()),
+            what: format!("{} does not name a package", self.what()),
             details: vec!["`pypi` is a project's name, `version` one exact version, such as `1.13.2`".to_owned()],
             hint: None,
         })
@@ -167,7 +167,7 @@ impl PypiSpec {
         }
         let why = listing.files.iter().find_map(index::File::yanked_because).unwrap_or("no reason is given");
         let why: String = why.chars().filter(|c| !c.is_control()).take(200).collect();
-        world.task.warn(format!("{} was withdrawn by its makers: {why}", self.what()));
+        world.task.warn(format!("{} was yanked: {why}", self.what()));
         Ok(listing.files.iter().collect())
     }
 
@@ -223,7 +223,7 @@ impl PypiSpec {
         let _lock = hold(world, &folder)?;
         let part = folder.join(path.file_name());
         fs::remove_file(&part)?;
-        let progress = world.task.start("fetching", path.as_str(), None, Unit::Bytes);
+        let progress = world.task.start(Verb::Fetch, path.as_str(), None, Unit::Bytes);
         let wanted = self.wanted(&path, promised, MAX_PACKAGE_BYTES);
         index::fetch(world, &wanted, &part, &mut |done| progress.set(done, None, None))?;
         let (sha256, size) = digest::of_file(&part)?;
@@ -234,7 +234,7 @@ impl PypiSpec {
         let home = home(world, &pin);
         fs::create_dir_all(fs::parent(&home))?;
         fs::rename(&part, &home)?;
-        progress.finish("measured");
+        progress.finish("");
         Ok(pin)
     }
 
@@ -268,7 +268,7 @@ impl PypiSpec {
     }
 
     fn transfer(&self, world: &World, pin: &FilePin, part: &Path) -> Result<(Digest, u64), SourceError> {
-        let progress = world.task.start("fetching", pin.path.as_str(), Some(pin.size), Unit::Bytes);
+        let progress = world.task.start(Verb::Fetch, pin.path.as_str(), Some(pin.size), Unit::Bytes);
         let wanted = self.wanted(&pin.path, Some(pin.sha256), pin.size);
         index::fetch(world, &wanted, part, &mut |done| progress.set(done, None, None))?;
         let computed = digest::of_file(part)?;

@@ -58,7 +58,7 @@ impl Source for UrlSpec {
         }
         let archive = self.open(world, package, file.path())?;
         let modes = unpack_files(&archive, &self.what(), files, staging)?;
-        // Its content is staged: a second copy would be of no use.
+        // Its content is staged: a second copy is not needed.
         fs::remove_file(file.path())?;
         Ok(modes.into())
     }
@@ -85,7 +85,7 @@ impl TreeSource for UrlSpec {
         let _lock = hold(world, &home(world, &package.sha256))?;
         let file = self.bring_pinned(world, package)?;
         let modes = self.open(world, package, file.path())?.unpack(staging, &|_| true)?.modes;
-        // Its content is staged: a second copy would be of no use.
+        // Its content is staged: a second copy is not needed.
         fs::remove_file(file.path())?;
         Ok(modes.into())
     }
@@ -129,14 +129,14 @@ impl UrlSpec {
         match likely_content(&head) {
             Some(likely) if self.sha256.is_none() => Err(SourceError::Network {
                 what: self.what(),
-                why: format!("what came is not a file to use: {likely}"),
+                why: format!("the response is not the file: {likely}"),
                 hint: Some("open the address in a browser, or give the file's `sha256`".to_owned()),
             }),
             _ => Ok(()),
         }
     }
 
-    /// The file at `to`: from an earlier time, when its digest is right, or fetched.
+    /// The file at `to`: kept if its digest matches, else fetched.
     fn bring(&self, world: &World, url: &str, pin: Option<&FilePin>, to: &Path) -> Result<Hashed, SourceError> {
         let what = self.what();
         let (size_bytes, sha256) = (pin.map(|pin| pin.size), pin.map(|pin| pin.sha256).or(self.sha256));
@@ -166,7 +166,7 @@ impl UrlSpec {
             return Archive::open(file, pin.path.file_name(), &select, Limits::default(), &world.task);
         }
         Err(SourceError::Disagreement {
-            what: format!("{} is no archive", self.what()),
+            what: format!("{} is not an archive", self.what()),
             details: vec!["`files` chooses among the files of an archive".to_owned()],
             hint: Some("leave `files` out to use the file itself".to_owned()),
         })

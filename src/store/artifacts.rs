@@ -18,11 +18,14 @@ const MAX_RECEIPT_BYTES: u64 = receipt::MAX_BYTES as u64 + 4096;
 /// An engine install whose receipt was sealed here.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Artifact {
+    /// The folder of the installation.
     pub path: PathBuf,
+    /// Its receipt.
     pub receipt: Receipt,
 }
 
 impl Store {
+    /// Where the installation with this fingerprint is, or would be.
     pub fn artifact_path(&self, fingerprint: &Digest) -> PathBuf {
         self.root.join("artifacts").join(fingerprint.hex())
     }

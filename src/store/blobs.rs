@@ -21,11 +21,12 @@ pub enum Presence {
     Verified,
     /// It has the right size; its content is not known.
     Unverified,
-    /// It is not there, or cannot be right.
+    /// It is missing, or has the wrong size.
     Missing,
 }
 
 impl Store {
+    /// Where the file with this digest is, or would be.
     pub fn blob_path(&self, digest: &Digest) -> PathBuf {
         self.root.join("blobs").join(digest.hex())
     }
@@ -116,7 +117,7 @@ impl Store {
         let what = format!("`{}`", from.display());
         let hashed = self.prove(from, digest, &what, &mut |_| Ok(()))?;
         self.sweep_project_folder(fs::parent(to));
-        // What is wrong in the store itself is nobody's own.
+        // A wrong file in the store itself is not the user's own.
         let occupant = if to.starts_with(&self.root) { Occupant::Ours } else { self.occupant(to, digest)? };
         match occupant {
             Occupant::None | Occupant::Ours => {}

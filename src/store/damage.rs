@@ -15,6 +15,7 @@ use super::StoreError;
 /// A file that is not what was verified.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Damage {
+    /// The file or folder.
     pub path: PathBuf,
     /// None when the file does not belong there.
     pub expected: Option<Digest>,

@@ -39,6 +39,7 @@ use crate::base::tree::TreeError;
 use records::Records;
 use seal::Key;
 
+/// The verified files of this machine.
 #[derive(Debug)]
 pub struct Store {
     root: PathBuf,
@@ -50,8 +51,9 @@ pub struct Store {
     kept: Mutex<Vec<(PathBuf, PathBuf)>>,
 }
 
-/// Why the store could not do what it was told to.
+/// Why an operation of the store failed.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the message of each variant documents it and its fields")]
 pub enum StoreError {
     #[error(transparent)]
     Fs(FsError),
@@ -62,12 +64,12 @@ pub enum StoreError {
     /// A folder has the place of a file.
     #[error("`{}` is a folder, where a file belongs", path.display())]
     Occupied { path: PathBuf },
-    /// What was staged is not what the lockfile says.
+    /// The staged file does not match the lockfile.
     #[error("{what} does not match the lockfile")]
     Mismatch { what: String, expected: Digest, computed: Digest, expected_bytes: Option<u64>, computed_bytes: u64 },
 }
 
-/// Told the size of each piece that was hashed; its error stops the work, [`Cancelled`] among them.
+/// Called with the size in bytes of each piece that was hashed; an error, such as [`Cancelled`], stops the work.
 pub type Seen<'a> = &'a mut (dyn FnMut(u64) -> std::io::Result<()> + Send);
 
 impl From<FsError> for StoreError {
@@ -97,6 +99,7 @@ pub struct Staging {
 }
 
 impl Staging {
+    /// The folder.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -131,6 +134,7 @@ impl Store {
         Ok(Self { root: root.to_owned(), key, records, swept: Mutex::default(), kept: Mutex::default() })
     }
 
+    /// The cache folder.
     pub fn root(&self) -> &Path {
         &self.root
     }
@@ -145,6 +149,7 @@ impl Store {
         self.root.join("logs")
     }
 
+    /// What was hashed before.
     pub fn records(&self) -> &Records {
         &self.records
     }

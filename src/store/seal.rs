@@ -12,6 +12,7 @@ use sha2::Sha256;
 use crate::base::digest::{Digest, hex};
 use crate::base::fs::{self, FsError};
 
+/// The key that seals receipts and records.
 #[derive(Clone)]
 pub struct Key([u8; 32]);
 
@@ -42,7 +43,7 @@ impl Key {
             }
             create(path)?;
         }
-        Err(FsError::new("read", path, std::io::Error::other("it is damaged and comes back damaged")))
+        Err(FsError::new("read", path, std::io::Error::other("it is damaged, and replacing it did not help")))
     }
 
     fn mac(&self, purpose: &str, bytes: &[u8]) -> Hmac<Sha256> {

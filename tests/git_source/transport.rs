@@ -129,7 +129,7 @@ fn rewritten_addresses() {
     assert_eq!(bench.both(&at(path.to_str().unwrap(), &first)).unwrap().0, over_http);
     assert_eq!(bench.both(&GitSpec { tag: Some("heavy".into()), ..spec("../served/r.git") }).unwrap().0, over_http);
     assert_eq!(bench.mirrors().len(), held);
-    fails(bench.resolve(&at("../served/none", &first)), &["no git repository", "none"]);
+    fails(bench.resolve(&at("../served/none", &first)), &["no readable git repository", "none"]);
     fails(bench.resolve(&at("../served/r.git", &"1".repeat(40))), &["it is not there"]);
     // The manifest's mirrors come first, and are not in the pin.
     let mut world = bench.world.clone();

@@ -1,4 +1,4 @@
-//! What Linux, macOS and their kin have: modes, links for everybody, device and inode, a time of change.
+//! File system calls of Linux, macOS and other Unix systems: modes, links without privileges, device and inode, status change time.
 
 use std::fs::{self, File, Metadata};
 use std::io;
@@ -32,6 +32,7 @@ pub fn set_executable(path: &Path) -> io::Result<()> {
     fs::set_permissions(path, permissions)
 }
 
+/// Whether somebody may execute the file.
 pub fn is_executable(meta: &Metadata) -> bool {
     meta.permissions().mode() & 0o111 != 0
 }
@@ -100,6 +101,7 @@ pub fn volume(path: &Path) -> io::Result<u64> {
     fs::metadata(path).map(|meta| meta.dev())
 }
 
+/// Makes a symbolic link; fails when the name is taken.
 pub fn symlink(target: &Path, link: &Path) -> io::Result<()> {
     make_symlink(target, link)
 }
@@ -113,6 +115,7 @@ pub fn replace_dir_link(target: &Path, staged: &Path, link: &Path) -> io::Result
     fs::rename(staged, link)
 }
 
+/// The target of a link to a folder; None when it is not one.
 pub fn read_dir_link(link: &Path) -> Option<PathBuf> {
     fs::read_link(link).ok()
 }

@@ -112,7 +112,7 @@ pub fn replace_dir_link(target: &Path, staged: &Path, link: &Path) -> io::Result
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    // Without the privilege for links, a text file with the path has to do.
+    // Without the privilege for links, a text file with the path is written instead.
     if symlink_dir(target, link).is_ok() {
         return Ok(());
     }

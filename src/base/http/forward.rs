@@ -20,7 +20,7 @@ pub(super) fn agent(config: Config, proxy: &Proxy) -> Agent {
     Agent::with_parts(config, connector, ToProxy { proxy: proxy.uri().clone(), resolver: DefaultResolver::default() })
 }
 
-/// Whoever is asked for, it is the proxy that is connected to.
+/// Connects to the proxy, whatever the target host is.
 #[derive(Debug)]
 struct ToProxy {
     proxy: Uri,

@@ -22,7 +22,8 @@ fn files(kind: io::ErrorKind) -> FsError {
 fn simple() -> Vec<Failure> {
     let lock = || PathBuf::from("manifests/default.lock");
     let entry = |why| Staleness { kind: Kind::Model, name: name("m"), why };
-    let changed = Why::Changed { manifest: "files [\"*.gguf\"]".to_owned(), lock: "files [\"a.gguf\"]".to_owned() };
+    let changed =
+        Why::Changed { manifest: "{\"files\":[\"*.gguf\"]}".to_owned(), lock: "{\"files\":[\"a.gguf\"]}".to_owned() };
     let damaged = Damaged {
         path: "models/m/a.gguf".into(),
         what: "weights file".to_owned(),

@@ -72,7 +72,7 @@ fn answer(
     let state = project.root.join(".aitools");
     fs::create_dir_all(&state)?;
     fs::write_if_changed(&state.join(".gitignore"), b"*\n")?;
-    // Many a machine syncs once and then only runs.
+    // Some machines run `sync` once and then only `run`.
     host.store.sweep()?;
     let staging = host.store.stage()?;
     let env = host.os_env();
@@ -95,11 +95,11 @@ fn answer(
     ran.map_err(|error| Failure::run(&ready.name, error))
 }
 
-/// Writes the answer as it comes: text to stdout, a model's thoughts to stderr.
+/// Writes the answer as it arrives: text to stdout, a model's reasoning to stderr.
 struct Said<'o> {
     output: &'o Output,
     ends_line: bool,
-    /// Whether somebody still reads.
+    /// Whether stdout is still open.
     open: bool,
 }
 
@@ -148,7 +148,7 @@ fn tell(ran: &Ran, ready: &Ready, output: &Output) {
     );
 }
 
-/// One line of figures under the answer.
+/// One line of measurements after the answer.
 fn summary(metrics: &Metrics, finish: Finish) -> String {
     let ms = |value: Option<f64>| value.map_or("?".to_owned(), |ms| format!("{ms:.0} ms"));
     let rate = metrics.tokens_per_second.map_or("?".to_owned(), |rate| format!("{rate:.1}"));

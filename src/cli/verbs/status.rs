@@ -4,7 +4,7 @@ use crate::build::fingerprint::Difference;
 use crate::cli::args;
 use crate::cli::output::Output;
 use crate::cli::settings::Session;
-use crate::cli::wording::{size, step_line};
+use crate::cli::wording::{size, stale_line, step_line};
 use crate::ops::status::{self, Status, Why, WhyBuild, WhyDerived};
 use crate::ops::{Failure, project};
 
@@ -35,9 +35,11 @@ fn text(status: &Status, project: &project::Project) -> String {
     match &status.stale {
         None => text += "lockfile  missing: run `aitools lock`\n",
         Some(stale) if stale.is_empty() => text += "lockfile  up to date\n",
-        Some(stale) => text += &format!("lockfile  out of date ({}): run `aitools lock`\n", entries(stale.len())),
+        Some(stale) => {
+            text += &format!("lockfile  out of date ({}): run `aitools lock`\n", entries(stale.len()));
+            text.extend(stale.iter().map(|entry| format!("            {}\n", stale_line(entry))));
+        }
     }
-    let state = |ready: bool| if ready { "ready" } else { "missing" };
     for engine in &status.engines {
         let built = if engine.built { "built" } else { "not built" };
         let fingerprint = engine.fingerprint.short();
@@ -47,10 +49,11 @@ fn text(status: &Status, project: &project::Project) -> String {
     for model in &status.models {
         let main = model.main.as_deref().unwrap_or("source for derived models");
         let size = if model.files == 0 { "size unknown".to_owned() } else { size(model.size_bytes) };
-        text += &format!("model     {} {}, {size}, {main}\n", model.name, state(model.ready));
+        text += &format!("model     {} {}, {size}, {main}\n", model.name, model.state.as_str());
     }
     for policy in &status.policies {
-        text += &format!("policy    {} {}, on {}\n", policy.name, state(policy.ready), policy.engine);
+        let state = if policy.ready { "ready" } else { "not ready" };
+        text += &format!("policy    {} {state}, on {}\n", policy.name, policy.engine);
     }
     if !status.steps.is_empty() {
         text += "to do     run `aitools sync` to\n";

@@ -31,7 +31,7 @@ pub(super) fn spawn(program: Program) -> Result<Running, ProcessError> {
     });
     let (answer, started) = mpsc::channel();
     let lost = |path| {
-        let source = std::io::Error::other("the thread that starts programs is gone");
+        let source = std::io::Error::other("the thread that starts programs has ended");
         Err(ProcessError::Start { path, source })
     };
     let path = program.path.clone();

@@ -1,4 +1,4 @@
-//! What can be known to be wrong, or doubtful, before the engine is started. Pure: headers and numbers in, findings out.
+//! Errors and warnings that can be found before the engine is started. Pure: headers and numbers in, findings out.
 
 use super::{LlamaModel, context_size};
 use crate::base::platform::Variant;
@@ -20,7 +20,7 @@ const ARCHITECTURES: &str = "llama llama4 deci falcon grok gpt2 gptj gptneox mpt
     pangu-embedded mistral3 mistral4 paddleocr mimo2 step35 spark2_5 maincoder kimi-linear kimi-k3 glm5-next talkie \
     mellum nanbeige";
 
-/// Known to the engine, but of no use for prompts.
+/// Architectures that llama.cpp loads but that do not generate text.
 const NOT_FOR_PROMPTS: &str = "clip bert modern-bert nomic-bert nomic-bert-moe neo-bert jina-bert-v2 jina-bert-v3 \
     eurobert gemma-embedding gemma4-assistant t5encoder wavtokenizer-dec eagle3 dflash llama-embed qwen3tts pockettts";
 
@@ -43,16 +43,16 @@ pub(super) fn all(model: &LlamaModel, ask: &CheckRequest<'_>) -> Vec<Finding> {
 
 fn of_architecture(header: &Header) -> Option<Finding> {
     let Some(name) = header.architecture() else {
-        return Some(error("", "the model does not say its architecture (`general.architecture`)", None));
+        return Some(error("", "the model file does not state its architecture (`general.architecture`)", None));
     };
     if NOT_FOR_PROMPTS.split_whitespace().any(|other| other == name) {
         let hint = "choose a model that generates text";
-        return Some(error("", format!("a model of architecture `{name}` does not answer prompts"), Some(hint)));
+        return Some(error("", format!("a model of architecture `{name}` does not generate text"), Some(hint)));
     }
     if ARCHITECTURES.split_whitespace().any(|known| known == name) {
         return None;
     }
-    let message = format!("llama.cpp may not know architecture `{name}`");
+    let message = format!("this llama.cpp may not support architecture `{name}`");
     Some(warning("", message, Some("a newer llama.cpp may: `aitools lock --upgrade`")))
 }
 
@@ -62,14 +62,15 @@ fn of_parts(model: &Gguf) -> Vec<Finding> {
     let first = model.headers.first().and_then(Header::split);
     let count = first.map_or(1, |split| split.count);
     if count != model.headers.len() as u64 {
-        let message = format!("the model has {count} parts and {} are here", model.headers.len());
+        let message = format!("the model has {count} parts, but only {} are present", model.headers.len());
         return vec![error("", message, Some("lock every part: `files = [\"*.gguf\"]`"))];
     }
     let mut found = Vec::new();
     for (number, (header, size)) in (0..).zip(model.headers.iter().zip(&model.sizes)) {
         let which = format!("part {} of {count}", number + 1);
         if count > 1 && split(header) != Some((number, count)) {
-            let says = split(header).map_or("of no split".to_owned(), |(at, of)| format!("part {} of {of}", at + 1));
+            let says = split(header)
+                .map_or("not part of a split model".to_owned(), |(at, of)| format!("part {} of {of}", at + 1));
             found.push(error("", format!("{which} says that it is {says}"), None));
         }
         found.extend(of_extents(header, *size, &format!("{which}: ")));
@@ -95,7 +96,7 @@ fn of_accelerator(ask: &CheckRequest<'_>, header: &Header) -> Vec<Finding> {
     let mut found = Vec::new();
     let runtime = &ask.policy.runtime;
     if runtime.vram_budget_gb.is_some() {
-        let hint = "use `runtime.gpu_layers`, or leave both out: as many layers as fit are then taken";
+        let hint = "use `runtime.gpu_layers`, or remove both: then as many layers as fit are placed on the GPU";
         found.push(error("runtime.vram_budget_gb", "llama.cpp has no memory budget", Some(hint)));
     }
     let Some(layers) = runtime.gpu_layers.filter(|layers| *layers > 0) else { return found };
@@ -116,8 +117,8 @@ fn of_accelerator(ask: &CheckRequest<'_>, header: &Header) -> Vec<Finding> {
 
 fn of_threads(ask: &CheckRequest<'_>) -> Option<Finding> {
     let threads = ask.policy.runtime.threads.filter(|threads| *threads > ask.cores)?;
-    let message = format!("{threads} threads on {} cores are slower than one a core", ask.cores);
-    Some(warning("runtime.threads", message, Some("leave it out to use every core")))
+    let message = format!("{threads} threads on {} cores are slower than one per core", ask.cores);
+    Some(warning("runtime.threads", message, Some("remove it to use every core")))
 }
 
 fn of_template(ask: &CheckRequest<'_>, header: &Header) -> Vec<Finding> {
@@ -240,10 +241,10 @@ mod tests {
     #[test]
     fn parts_of_a_split_model() {
         assert_eq!(split(&[(0, 2), (1, 2)], 2), [""; 0]);
-        assert_eq!(split(&[(0, 3), (1, 3)], 2), ["the model has 3 parts and 2 are here"]);
+        assert_eq!(split(&[(0, 3), (1, 3)], 2), ["the model has 3 parts, but only 2 are present"]);
         assert_eq!(split(&[(0, 2), (0, 2)], 2), ["part 2 of 2 says that it is part 1 of 2"]);
         assert_eq!(split(&[(0, 2), (1, 4)], 2), ["part 2 of 2 says that it is part 2 of 4"]);
-        assert_eq!(split(&[(0, 2), (1, 1)], 2), ["part 2 of 2 says that it is of no split"]);
+        assert_eq!(split(&[(0, 2), (1, 1)], 2), ["part 2 of 2 says that it is not part of a split model"]);
         assert_eq!(split(&[(0, 2), (1, 2)], 9), ["the parts hold 2 tensors together, and should hold 9"]);
     }
 }

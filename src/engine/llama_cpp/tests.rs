@@ -7,10 +7,11 @@ use serde_json::json;
 
 use super::*;
 use crate::base::digest::Digest;
+use crate::engine::cmake::RecipeRequest;
 use crate::format::gguf::{Magic, Tensor, Value};
 use crate::format::manifest::EngineSpec;
 
-/// A small sound model.
+/// A small valid model.
 pub(super) fn header() -> Header {
     let text = |text: &str| Value::Text(text.to_owned());
     let metadata = [

@@ -1,8 +1,8 @@
 //! Activation statistics: how often each neuron of a layer fired, as PowerInfer's models carry them
 //! (`activation/activation_<layer>.pt`, one tensor of one dimension in PyTorch's zip format).
 //!
-//! Such a file holds a pickle, which is a program. Absent on purpose: anything that runs it. The pickle is read as a flat
-//! list of words, and only the one list that `torch.save` writes for such a tensor is taken.
+//! Such a file contains a pickle, which is a program. It is never executed: the pickle is read as a flat
+//! list of values, and only the list that `torch.save` writes for such a tensor is accepted.
 
 use std::io::{Cursor, Read as _};
 use std::path::Path;
@@ -11,15 +11,17 @@ use zip::{CompressionMethod, ZipArchive};
 
 use crate::base::fs::{self, FsError};
 
-/// What a file may hold beside its numbers, in bytes.
+/// The most bytes that a file may have in addition to its data.
 const OVERHEAD_BYTES: u64 = 256 * 1024;
 const PICKLE_LIMIT_BYTES: u64 = 16 * 1024;
 
+/// Why activation statistics cannot be used.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the message of each variant documents it and its fields")]
 pub enum ActivationError {
     #[error(transparent)]
     Fs(#[from] FsError),
-    #[error("`{file}` is of no use as activation statistics: {why}")]
+    #[error("`{file}` is not usable as activation statistics: {why}")]
     Bad { file: String, why: String },
 }
 
@@ -31,7 +33,7 @@ pub fn read_all(folder: &Path, neurons: &[usize]) -> Result<Vec<Vec<f64>>, Activ
     let name = |layer: usize| format!("activation_{layer}.pt");
     let surplus = name(neurons.len());
     if fs::exists(&folder.join(&surplus)) {
-        let why = format!("the model has {} layers: this is another model's", neurons.len());
+        let why = format!("the model has {} layers: the file belongs to another model", neurons.len());
         return Err(ActivationError::Bad { file: surplus, why });
     }
     let read = |(layer, count): (usize, &usize)| {
@@ -47,12 +49,12 @@ fn parse(bytes: &[u8], neurons: usize) -> Result<Vec<f64>, String> {
     let mut archive =
         ZipArchive::new(Cursor::new(bytes)).map_err(|error| format!("not a file of `torch.save` ({error})"))?;
     let mut names = archive.file_names().filter_map(|name| name.ok().map(|name| name.into_owned()));
-    let main = names.find(|name| name.ends_with("/data.pkl")).ok_or("no `data.pkl` is in it")?;
+    let main = names.find(|name| name.ends_with("/data.pkl")).ok_or("it contains no `data.pkl`")?;
     drop(names);
     let folder = main.trim_end_matches("data.pkl");
     let tensor = Tensor::parse(&entry(&mut archive, &main, PICKLE_LIMIT_BYTES)?)?;
     if tensor.length != neurons {
-        return Err(format!("it has {} numbers, and the layer has {neurons} neurons", tensor.length));
+        return Err(format!("it has {} numbers, but the layer has {neurons} neurons", tensor.length));
     }
     let order = format!("{folder}byteorder");
     if archive.index_for_name(&order).is_some() && entry(&mut archive, &order, 16)? != b"little" {
@@ -79,7 +81,7 @@ fn entry(archive: &mut ZipArchive<Cursor<&[u8]>>, name: &str, limit_bytes: u64) 
     if bytes.len() as u64 > limit_bytes { Err(format!("`{name}` is too large")) } else { Ok(bytes) }
 }
 
-/// The types of numbers that are taken.
+/// The number types that are accepted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Half,
@@ -134,7 +136,7 @@ fn half(bits: u16) -> f64 {
     if bits >> 15 == 1 { -size } else { size }
 }
 
-/// Where a tensor's numbers are.
+/// Where a tensor's data is.
 #[derive(Debug, PartialEq, Eq)]
 struct Tensor {
     kind: Kind,
@@ -145,7 +147,7 @@ struct Tensor {
     length: usize,
 }
 
-/// A word of a pickle, as far as such a tensor needs them.
+/// One pickle value, of the kinds that such a tensor needs.
 #[derive(Debug, PartialEq, Eq)]
 enum Word {
     Mark,
@@ -164,7 +166,7 @@ enum Word {
 
 impl Tensor {
     /// What `torch.save` writes (`torch/_utils.py`, `_rebuild_tensor_v2`: storage, offset, size, stride, requires_grad,
-    /// backward hooks), in words; nothing else is taken.
+    /// backward hooks), as values; nothing else is accepted.
     fn parse(pickle: &[u8]) -> Result<Self, String> {
         use Word::{Bool, EmptyTuple, Global, Int, Mark, PersistentId, Reduce, Stop, Text, Tuple, Tuple1};
         let words = words(pickle)?;
@@ -193,24 +195,24 @@ impl Tensor {
             Stop,
         ] = words.as_slice()
         else {
-            return Err("it holds something else than one tensor of one dimension".to_owned());
+            return Err("it does not contain exactly one one-dimensional tensor".to_owned());
         };
         if (rebuild.as_str(), what.as_str(), hooks.as_str())
             != ("torch._utils _rebuild_tensor_v2", "storage", "collections OrderedDict")
         {
-            return Err(format!("it asks for `{rebuild}` with `{what}` and `{hooks}`, which a tensor does not"));
+            return Err(format!("it calls `{rebuild}` with `{what}` and `{hooks}`, which a saved tensor does not do"));
         }
         let kind = Kind::of_storage(class).ok_or_else(|| format!("its numbers are a `{class}`"))?;
         if key.is_empty() || !key.bytes().all(|byte| byte.is_ascii_alphanumeric()) {
-            return Err(format!("`{key}` is not the name of its numbers"));
+            return Err(format!("`{key}` is not a valid name of its data"));
         }
         let whole = |number: &i64| usize::try_from(*number).map_err(|_| format!("{number} is not a size"));
         Ok(Self { kind, key: key.clone(), offset: whole(offset)?, length: whole(length)? })
     }
 }
 
-/// The words of a pickle of protocol 2 (Python's `pickletools`). What only remembers values for later is passed over:
-/// nothing that is taken looks them up again.
+/// The values of a pickle of protocol 2 (Python's `pickletools`). Memo opcodes are skipped:
+/// no accepted pickle reads the memo.
 fn words(mut pickle: &[u8]) -> Result<Vec<Word>, String> {
     const MOST: usize = 64;
     let cut = || "its pickle is cut short".to_owned();
@@ -309,8 +311,8 @@ mod tests {
             ("cut short", parse(&torch_file("FloatStorage", 2, &[0; 7]), 2)),
             ("not finite", parse(&torch_file("FloatStorage", 2, &floats(&[1.0, f32::NAN])), 2)),
             ("`torch BoolStorage`", parse(&torch_file("BoolStorage", 2, &[0; 8]), 2)),
-            ("something else", with(b"\x85q\x06K\x01", b"\x85q\x06K\x02")),
-            ("something else", with(b"c", &[global, b"c"].concat())),
+            ("exactly one", with(b"\x85q\x06K\x01", b"\x85q\x06K\x02")),
+            ("exactly one", with(b"c", &[global, b"c"].concat())),
             ("`os system`", with(b"ctorch._utils\n_rebuild_tensor_v2\n", global)),
             ("`os system`", with(b"ccollections\nOrderedDict\n", global)),
             ("opcode", with(b"Q", b"o")),
@@ -318,7 +320,7 @@ mod tests {
             ("cut short", with(b"\x07\x00\x00\x00storage", b"\xff\xff\xff\xffstorage")),
             ("has no end", with(b"_rebuild_tensor_v2\n", &[b'a'; 500])),
             ("not a size", with(b"J\x02\x00\x00\x00\x85", b"J\xfe\xff\xff\xff\x85")),
-            ("not the name", with(b"\x01\x00\x00\x000", b"\x02\x00\x00\x00..")),
+            ("not a valid name", with(b"\x01\x00\x00\x000", b"\x02\x00\x00\x00..")),
         ];
         for (why, result) in table {
             let error = result.unwrap_err();

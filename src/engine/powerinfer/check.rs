@@ -1,9 +1,10 @@
-//! What can be known to be wrong, or doubtful, before the engine is started. PowerInfer itself looks at little: a file cut
-//! short, a type it cannot compute or the activation of another model give nonsense and an exit code of 0.
+//! Errors and warnings that can be found before the engine is started. PowerInfer itself checks little: a truncated file,
+//! an unsupported tensor type or the statistics of another model give wrong answers and exit code 0.
 
 mod gpu;
 
 use super::{chat, launch, model, wire};
+use crate::base::commit::Commit;
 use crate::base::name::{Name, RelPath};
 use crate::base::platform::Variant;
 use crate::engine::conversation::{Message, Prompt, Role, Sampling};
@@ -20,17 +21,17 @@ const DENSE: &[&str] =
     &["llama", "bamboo", "baichuan", "falcon", "starcoder", "persimmon", "refact", "bloom", "mpt", "stablelm", "opt"];
 /// Types of weights in the ggml of that time: F32, F16, Q4_0 to Q8_1, Q2_K to Q8_K. It does not check others.
 const TYPES: &[u32] = &[0, 1, 2, 3, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15];
-/// F16 and Q4_0: any other `ffn_down_t` is computed as if it were F16. A GPU knows no other of any neuron's tensors, and says
-/// so by ending the process.
+/// F16 and Q4_0: any other `ffn_down_t` is computed as if it were F16. On a GPU no tensor of a neuron may have another type:
+/// the process aborts.
 const NEURON_TYPES: &[u32] = &[1, 2];
-/// Below this PowerInfer computes a layer in a way of its own, which writes a row too many.
+/// With fewer neurons PowerInfer uses another code path, which writes one row past the end.
 const FEWEST_NEURONS: u64 = 1000;
-/// The commit that all this was read against: its main branch since then.
+/// The commit that these checks are based on: still the head of its main branch.
 const MAIN: &str = "d3ebd7c5666348cf43c22f0d62dfbc9a763cffb8";
 const NO_EXPERTS: &str = "the model is a mixture of experts, which PowerInfer's main branch does not load";
-const EXPERTS_HINT: &str = "commit 09d79ec0ac0c1d494cdf535504c6712294c359c1 of its branch `feat-moe` is the one that could: \
-    name it as the source of an engine, and convert the weights yourself, because no GGUF is published";
-const QUANTIZE_HINT: &str = "quantise the F16 file anew: its `quantize` to `Q4_0` alone";
+const EXPERTS_HINT: &str = "commit 09d79ec0ac0c1d494cdf535504c6712294c359c1 of its branch `feat-moe` may load it: \
+    use it as the source of an engine, and convert the weights yourself: no GGUF is published";
+const QUANTIZE_HINT: &str = "quantize the F16 file again with PowerInfer's own `quantize`, to `Q4_0`";
 /// Requests that its server reads at a time.
 const CONNECTIONS: u32 = 8;
 /// Tokens that end a turn in chat models. PowerInfer stops at the end-of-text token alone.
@@ -65,14 +66,15 @@ pub(super) fn of_name(policy: &Policy) -> Option<Finding> {
     names.into_iter().flatten().any(named).then(|| warning("engine", NO_EXPERTS, Some(EXPERTS_HINT)))
 }
 
-/// What is wrong with the model itself, whose file has `size` bytes, for a commit of the engine.
-pub(super) fn of_model(size: u64, commit: Option<&str>, header: &Header) -> Vec<Finding> {
+/// Findings about the model itself, whose file has `size` bytes, for a commit of the engine.
+pub(super) fn of_model(size: u64, commit: Option<Commit>, header: &Header) -> Vec<Finding> {
     let sparse = model::is_sparse(header);
     let known = if sparse { SPARSE } else { DENSE };
     let Some(name) = header.architecture().filter(|name| known.contains(name)) else {
         let name = header.architecture().unwrap_or("none");
         let kind = if sparse { "sparse" } else { "dense" };
-        let message = format!("PowerInfer loads no {kind} model of architecture `{name}`: only {}", known.join(", "));
+        let message =
+            format!("PowerInfer cannot load a {kind} model of architecture `{name}`: it supports {}", known.join(", "));
         return vec![error("", message, Some("for other models use an engine whose adapter is `llama-cpp`"))];
     };
     if header.architecture_uint("expert_count").unwrap_or(0) > 0 {
@@ -84,7 +86,9 @@ pub(super) fn of_model(size: u64, commit: Option<&str>, header: &Header) -> Vec<
         let (first, more) = (missing[0].as_str(), missing.len() - 1);
         let more = if more == 0 { String::new() } else { format!(" and {more} more") };
         let hint = match first {
-            "output.weight" => "convert the model with an output of its own: PowerInfer does not share the embeddings",
+            "output.weight" => {
+                "convert the model with a separate output tensor: PowerInfer does not support tied embeddings"
+            }
             _ if sparse => "this needs PowerInfer's own conversion, with predictors: its `convert.py`",
             _ => "a sparse model's file begins with `PWRI`, a dense one's with `GGUF`",
         };
@@ -98,12 +102,12 @@ pub(super) fn of_model(size: u64, commit: Option<&str>, header: &Header) -> Vec<
     found
 }
 
-/// Other commits may load them; how, this was not read against.
-fn of_experts(commit: Option<&str>) -> Finding {
+/// Other commits may load them; they were not examined.
+fn of_experts(commit: Option<Commit>) -> Finding {
     match commit {
-        Some(commit) if commit != MAIN => warning(
+        Some(commit) if commit.to_string() != MAIN => warning(
             "",
-            format!("the model is a mixture of experts: whether commit {commit} runs it is not known"),
+            format!("the model is a mixture of experts: it is not known whether commit {commit} can run it"),
             None,
         ),
         _ => error("", NO_EXPERTS, Some(EXPERTS_HINT)),
@@ -136,11 +140,12 @@ fn of_tensors(size: u64, header: &Header) -> Vec<Finding> {
     let mut found = Vec::new();
     found.extend(of_extents(header, size, ""));
     if let Some(tensor) = header.tensors.iter().find(|tensor| !TYPES.contains(&tensor.kind)) {
-        let message = format!("{} has a type that PowerInfer does not know", named(tensor));
+        let message = format!("{} has a type that PowerInfer does not support", named(tensor));
         found.push(error("", message, Some("use weights in F16 or Q4_0")));
     }
     if let Some(tensor) = of_no_neuron_type(header, &["ffn_down_t"]) {
-        let message = format!("{} must be F16 or Q4_0: PowerInfer makes nonsense of any other type", named(tensor));
+        let message =
+            format!("{} must be F16 or Q4_0: PowerInfer computes wrong results with any other type", named(tensor));
         found.push(error("", message, Some(QUANTIZE_HINT)));
     }
     found
@@ -162,17 +167,16 @@ fn of_vocabulary(header: &Header) -> Vec<Finding> {
     let size = header.vocabulary_size().unwrap_or(0);
     let outside = |key: &&str| header.uint(key).is_some_and(|id| id >= size);
     let message = |key: &str| {
-        let message = format!("`{key}` is none of the {size} tokens of the vocabulary: PowerInfer takes its default");
-        warning("", message, Some("convert the model anew: its tokenizer does not fit it"))
+        let message = format!("`{key}` is not one of the {size} tokens of the vocabulary: PowerInfer uses its default");
+        warning("", message, Some("convert the model again: its tokenizer does not match it"))
     };
     let mut found: Vec<Finding> = [model::BOS_KEY, model::EOS_KEY].into_iter().filter(outside).map(message).collect();
     if model::is_bytewise(header) {
-        let message =
-            "its server breaks characters of which a token has several bytes but not all: `\u{fffd}` comes instead";
+        let message = "PowerInfer's server emits `\u{fffd}` for characters that are split across BPE tokens";
         found.push(warning(
             "",
             message,
-            Some("for more than plain English choose a model with a SentencePiece vocabulary"),
+            Some("for text other than plain English choose a model with a SentencePiece vocabulary"),
         ));
     }
     found
@@ -195,13 +199,12 @@ fn of_neurons(header: &Header) -> Vec<Finding> {
             && shape(layer, "fc1").zip(shape(layer, "fc2")).is_none_or(|(first, second)| first[1] == second[0]);
         if !fits {
             let message =
-                format!("layer {layer}: the predictor or `ffn_down_t` does not fit {neurons} neurons of {width}");
+                format!("layer {layer}: the predictor or `ffn_down_t` does not match {neurons} neurons of {width}");
             found.push(error("", message, Some("convert the model with the predictors that belong to it")));
             break;
         }
         if neurons <= FEWEST_NEURONS {
-            let message =
-                format!("layer {layer} has {neurons} neurons: PowerInfer is made for more than {FEWEST_NEURONS}");
+            let message = format!("layer {layer} has {neurons} neurons: PowerInfer needs more than {FEWEST_NEURONS}");
             found.push(warning("", message, None));
             break;
         }
@@ -216,7 +219,7 @@ fn of_threads(ask: &CheckRequest<'_>, header: &Header) -> Vec<Finding> {
     let asked = ask.policy.runtime.threads;
     if let Some(asked) = asked.filter(|asked| *asked > used) {
         let message = format!("{asked} threads on {} cores would wait for each other: {used} are used", ask.cores);
-        found.push(warning(KEY, message, Some("leave it out to use every core")));
+        found.push(warning(KEY, message, Some("remove it to use every core")));
     }
     if let Some(asked) = asked.filter(|asked| *asked < used) {
         let message = format!("a sparse model on a GPU needs {used} threads at least, not {asked}: {used} are used");
@@ -237,14 +240,14 @@ fn of_context(ask: &CheckRequest<'_>, header: &Header) -> Vec<Finding> {
     let size = model::context_size(ask.policy, header);
     let mut found = finding::of_context(ask.policy, size, header.context_length());
     if let Some(batch) = runtime.batch_size.filter(|batch| *batch > model::BATCH) {
-        let message = format!("its server takes {} tokens at once at most, not {batch}", model::BATCH);
+        let message = format!("PowerInfer's server processes at most {} tokens at a time, not {batch}", model::BATCH);
         found.push(warning("runtime.batch_size", message, None));
     }
     if let Some(parallel) = runtime.parallel.filter(|parallel| *parallel > CONNECTIONS) {
-        let message = format!("its server reads {CONNECTIONS} requests at a time, not {parallel}");
+        let message = format!("PowerInfer's server reads {CONNECTIONS} requests at a time, not {parallel}");
         found.push(error("runtime.parallel", message, Some(&format!("use {CONNECTIONS} or less"))));
     } else if runtime.parallel.unwrap_or(1) > 1 {
-        let message = "its server begins a prompt only when no answer is being made: requests take turns";
+        let message = "PowerInfer's server starts a prompt only when no answer is being generated: requests take turns";
         found.push(warning("runtime.parallel", message, None));
     }
     found
@@ -257,12 +260,12 @@ fn of_sampling(ask: &CheckRequest<'_>, header: &Header) -> Vec<Finding> {
         found.push(error(key, why, None));
     }
     if generation.seed.is_some() && generation.temperature != Some(0.0) {
-        let message = "its server ignores the seed: no answer can be asked for again";
-        found.push(warning("generation.seed", message, Some("`temperature: 0` takes the likeliest token always")));
+        let message = "PowerInfer's server ignores the seed: answers cannot be reproduced";
+        found.push(warning("generation.seed", message, Some("`temperature: 0` is greedy decoding")));
     }
     if let Some(stop) = generation.stop.iter().find(|stop| header.special_tokens.contains_key(*stop)) {
         let message = format!("`{stop}` is a special token, which never appears in an answer's text");
-        found.push(warning("generation.stop", message, Some("give a text that follows it")));
+        found.push(warning("generation.stop", message, Some("use a text that follows it")));
     }
     found
 }
@@ -287,11 +290,7 @@ fn of_template(ask: &CheckRequest<'_>, header: &Header) -> Vec<Finding> {
     let ends = TURN_ENDS.iter().filter(|end| header.special_tokens.get(**end).is_some_and(|id| Some(*id) != eos));
     let message = |end: &&str| {
         let message = format!("the model may end its turns with `{end}`, at which PowerInfer does not stop");
-        warning(
-            "generation.stop",
-            message,
-            Some("give the text that follows, or a model whose end-of-text token it is"),
-        )
+        warning("generation.stop", message, Some("use the text that follows, or a model whose end-of-text token it is"))
     };
     if chat::stops(&generation.stop, ask.policy, header).is_empty() {
         ends.take(1).map(message).collect()
@@ -449,14 +448,14 @@ mod tests {
         };
         let table: [(&Tiny, Change<'_>, &str); 12] = [
             (&SPARSE, &arch("qwen2"), "`qwen2`"),
-            (&SPARSE, &arch("baichuan"), "no sparse model of architecture `baichuan`"),
-            (&DENSE, &arch("gpt2"), "no dense model of architecture `gpt2`"),
+            (&SPARSE, &arch("baichuan"), "cannot load a sparse model of architecture `baichuan`"),
+            (&DENSE, &arch("gpt2"), "cannot load a dense model of architecture `gpt2`"),
             (&SPARSE, &|header| drop(header.metadata.remove("general.architecture")), "`none`"),
             (&SPARSE, &|header| set(header, "llama.expert_count", Value::Uint(8)), "mixture of experts"),
             (&DENSE, &without("output.weight"), "lacks `output.weight`"),
             (&SPARSE, &without("blk.1.fc2.weight"), "lacks `blk.1.fc2.weight`"),
             (&SPARSE, &typed("blk.1.ffn_down_t.weight", 8), "must be F16 or Q4_0"),
-            (&SPARSE, &typed("output.weight", 19), "does not know"),
+            (&SPARSE, &typed("output.weight", 19), "does not support"),
             (&SPARSE, &shaped("blk.0.fc1.weight", [64, 33]), "layer 0"),
             (&SPARSE, &|header| header.data_offset += 64, "cut off"),
             (&DENSE, &|header| header.tensors[3].offset = u64::MAX, "cut off"),
@@ -471,11 +470,14 @@ mod tests {
         }
         let (error, message) =
             one(&SPARSE, &|header| set(header, "tokenizer.ggml.model", Value::Text("gpt2".to_owned())));
-        assert!(!error && message.contains("breaks characters"), "{message}");
+        assert!(!error && message.contains("split across BPE tokens"), "{message}");
         let mut experts = header(&SPARSE);
         experts.metadata.insert("llama.expert_count".to_owned(), Value::Uint(8));
         let policy = policy(&quiet);
-        let other = CheckRequest { commit: Some("09d79ec"), ..ask(&policy, Variant::Cpu) };
+        let other = CheckRequest {
+            commit: Some("09d79ec0ac0c1d494cdf535504c6712294c359c1".parse().unwrap()),
+            ..ask(&policy, Variant::Cpu)
+        };
         assert!(
             all(&model(vec![experts], &[1 << 30], &[]), &other).iter().all(|finding| !finding.error),
             "another commit may load them"

@@ -1,11 +1,11 @@
 //! Deriving models with PowerInfer's own programs. Read against `examples/quantize/quantize.cpp` and `convert.py` at commit d3ebd7c.
 //!
-//! Its `quantize` writes every type of its time without a word, but what computes sparse layers knows two of them and takes
-//! any other for F16: nonsense, and an exit code of 0. Therefore `Q4_0` alone is a target here, and what came out is looked at.
+//! Its `quantize` writes every type of its time without a warning, but the code for sparse layers supports two of them and reads
+//! any other as F16: wrong answers and exit code 0. Therefore only `Q4_0` is supported here, and the result is checked.
 //!
-//! Its `convert.py` knows the architectures `llama` and `bamboo`. For any other it means to start another script with whatever
-//! `python3` there is, says that the architecture is `True`, and ends well whatever became of that: refused here. It reads
-//! PyTorch's pickles with a reader of its own, which would run what they name outside of `torch`: not here.
+//! Its `convert.py` converts the architectures `llama` and `bamboo`. For any other it tries to start another script with whatever
+//! `python3` it finds, reports the architecture as `True`, and exits with 0 in any case: refused here. It reads
+//! PyTorch's pickles with its own reader, which would run functions outside of `torch` that they name: this is prevented here.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -24,9 +24,9 @@ use super::check;
 const QUANTIZE: &str = "quantize";
 /// The statistics from which the GPU index is made.
 const BESIDE: &[&str] = &["activation"];
-/// F32 and F16: anything else was quantized before, and `quantize` does not do it twice.
+/// F32 and F16: any other type is already quantized, and `quantize` refuses it.
 const WHOLE_TYPES: &[u32] = &[0, 1];
-/// The matrices that are most of a model: `quantize` leaves none of them as it was.
+/// The large matrices of a model: `quantize` changes all of them.
 const QUANTIZED: &[&str] = &["ffn_gate.weight", "ffn_up.weight", "ffn_down.weight", "ffn_down_t.weight"];
 /// `model_type` of the models that `convert.py` itself converts.
 const CONVERTED: &[&str] = &["llama", "bamboo"];
@@ -56,12 +56,10 @@ pub(super) fn derivation(step: Step<'_>, spec: &EngineSpec) -> Result<Derivation
         Step::Quantize("Q4_0") => Ok(Derivation { version: 1, by: Maker::Build, beside: BESIDE, percent: 45 }),
         Step::Quantize(kind) => {
             let why = match kind {
-                "F16" => "from F16 to F16 its `quantize` makes the output Q8_0 and the predictors Q5_0".to_owned(),
-                kind => {
-                    format!("PowerInfer takes `{kind}` in the layers it computes sparsely for F16, and makes nonsense")
-                }
+                "F16" => "for F16, PowerInfer's `quantize` makes the output Q8_0 and the predictors Q5_0".to_owned(),
+                kind => format!("PowerInfer reads `{kind}` in sparse layers as F16, and computes wrong results"),
             };
-            Err(refused(why, "`quantize = \"Q4_0\"` is the one type that it writes and runs"))
+            Err(refused(why, "use `quantize = \"Q4_0\"`: the only type that PowerInfer both writes and runs"))
         }
     }
 }
@@ -97,7 +95,7 @@ fn quantize(ask: &DeriveRequest<'_>, of: (&str, &Path, &Path)) -> Result<Command
     let done = header.tensors.iter().find(|tensor| wide(&tensor.shape) && !WHOLE_TYPES.contains(&tensor.kind));
     if let Some(tensor) = done {
         let (name, kind) = (&tensor.name, type_of(tensor));
-        let why = format!("`{name}` is {kind} already: what was quantized once is not quantized again");
+        let why = format!("`{name}` is already {kind}: a quantized model cannot be quantized again");
         return Err(refused(why, "derive from the model in F16"));
     }
     let args = vec![input.into(), ask.output.into(), kind.into(), ask.threads.to_string().into()];
@@ -108,12 +106,12 @@ fn type_of(tensor: &Tensor) -> String {
     tensor.tensor_type().map_or_else(|| format!("type {}", tensor.kind), |kind| kind.name.to_owned())
 }
 
-/// Inputs that `convert.py` would fail on, or not notice.
+/// Inputs that `convert.py` would fail on, or convert wrongly.
 fn convertible(model: &Path, predictor: &Path) -> Result<(), EngineError> {
     let bytes = fs::read_bounded(&model.join("config.json"), MAX_CONFIG_BYTES);
     let config: Option<serde_json::Value> = bytes.ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
     let Some(config) = config else {
-        return Err(refused("the model has no `config.json` that can be read", "name it in the `files` of the model"));
+        return Err(refused("the model has no readable `config.json`", "name it in the `files` of the model"));
     };
     let kind = config["model_type"].as_str().unwrap_or("none");
     if !CONVERTED.contains(&kind) {
@@ -122,8 +120,9 @@ fn convertible(model: &Path, predictor: &Path) -> Result<(), EngineError> {
     }
     let act = config["hidden_act"].as_str().unwrap_or("relu");
     if !act.contains("relu") {
-        let why =
-            format!("the model's activation is `{act}`: its neurons never rest, and PowerInfer would compute ReLU");
+        let why = format!(
+            "the model's activation is `{act}`: its neurons are never inactive, and PowerInfer would compute ReLU"
+        );
         return Err(refused(why, "choose a model that was trained with ReLU"));
     }
     for (folder, file) in [(model, "tokenizer.model"), (predictor, "model_0.pt")] {
@@ -134,7 +133,7 @@ fn convertible(model: &Path, predictor: &Path) -> Result<(), EngineError> {
     Ok(())
 }
 
-/// What is wrong with the file that was made: everything that is wrong with any model, or that it is another one.
+/// Findings about the file that was made: those of any model, and whether it belongs to another model.
 pub(super) fn check(ask: &DeriveRequest<'_>) -> Vec<Finding> {
     if !fs::exists(ask.output) {
         return vec![error("", "the program made no file", None)];

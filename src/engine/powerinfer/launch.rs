@@ -15,7 +15,7 @@ use super::{SERVER, activation, chat, gpu_index, model, wire};
 
 /// The model's name in the scratch folder. PowerInfer looks for `<this>.generated.gpuidx` beside it.
 const MODEL: &str = "model.gguf";
-/// What its server writes in its working folder (`LOG_DEFAULT_FILE_NAME` in its `common/log.h`), and to stderr as well.
+/// The log that its server writes to its working folder (`LOG_DEFAULT_FILE_NAME` in its `common/log.h`), in addition to stderr.
 const LOG: &str = "llama.log";
 /// The folder beside a sparse model with a file for each layer: how often each neuron fired.
 pub(super) const STATISTICS: &str = "activation";

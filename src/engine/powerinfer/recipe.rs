@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 
 use crate::base::platform::{Platform, Variant};
 use crate::build::{BuildRecipe, OutputRule, SourceEdit};
-use crate::engine::{EngineError, RecipeRequest, cmake};
+use crate::engine::EngineError;
+use crate::engine::cmake::{self, BuildDescription, RecipeRequest};
 
 use super::{ID, SERVER};
 
-/// Metal is in the tree, but PowerInfer turns it off: its sparse operations do not exist there.
+/// Metal is in the tree, but PowerInfer turns it off: it has no sparse operations for Metal.
 pub(super) fn variants(platform: Platform) -> &'static [Variant] {
     match platform.os {
         "linux" => &[Variant::Cpu, Variant::Cuda, Variant::Rocm],
@@ -20,7 +21,7 @@ pub(super) fn variants(platform: Platform) -> &'static [Variant] {
 /// # Errors
 /// When there is no such variant on this platform.
 pub(super) fn recipe(ask: &RecipeRequest<'_>) -> Result<BuildRecipe, EngineError> {
-    cmake::recipe(ID, variants(ask.platform), ask, || cmake::Project {
+    cmake::recipe(ID, variants(ask.platform), ask, || BuildDescription {
         define: definitions(ask),
         require: accelerator(ask.variant),
         targets: &["main", "quantize"],
@@ -31,8 +32,8 @@ pub(super) fn recipe(ask: &RecipeRequest<'_>) -> Result<BuildRecipe, EngineError
     })
 }
 
-/// The option that an accelerator is, and what CMake knows only once it found the toolkit: without one PowerInfer warns,
-/// leaves the option ON and builds for the processor alone.
+/// The CMake option of an accelerator, and a variable that CMake sets only after it found the toolkit: without the toolkit PowerInfer warns,
+/// leaves the option ON and builds for the CPU only.
 fn accelerator(variant: Variant) -> &'static [&'static str] {
     match variant {
         Variant::Cuda => &["LLAMA_CUBLAS", "CMAKE_CUDA_FLAGS_RELEASE"],
@@ -41,7 +42,7 @@ fn accelerator(variant: Variant) -> &'static [&'static str] {
     }
 }
 
-/// What its programs import from the vendor's library.
+/// Symbols that its programs import from the vendor's library.
 fn evidence(variant: Variant) -> Option<&'static str> {
     match variant {
         Variant::Cuda => Some("cublasCreate"),
@@ -50,12 +51,12 @@ fn evidence(variant: Variant) -> Option<&'static str> {
     }
 }
 
-/// Every option by name: what is not said here would follow the machine, or a later commit.
+/// Every option by name: the default of a missing one would depend on the machine or on a later commit.
 fn definitions(ask: &RecipeRequest<'_>) -> BTreeMap<String, String> {
     const ON: &str = "ON";
     const OFF: &str = "OFF";
     let chosen = |variant| if ask.variant == variant { ON } else { OFF };
-    // The Intel features; on other processors CMakeLists.txt does not look at them. Those of the machines of ten years.
+    // x86 processor features, which CMakeLists.txt ignores on other processors: those of machines of the last ten years.
     let features = if ask.spec.native { OFF } else { ON };
     let mut define = vec![
         ("BUILD_SHARED_LIBS", OFF),
@@ -97,7 +98,7 @@ fn definitions(ask: &RecipeRequest<'_>) -> BTreeMap<String, String> {
     define.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
 }
 
-/// The build asks git for a number and a commit, and finds those of any repository that its folder lies in.
+/// The build asks git for a number and a commit, and would find those of any repository around its folder.
 fn edits(ask: &RecipeRequest<'_>) -> Vec<SourceEdit> {
     let commit = ask.commit.map_or_else(|| ask.tree.hex(), |commit| commit.to_string());
     let commit: String = commit.chars().take(9).collect();

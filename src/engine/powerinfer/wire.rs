@@ -187,7 +187,7 @@ impl Wire {
         }
         let answer = response.text(BODY_LIMIT_BYTES).await?;
         let tokens: Tokens = serde_json::from_str(&answer)
-            .map_err(|error| EngineError::Unanswered(format!("`/tokenize` does not give tokens ({error})")))?;
+            .map_err(|error| EngineError::Unanswered(format!("`/tokenize` returned no tokens ({error})")))?;
         Ok(tokens.tokens)
     }
 
@@ -277,7 +277,7 @@ impl Reader {
     fn read(&mut self, data: &str) -> Result<Vec<Event>, EngineError> {
         let invalid = || {
             let shown: String = data.chars().take(200).collect();
-            EngineError::Unanswered(format!("an event is not what it should be: `{shown}`"))
+            EngineError::Unanswered(format!("unexpected event: `{shown}`"))
         };
         let event: Json = serde_json::from_str(data).map_err(|_| invalid())?;
         let text = event["content"].as_str().ok_or_else(invalid)?;

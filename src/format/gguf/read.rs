@@ -285,7 +285,7 @@ impl<R: Read> Input<R> {
             11 => Value::Int(i64::from_le_bytes(self.bytes()?)),
             12 => Value::Float(f64::from_le_bytes(self.bytes()?)),
             other => {
-                return malformed(format!("metadata key `{}`", shown(key)), format!("{other} is no type of values"));
+                return malformed(format!("metadata key `{}`", shown(key)), format!("{other} is not a value type"));
             }
         })
     }
@@ -360,7 +360,7 @@ impl<R: Read> Input<R> {
                 }
                 return Ok(length);
             }
-            other => return malformed(what(), format!("{other} is no type of values")),
+            other => return malformed(what(), format!("{other} is not a value type")),
         };
         self.skip(length.saturating_mul(element_bytes))?;
         Ok(length)
@@ -410,10 +410,10 @@ impl<R: Read> Input<R> {
         let end =
             size_bytes.and_then(|size| size.checked_add(offset)).and_then(|end| end.checked_add(2 * MAX_HEADER_BYTES));
         let (Some(size_bytes), Some(_)) = (size_bytes, end) else {
-            return malformed(what(), "it ends beyond what any file holds");
+            return malformed(what(), "it ends beyond the largest possible file size");
         };
         if !offset.is_multiple_of(alignment) {
-            return malformed(what(), format!("its offset {offset} is no multiple of the alignment {alignment}"));
+            return malformed(what(), format!("its offset {offset} is not a multiple of the alignment {alignment}"));
         }
         Ok(Tensor { name, shape, kind, offset, size_bytes })
     }
@@ -432,8 +432,9 @@ fn alignment(metadata: &BTreeMap<String, Value>) -> Result<u64, GgufError> {
     match metadata.get("general.alignment") {
         None => Ok(32),
         Some(Value::Uint(number)) if number.is_power_of_two() && *number <= MAX_ALIGNMENT => Ok(*number),
-        Some(other) => {
-            malformed("metadata key `general.alignment`", format!("{other:?} is no power of two up to {MAX_ALIGNMENT}"))
-        }
+        Some(other) => malformed(
+            "metadata key `general.alignment`",
+            format!("{other:?} is not a power of two up to {MAX_ALIGNMENT}"),
+        ),
     }
 }

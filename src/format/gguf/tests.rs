@@ -210,9 +210,9 @@ fn each_way_to_be_wrong() {
     assert!(Build::new().tensor("t", &[1], 0, 0).tensor("t", &[1], 0, 32).refused().contains("given twice"));
     assert!(Build::new().with("k", 7, &[1]).with("k", 7, &[1]).refused().contains("given twice"));
     assert!(Build::new().with("k", 7, &[2]).refused().contains("neither"));
-    assert!(Build::new().with("k", 13, &[]).refused().contains("no type"));
+    assert!(Build::new().with("k", 13, &[]).refused().contains("not a value type"));
     assert!(Build::new().with("k\u{1b}\n", 13, &[]).refused().contains("k\\u{1b}\\n"));
-    assert!(Build::new().with("k", 9, &array(13, 0, &[])).refused().contains("no type"));
+    assert!(Build::new().with("k", 9, &array(13, 0, &[])).refused().contains("not a value type"));
     assert!(Build::new().with("k", 8, &[2, 0, 0, 0, 0, 0, 0, 0, 0xc3, 0x28]).refused().contains("UTF-8"));
     let deep = (0..5).fold(array(0, 0, &[]), |inner, _| array(9, 1, &inner));
     assert!(Build::new().with("k", 9, &deep).refused().contains("nested"));

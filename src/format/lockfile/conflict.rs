@@ -68,7 +68,7 @@ pub(super) fn find(name: &str, bytes: &[u8]) -> Option<Diagnostic> {
         if marker(line).is_some() {
             let source = SourceText::new(name, std::str::from_utf8(bytes).ok()?);
             let problem =
-                Diagnostic::error("the lockfile holds conflict markers of git").at(&source, offset..offset + 7);
+                Diagnostic::error("the lockfile contains git conflict markers").at(&source, offset..offset + 7);
             return Some(
                 problem.hint("run `aitools lock --resolve-conflicts`: it resolves only the entries in conflict"),
             );

@@ -77,7 +77,7 @@ pub(super) fn read(name: &str, bytes: &[u8]) -> Result<(Parsed<Lockfile>, Vec<Di
     problems.or(Parsed { value, document })
 }
 
-/// Takes an entry apart: what is left over in `raw` at the end has no business there.
+/// Parses one entry: keys that are left in `raw` at the end are unexpected.
 struct Reader<'a> {
     document: &'a Document,
     kind: Kind,

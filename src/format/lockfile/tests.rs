@@ -267,7 +267,7 @@ fn what_is_no_lockfile_of_ours() {
     assert_eq!(newer.message, "this lockfile was written by a newer version of aitools");
     assert_eq!(newer.hint.as_deref(), Some("upgrade aitools"));
     assert_eq!(first("version = 0\n").message, "there is no such version of a lockfile");
-    assert_eq!(first("").message, "the file lacks the key `version`");
+    assert_eq!(first("").message, "the file has no key `version`");
     let text = sample().to_text();
     assert!(
         first(&text.replace("path = \"m.gguf\"", "path = \"../m.gguf\""))
@@ -293,7 +293,7 @@ fn conflict(ours: &str, theirs: &str, base: Option<&str>) -> String {
 fn conflict_markers_are_one_problem() {
     let text = sample().to_text().replace("version = 2\n", &conflict("version = 2\n", "version = 2\n", None));
     let problems = refused(&text);
-    assert_eq!(problems.to_string(), "x.lock:2:1: the lockfile holds conflict markers of git");
+    assert_eq!(problems.to_string(), "x.lock:2:1: the lockfile contains git conflict markers");
     assert!(problems.0[0].hint.as_ref().is_some_and(|hint| hint.contains("--resolve-conflicts")));
     assert!(parse_conflicted("x.lock", text.as_bytes()).is_ok());
 }

@@ -1,4 +1,4 @@
-//! What the types of a manifest cannot say: one choice of several, exact versions, addresses, globs, things that get in each other's way.
+//! Checks of a manifest that its types cannot express: exclusive keys, exact versions, addresses, globs, colliding paths.
 
 use std::collections::BTreeMap;
 
@@ -18,7 +18,7 @@ const MAX_GLOBS: usize = 256;
 /// A glob as every format means it: `*` stays within a folder, `**` does not; always `/`, never absolute.
 ///
 /// # Errors
-/// Why it is none.
+/// Why the glob is invalid.
 pub fn glob(pattern: &str) -> Result<Glob, String> {
     if pattern.is_empty() || pattern.len() > MAX_GLOB_BYTES {
         return Err(format!("a glob has 1 to {MAX_GLOB_BYTES} bytes"));
@@ -52,7 +52,7 @@ pub(super) fn check(manifest: &Manifest, document: &Document) -> Diagnostics {
             check.say(
                 &["mirrors", from],
                 |problem| problem.expected("addresses such as `https://…` on both sides"),
-                "a mirror replaces the beginning of addresses",
+                "a mirror maps one URL prefix to another",
             );
         }
     }
@@ -138,18 +138,18 @@ impl Check<'_> {
         const EXPECTED: &str = "letters, digits, `_`, `-` and `.`, beginning with a letter or `_`";
         for (name, value) in define {
             let path = [path, &["define", name]].concat();
-            self.require(variable(name), &path, "this is no name of a CMake definition", EXPECTED);
+            self.require(variable(name), &path, "not the name of a CMake definition", EXPECTED);
             self.require(
                 !value.to_cmake().contains(char::is_control),
                 &path,
-                "a definition holds a control character",
+                "a definition contains a control character",
                 "one line of text",
             );
         }
         for (index, name) in require.iter().enumerate() {
             let index = index.to_string();
             let path = [path, &["require", &index]].concat();
-            self.require(variable(name), &path, "this is no name of a CMake definition", EXPECTED);
+            self.require(variable(name), &path, "not the name of a CMake definition", EXPECTED);
         }
     }
 
@@ -157,7 +157,12 @@ impl Check<'_> {
     /// build runs or obeys.
     fn place(&mut self, name: &Name, spec: &ModelSpec) {
         let good = spec.place.as_ref().is_none_or(|place| place.as_str().starts_with("models/"));
-        self.require(good, &["models", name.as_str(), "place"], "a model's place is below `models/`", "`models/…`");
+        self.require(
+            good,
+            &["models", name.as_str(), "place"],
+            "a model's `place` must be below `models/`",
+            "`models/…`",
+        );
     }
 
     fn model(&mut self, name: &Name, spec: &ModelSpec) {
@@ -205,7 +210,7 @@ impl Check<'_> {
                 && !["build", "configs", "manifests", "models"].contains(&top.as_str());
             let path = ["engines", name.as_str(), "source", "submodule"];
             let expected = "a folder such as `external/…`, without parts that begin with `.`";
-            self.require(good, &path, "no submodule can be there", expected);
+            self.require(good, &path, "a submodule cannot be at this path", expected);
             if let Some(first) = seen.insert(submodule.as_str(), name) {
                 let message = format!("the engines `{first}` and `{name}` name the same submodule");
                 self.say(&["engines", name.as_str(), "source", "submodule"], |problem| problem, message);
@@ -221,7 +226,7 @@ impl Check<'_> {
                 self.require(
                     kind == Kind::Model,
                     path,
-                    "a Hugging Face repository holds weights, nothing to build",
+                    "a Hugging Face repository holds weights, not sources to build",
                     "a `git`, `url`, `path` or `pypi` source",
                 );
             }
@@ -248,7 +253,7 @@ impl Check<'_> {
             self.say(
                 &path,
                 |problem| problem,
-                format!("`files` is for models: of {} everything is taken", kind.with_article()),
+                format!("`files` is for models only, and this is {}", kind.with_article()),
             );
         }
     }
@@ -279,12 +284,12 @@ impl Check<'_> {
             self.say(
                 &at(second),
                 |problem| problem.expected("at most one of `rev`, `tag` and `branch`").actual(actual),
-                "a git source names one thing",
+                "a git source names exactly one revision",
             );
         }
         for (key, value) in [("tag", &spec.tag), ("branch", &spec.branch)] {
             let good = value.as_ref().is_none_or(|value| is_ref_name(value));
-            self.require(good, &at(key), "this is no name that git allows", REF_NAME);
+            self.require(good, &at(key), "not a valid git name", REF_NAME);
         }
     }
 
@@ -305,12 +310,12 @@ impl Check<'_> {
                 from_address.map(|rest| format!("write `{}`", rest.split('/').take(2).collect::<Vec<_>>().join("/")));
             let more = |mut problem: Diagnostic| {
                 problem.hint = hint;
-                problem.expected("`organisation/repository`")
+                problem.expected("`org/repo`")
             };
-            self.say(&at("hf"), more, "this is no name of a Hugging Face repository");
+            self.say(&at("hf"), more, "not the name of a Hugging Face repository");
         }
         let rev = spec.rev.as_ref().is_none_or(|rev| is_ref_name(rev));
-        self.require(rev, &at("rev"), "this is no name that git allows", REF_NAME);
+        self.require(rev, &at("rev"), "not a valid git name", REF_NAME);
         self.globs(&at("files"), &spec.files);
     }
 
@@ -320,23 +325,23 @@ impl Check<'_> {
             return self.say(
                 &path,
                 |problem| problem.hint("write `path = \"…\"` instead"),
-                "a file of this machine is a `path` source",
+                "a local file is a `path` source",
             );
         }
         let rest = spec.url.strip_prefix("https://").or_else(|| spec.url.strip_prefix("http://"));
         let good = rest.is_some_and(|rest| !authority(rest).is_empty())
             && !spec.url.contains(|c: char| c.is_whitespace() || c.is_control());
-        self.require(good, &path, "this is no address of a file", "`https://…` or `http://…`");
+        self.require(good, &path, "not the URL of a file", "`https://…` or `http://…`");
         self.require(!rest.is_some_and(has_user), &path, SECRET.0, SECRET.1);
     }
 
     fn path(&mut self, path: &[&str], spec: &PathSpec) {
         let path = [path, &["path"]].concat();
         let good = !spec.path.trim().is_empty() && !spec.path.contains(char::is_control);
-        self.require(good, &path, "this is no path", "a folder or file, relative to the project");
+        self.require(good, &path, "not a path", "a folder or file, relative to the project");
         let drive = spec.path.as_bytes().get(1) == Some(&b':');
         if spec.path.starts_with(['/', '\\']) || drive {
-            let warning = Diagnostic::warning("an absolute path is good on this machine only");
+            let warning = Diagnostic::warning("an absolute path works on this machine only");
             self.problems.push(warning.at(&self.document.source, self.document.span_of(&path)));
         }
     }
@@ -348,11 +353,11 @@ impl Check<'_> {
             && edge(spec.pypi.chars().next())
             && edge(spec.pypi.chars().next_back())
             && spec.pypi.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c));
-        self.require(good, &at("pypi"), "this is no name of a Python package", "letters, digits, `.`, `_` and `-`");
+        self.require(good, &at("pypi"), "not the name of a Python package", "letters, digits, `.`, `_` and `-`");
         let exact = spec.version.len() <= 64
             && spec.version.starts_with(|c: char| c.is_ascii_digit())
             && spec.version.chars().all(|c| c.is_ascii_alphanumeric() || ".!+-_".contains(c));
-        self.require(exact, &at("version"), "this is no exact version", "such as `4.4.4`, without `==`, `>=` or `*`");
+        self.require(exact, &at("version"), "not an exact version", "such as `4.4.4`, without `==`, `>=` or `*`");
     }
 }
 

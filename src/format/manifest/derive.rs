@@ -41,7 +41,9 @@ pub struct ConvertSpec {
 /// What is done to the model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step<'a> {
+    /// To this type, in the engine's words.
     Quantize(&'a str),
+    /// From the published files.
     Convert(&'a ConvertSpec),
 }
 
@@ -76,11 +78,14 @@ impl std::fmt::Display for Step<'_> {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(untagged)]
 pub enum Request {
+    /// It is fetched.
     Source(SourceSpec),
+    /// It is made on this machine.
     Derive(DeriveSpec),
 }
 
 impl Request {
+    /// The source; None when the model is derived.
     pub fn source(&self) -> Option<&SourceSpec> {
         if let Self::Source(source) = self { Some(source) } else { None }
     }
@@ -151,12 +156,12 @@ impl Check<'_> {
         self.known(&at("engine"), "engine", &spec.engine, self.manifest.engines.keys());
         match (&spec.quantize, &spec.convert) {
             (None, None) => {
-                let message = format!("model `{name}`: `derive` does not say what is done");
+                let message = format!("model `{name}`: `derive` has neither `quantize` nor `convert`");
                 self.say(&at("from")[..3], message, "add `quantize = \"…\"` or `convert = { … }`");
             }
             (Some(_), Some(_)) => {
-                let message = format!("model `{name}`: `derive` says both `quantize` and `convert`");
-                self.say(&at("convert"), message, "derive one model from the other");
+                let message = format!("model `{name}`: `derive` has both `quantize` and `convert`");
+                self.say(&at("convert"), message, "use two models, one derived from the other");
             }
             _ => {}
         }

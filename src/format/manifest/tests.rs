@@ -93,12 +93,12 @@ plce = "x"
         told(&problems),
         [
             "3:2: unknown key `engine`; hint did you mean `engines`?",
-            "5:1: `engines.powerinfer.source` says nothing of its kind; expected exactly one of the keys `git`, `hf`, `url`, `path`, `pypi`; hint did you mean `git`?",
-            "6:11: `engines.powerinfer.targets` has the wrong type; expected a list; actual the text `main`",
+            "5:1: `engines.powerinfer.source` must have one of: `git`, `hf`, `url`, `path`, `pypi`; hint did you mean `git`?",
+            "6:11: `engines.powerinfer.targets` has the wrong type; expected a list; actual the string `main`",
             "7:14: `engines.powerinfer.build_type` cannot be `release`; expected one of `Release`, `RelWithDebInfo`, `MinSizeRel`, `Debug`; hint did you mean `Release`?",
             "8:29: unknown key `cudda` in `engines.powerinfer.variant`; hint did you mean `cuda`?",
             "9:10: `bad name` is not a name: use 1 to 64 letters, digits, `-`, `_` or `.`, beginning with a letter or digit",
-            "10:1: `engines.bad name.source` is of several kinds at once; expected exactly one of the keys `git`, `hf`, `url`, `path`, `pypi`; actual `git`, `url`",
+            "10:1: `engines.bad name.source` must have only one of: `git`, `hf`, `url`, `path`, `pypi`; actual `git`, `url`",
             "12:33: unknown key `brnch` in `models.a.source`; hint did you mean `branch`?",
             "12:61: `models.a.source.submodule`: `../up` is not a path inside its folder: it has a part `..`",
             "13:11: `models.a.weights` has the wrong type; expected a path inside its folder; actual the number `3`",
@@ -143,29 +143,29 @@ include = ["/etc/*.yaml"]
         told(&problems),
         [
             "4:1: no build and no conversion uses the tool `cmak`; expected one of `cmake`, `ninja`; hint did you mean `cmake`?",
-            "4:36: this is no exact version; expected such as `4.4.4`, without `==`, `>=` or `*`",
+            "4:36: not an exact version; expected such as `4.4.4`, without `==`, `>=` or `*`",
             "5:10: `a` and `A` differ in case alone",
             "6:18: an address must not carry a user or password: it would be written to the lockfile; expected an address without `user:password@`",
-            "6:99: a git source names one thing; expected at most one of `rev`, `tag` and `branch`; actual `rev`, `tag`",
-            "6:99: this is no name that git allows; expected a branch, tag or commit: no spaces, no `..`, none of `~^:?*[\\`, no `-` at the beginning",
+            "6:99: a git source names exactly one revision; expected at most one of `rev`, `tag` and `branch`; actual `rev`, `tag`",
+            "6:99: not a valid git name; expected a branch, tag or commit: no spaces, no `..`, none of `~^:?*[\\`, no `-` at the beginning",
             "7:12: not a CMake target; expected a word that does not begin with `-`",
-            "8:20: this is no name of a CMake definition; expected letters, digits, `_`, `-` and `.`, beginning with a letter or `_`",
-            "8:20: a definition holds a control character; expected one line of text",
-            "12:1: a Hugging Face repository holds weights, nothing to build; expected a `git`, `url`, `path` or `pypi` source",
-            "14:18: a file of this machine is a `path` source; hint write `path = \"…\"` instead",
-            "14:48: `files` is for models: of an engine everything is taken",
+            "8:20: not the name of a CMake definition; expected letters, digits, `_`, `-` and `.`, beginning with a letter or `_`",
+            "8:20: a definition contains a control character; expected one line of text",
+            "12:1: a Hugging Face repository holds weights, not sources to build; expected a `git`, `url`, `path` or `pypi` source",
+            "14:18: a local file is a `path` source; hint write `path = \"…\"` instead",
+            "14:48: `files` is for models only, and this is an engine",
             "16:45: the engines `A` and `e` name the same submodule",
-            "18:17: this is no name of a Hugging Face repository; expected `organisation/repository`; hint write `org/repo`",
+            "18:17: not the name of a Hugging Face repository; expected `org/repo`; hint write `org/repo`",
             "18:71: invalid glob: a glob is relative, has `/` between its parts and no part `..`",
             "18:79: invalid glob: unclosed character class; missing ']'",
             "18:84: invalid glob: a glob is relative, has `/` between its parts and no part `..`",
             "19:9: the models `m` and `n` go to the same place; hint give one of them another `place` or `weights`",
-            "20:18: this is no address of a file; expected `https://…` or `http://…`",
+            "20:18: not the URL of a file; expected `https://…` or `http://…`",
             "23:19: a model's source and its place lie within each other; actual from `models/o/sub` to `models/o`; hint choose another `place`",
-            "25:19: this is no name of a Python package; expected letters, digits, `.`, `_` and `-`",
-            "25:35: this is no exact version; expected such as `4.4.4`, without `==`, `>=` or `*`",
+            "25:19: not the name of a Python package; expected letters, digits, `.`, `_` and `-`",
+            "25:35: not an exact version; expected such as `4.4.4`, without `==`, `>=` or `*`",
             "27:12: invalid glob: a glob is relative, has `/` between its parts and no part `..`",
-            "29:20: a mirror replaces the beginning of addresses; expected addresses such as `https://…` on both sides",
+            "29:20: a mirror maps one URL prefix to another; expected addresses such as `https://…` on both sides",
         ]
     );
 }
@@ -194,12 +194,16 @@ source = { git = "http://%0Ahost=x@example.org/y", rev = "D3EBD7C5666348CF43C22F
 fn h5c_no_key_of_a_manifest_writes_where_programs_are_run_from() {
     for place in [".git/hooks", "models", "modelsx/a", "Models/a", "build/x", ".github/workflows", "src"] {
         let text = format!("version = 1\n[models.m]\nsource = {{ hf = 'a/b' }}\nplace = '{place}'\n");
-        assert_eq!(told(&bad(&text)), ["4:9: a model's place is below `models/`; expected `models/…`"], "{place}");
+        assert_eq!(
+            told(&bad(&text)),
+            ["4:9: a model's `place` must be below `models/`; expected `models/…`"],
+            "{place}"
+        );
     }
     for submodule in [".git/hooks", "external/.git", "GIT~1/hooks", ".vscode", "models/x", "Build", "configs"] {
         let source = format!("{{ git = 'https://example.org/x', submodule = '{submodule}' }}");
         let told = told(&bad(&format!("version = 1\n[engines.e]\nsource = {source}\n")));
-        assert!(told.len() == 1 && told[0].contains("no submodule can be there"), "{submodule}: {told:?}");
+        assert!(told.len() == 1 && told[0].contains("a submodule cannot be at this path"), "{submodule}: {told:?}");
     }
 }
 
@@ -210,7 +214,7 @@ fn versions_come_first() {
         ["1:11: this manifest was written by a newer version of aitools; expected 1; actual 2; hint upgrade aitools"]
     );
     assert_eq!(told(&bad("version = 0\n")).len(), 1);
-    assert_eq!(told(&bad("")), ["1:1: the file lacks the key `version`; expected `1`"]);
+    assert_eq!(told(&bad("")), ["1:1: the file has no key `version`; expected `1`"]);
     assert_eq!(
         told(&bad("version = 99999999999999999999\n")),
         ["1:11: `version` is out of range; expected `1`; actual the number `99999999999999999999`"]
@@ -277,7 +281,7 @@ fn derived_models() {
         [
             "6:9: model `b` has neither `source` nor `derive`; hint say where it comes from with `source`, or what it is made from with `derive`",
             "9:1: model `c` has both `source` and `derive`; hint remove one of them",
-            "10:11: model `d`: `derive` does not say what is done; hint add `quantize = \"…\"` or `convert = { … }`",
+            "10:11: model `d`: `derive` has neither `quantize` nor `convert`; hint add `quantize = \"…\"` or `convert = { … }`",
             "11:8: the manifest has no model `aa`; hint did you mean `a`?",
             "12:10: the manifest has no engine `f`",
             "14:8: model `x` is derived from itself: `x` from `y` from `x`; hint name another model",

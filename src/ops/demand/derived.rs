@@ -14,7 +14,7 @@ use crate::format::manifest::{DeriveSpec, EngineSpec, Kind, Manifest, ModelSpec,
 use crate::format::receipt::Receipt;
 use crate::ops::failure::{Staleness, Why};
 use crate::ops::{Failure, Host, Project, python};
-use crate::plan::{self, DeriveWish, DerivesWith, EngineIndex, Layout, ModelIndex, ModelWish};
+use crate::plan::{self, DeriveRequirement, DerivesWith, EngineIndex, Layout, ModelIndex, ModelRequirement};
 
 use super::{Demand, DemandBuilder, DeriveDemand, ModelDemand};
 
@@ -110,8 +110,8 @@ impl<'a> DemandBuilder<'_, 'a> {
         let from: Vec<ModelIndex> = from.collect::<Result<_, _>>()?;
         let models: Vec<&ModelDemand<'_>> = from.iter().map(|at| demand.model_at(*at)).collect();
         let (engine_input, with) = match derivation.by {
-            Maker::Build => (engine.wish.fingerprint, DerivesWith::Build),
-            Maker::Source => (engine.wish.tree, DerivesWith::Source),
+            Maker::Build => (engine.required.fingerprint, DerivesWith::Build),
+            Maker::Source => (engine.required.tree, DerivesWith::Source),
         };
         let adapter = format!("{} {}", engine.adapter.id(), derivation.version);
         let named = [("step", step.to_string()), ("adapter", adapter), ("engine", engine_input.to_string())];
@@ -124,7 +124,7 @@ impl<'a> DemandBuilder<'_, 'a> {
         }
         let fingerprint = fingerprint::fingerprint(&inputs);
         let beside = models.first().map(|from| beside(from, derivation.beside)).unwrap_or_default();
-        let bytes: u64 = models.iter().flat_map(|model| &model.wish.files).map(|file| file.size).sum();
+        let bytes: u64 = models.iter().flat_map(|model| &model.required.files).map(|file| file.size).sum();
         let (files, layout) = self.derived_files(of, &fingerprint, &beside)?;
         let python = match step {
             Step::Convert(_) if files.is_empty() => Some(python::find(self.host, &packages)),
@@ -132,12 +132,12 @@ impl<'a> DemandBuilder<'_, 'a> {
         };
         let (how, engine) = (step.to_string(), at);
         let packages = python.iter().flatten().flat_map(|python| python.packages.clone()).collect();
-        let wish = DeriveWish { fingerprint, from, how, engine, with, packages };
+        let required = DeriveRequirement { fingerprint, from, how, engine, with, packages };
         let (places, name) = (layout.places.clone(), name.clone());
-        let wish = ModelWish { name, files, places, derive: Some(wish), wanted: of.wanted };
+        let required = ModelRequirement { name, files, places, derive: Some(required), wanted: of.wanted };
         let size_bytes = (bytes / 100).saturating_mul(derivation.percent);
         let derive = Some(DeriveDemand { step, size_bytes, beside, engine, python, inputs });
-        Ok(ModelDemand { wish, layout, entry: of.entry, spec: of.spec, derive })
+        Ok(ModelDemand { required, layout, entry: of.entry, spec: of.spec, derive })
     }
 
     /// The files of a derived model that is on record, and where they go; no files when it is not.
@@ -169,12 +169,12 @@ impl<'a> DemandBuilder<'_, 'a> {
         demand: &mut Demand<'a>,
     ) -> Result<EngineIndex, Failure> {
         let plain = spec.variant.is_empty() || spec.variant.contains_key(&Variant::Cpu);
-        let linked = !demand.engines.iter().any(|other| other.wish.name == *name);
+        let linked = !demand.engines.iter().any(|other| other.required.name == *name);
         let mut engine = self.engine(name, plain.then_some(Variant::Cpu), linked)?;
         if let Some(at) = demand.same_engine(&engine) {
             return Ok(at);
         }
-        engine.wish.wanted = false;
+        engine.required.wanted = false;
         demand.engines.push(engine);
         Ok(EngineIndex(demand.engines.len() - 1))
     }
@@ -183,13 +183,13 @@ impl<'a> DemandBuilder<'_, 'a> {
 /// Files of a model that go along unchanged: those in one of its `folders`.
 fn beside(from: &ModelDemand<'_>, folders: &[&str]) -> Vec<FilePin> {
     let along = |file: &&FilePin| file.path.as_str().split_once('/').is_some_and(|(top, _)| folders.contains(&top));
-    let files = from.derive.as_ref().map_or(&from.wish.files, |derive| &derive.beside);
+    let files = from.derive.as_ref().map_or(&from.required.files, |derive| &derive.beside);
     files.iter().filter(along).cloned().collect()
 }
 
 /// What a model is, as an input of another: the digest of its locked files, or of its own inputs.
 fn identity(model: &ModelDemand<'_>) -> Digest {
-    model.wish.derive.as_ref().map_or_else(|| listing(&model.wish.files), |derive| derive.fingerprint)
+    model.required.derive.as_ref().map_or_else(|| listing(&model.required.files), |derive| derive.fingerprint)
 }
 
 /// The digest of a list of files.

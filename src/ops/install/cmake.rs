@@ -11,14 +11,14 @@ use crate::build::fingerprint::{self, Ingredients};
 use crate::build::settings::Env;
 use crate::build::toolchain::{self, Finder, ToolError, Toolchain};
 use crate::build::{self, BuildRecipe, BuildRequest, Built, ToolPath};
-use crate::engine::RecipeRequest;
+use crate::engine::cmake::{CmakeProject, RecipeRequest};
 use crate::format::lockfile::{Lockfile, ToolEntry};
 use crate::format::manifest::{self, EngineSpec};
 use crate::ops::{Failure, Host};
-use crate::plan::PackageWish;
+use crate::plan::PackageRequirement;
 use crate::source::pypi;
 
-use super::{Decided, Folders, Installation, Installer, Purpose, Wanted};
+use super::{Decided, Folders, Installation, Purpose, Wanted};
 
 /// CMake builds on this machine.
 #[derive(Debug)]
@@ -36,7 +36,7 @@ enum Tool {
     /// One of this machine.
     Found(ToolPath),
     /// One of a locked package. Where it lies is known once the package is in the store.
-    Locked(PackageWish),
+    Locked(PackageRequirement),
 }
 
 impl Tool {
@@ -44,19 +44,21 @@ impl Tool {
     fn identity(&self) -> String {
         match self {
             Self::Found(found) => found.identity.clone(),
-            Self::Locked(wish) => format!("{} {}", wish.request.version, wish.package.sha256),
+            Self::Locked(required) => format!("{} {}", required.request.version, required.package.sha256),
         }
     }
 
     /// The program with its path; none when its package is not in the store, or damaged there.
     fn located(&self, host: &Host) -> Result<Option<ToolPath>, Failure> {
-        let wish = match self {
+        let required = match self {
             Self::Found(found) => return Ok(Some(found.clone())),
-            Self::Locked(wish) => wish,
+            Self::Locked(required) => required,
         };
-        let Some(folder) = host.store.tool(&wish.package.sha256, true, host.task.cancel())? else { return Ok(None) };
-        let path = pypi::program(&folder, wish.name.as_str()).ok_or_else(|| Failure::Usage {
-            what: format!("the package of tool `{}` has no program of that name", wish.name),
+        let Some(folder) = host.store.tool(&required.package.sha256, true, host.task.cancel())? else {
+            return Ok(None);
+        };
+        let path = pypi::program(&folder, required.name.as_str()).ok_or_else(|| Failure::Usage {
+            what: format!("the package of tool `{}` has no program of that name", required.name),
             hint: Some("correct `[tools]` in the manifest".to_owned()),
         })?;
         Ok(Some(ToolPath { path, identity: self.identity() }))
@@ -95,10 +97,11 @@ impl<'a> Cmake<'a> {
     /// The best variant that manifest, adapter and machine have in common. The machine is examined only when there is a choice.
     fn best(
         &mut self,
+        project: &dyn CmakeProject,
         wanted: &Wanted<'_>,
         recipe_of: &impl Fn(Variant) -> Result<BuildRecipe, Failure>,
     ) -> Result<Variant, Failure> {
-        let (name, possible) = (wanted.name, wanted.adapter.variants(Platform::HOST));
+        let (name, possible) = (wanted.name, project.variants(Platform::HOST));
         let listed = wanted.spec.variant.keys().copied().filter(|variant| possible.contains(variant));
         let listed: Vec<Variant> = listed.collect();
         if !listed.iter().any(|variant| *variant != Variant::Cpu) {
@@ -142,21 +145,29 @@ impl<'a> Cmake<'a> {
     }
 
     /// This platform's package of every locked build tool.
-    fn packages(&self) -> Result<Vec<PackageWish>, Failure> {
+    fn packages(&self) -> Result<Vec<PackageRequirement>, Failure> {
         let package = |entry: &ToolEntry| {
             let package = pypi::package_here(&entry.packages).ok_or_else(|| Failure::Usage {
                 what: format!("the lockfile has no package of tool `{}` for {}", entry.name, Platform::HOST),
                 hint: Some("remove the tool from the manifest to use the one of this machine".to_owned()),
             })?;
-            Ok(PackageWish { name: entry.name.clone(), request: entry.request.clone(), package: package.clone() })
+            Ok(PackageRequirement {
+                name: entry.name.clone(),
+                request: entry.request.clone(),
+                package: package.clone(),
+            })
         };
         self.lock.tools.iter().filter(|entry| manifest::TOOLS.contains(&entry.name.as_str())).map(package).collect()
     }
 }
 
-impl Installer for Cmake<'_> {
-    fn decide(&mut self, wanted: &Wanted<'_>) -> Result<Decided, Failure> {
-        let decided = self.build(wanted);
+impl Cmake<'_> {
+    /// Decides everything about a build of `project`.
+    ///
+    /// # Errors
+    /// When it cannot be built on this machine.
+    pub fn decide(&mut self, project: &dyn CmakeProject, wanted: &Wanted<'_>) -> Result<Decided, Failure> {
+        let decided = self.build(project, wanted);
         if wanted.purpose == Purpose::Install {
             return decided;
         }
@@ -168,28 +179,26 @@ impl Installer for Cmake<'_> {
             Err(Failure::Toolchain { error, .. }) => error.to_string(),
             Err(_) => return decided,
         };
-        let Some(kept) = self.kept(wanted)? else { return decided };
+        let Some(kept) = self.kept(project, wanted)? else { return decided };
         let name = wanted.name;
         self.host.task.warn(format!("engine `{name}` is used as it is, and `sync` would build it again: {why}"));
         Ok(kept)
     }
-}
 
-impl Cmake<'_> {
-    fn recipe(wanted: &Wanted<'_>, variant: Variant) -> Result<BuildRecipe, Failure> {
+    fn recipe(project: &dyn CmakeProject, wanted: &Wanted<'_>, variant: Variant) -> Result<BuildRecipe, Failure> {
         let (spec, commit, tree) = (wanted.spec, wanted.entry.origin.commit(), &wanted.entry.tree);
-        let recipe = wanted.adapter.recipe(&RecipeRequest { spec, commit, tree, platform: Platform::HOST, variant });
+        let recipe = project.recipe(&RecipeRequest { spec, commit, tree, platform: Platform::HOST, variant });
         recipe.map_err(|error| Failure::Recipe { engine: wanted.name.clone(), error })
     }
 
     /// The build that this machine would make.
-    fn build(&mut self, wanted: &Wanted<'_>) -> Result<Decided, Failure> {
+    fn build(&mut self, project: &dyn CmakeProject, wanted: &Wanted<'_>) -> Result<Decided, Failure> {
         let Wanted { name, spec, entry, variant: asked, .. } = *wanted;
         let broken = |error: ToolError| Failure::Toolchain { engine: name.clone(), error };
-        let recipe_of = |variant| Self::recipe(wanted, variant);
+        let recipe_of = |variant| Self::recipe(project, wanted, variant);
         let variant = match asked {
             Some(variant) => Self::allowed(name, spec, variant)?,
-            None => self.best(wanted, &recipe_of)?,
+            None => self.best(project, wanted, &recipe_of)?,
         };
         let recipe = recipe_of(variant)?;
         if asked == Some(Variant::Cuda) {
@@ -198,7 +207,8 @@ impl Cmake<'_> {
         let (cuda, rocm) = (variant == Variant::Cuda, variant == Variant::Rocm);
         let compilers = self.finder.toolchain(cuda, rocm).map_err(broken)?;
         let packages = self.packages()?;
-        let locked = |tool: &str| packages.iter().find(|wish| wish.name.as_str() == tool).cloned().map(Tool::Locked);
+        let locked =
+            |tool: &str| packages.iter().find(|required| required.name.as_str() == tool).cloned().map(Tool::Locked);
         let cmake = match locked("cmake") {
             Some(locked) => locked,
             None => Tool::Found(self.finder.cmake().map_err(broken)?),
@@ -225,8 +235,8 @@ impl Cmake<'_> {
     }
 
     /// A build in the store that other compilers made from the same locked inputs.
-    fn kept(&self, wanted: &Wanted<'_>) -> Result<Option<Decided>, Failure> {
-        let possible = wanted.adapter.variants(Platform::HOST);
+    fn kept(&self, project: &dyn CmakeProject, wanted: &Wanted<'_>) -> Result<Option<Decided>, Failure> {
+        let possible = project.variants(Platform::HOST);
         let variants: Vec<Variant> = match wanted.variant {
             Some(variant) => vec![variant],
             None if wanted.spec.variant.is_empty() => vec![Variant::Cpu],
@@ -234,8 +244,8 @@ impl Cmake<'_> {
         };
         let packages = self.packages()?;
         let identity = |tool: &str| {
-            let wish = packages.iter().find(|wish| wish.name.as_str() == tool)?;
-            Some(Tool::Locked(wish.clone()).identity())
+            let required = packages.iter().find(|required| required.name.as_str() == tool)?;
+            Some(Tool::Locked(required.clone()).identity())
         };
         let (cmake, ninja) = (identity("cmake"), identity("ninja"));
         let expected = |variant| {
@@ -243,7 +253,7 @@ impl Cmake<'_> {
                 engine: wanted.name.as_str(),
                 variant,
                 platform: Platform::HOST,
-                recipe: &Self::recipe(wanted, variant)?,
+                recipe: &Self::recipe(project, wanted, variant)?,
                 source: wanted.entry.tree,
                 toolchain: None,
                 cmake: cmake.as_deref(),
@@ -252,7 +262,7 @@ impl Cmake<'_> {
                 processor: &toolchain::processor(self.env),
             }))
         };
-        let locked: Vec<&str> = packages.iter().map(|wish| wish.name.as_str()).collect();
+        let locked: Vec<&str> = packages.iter().map(|required| required.name.as_str()).collect();
         super::kept(self.host, wanted, &variants, &locked, &expected)
     }
 }

@@ -48,7 +48,7 @@ pub fn visit(reader: impl Read, task: &Task, limit: usize, each: Visit<'_>) -> R
             _ if kind.is_symlink() => Content::Symlink(checked_target(&name, &target.unwrap_or_default())?),
             _ if kind.is_hard_link() => match checked_name(&target.unwrap_or_default())? {
                 Some(other) => Content::HardLink(other),
-                None => return Err(Stop::Refused(format!("`{name}` is a link to nothing"))),
+                None => return Err(Stop::Refused(format!("`{name}` is a broken link"))),
             },
             other => {
                 let byte = char::from(other.as_byte());

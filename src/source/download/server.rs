@@ -1,4 +1,4 @@
-//! What a server's answers mean. Nothing here sends, waits or writes.
+//! The meaning of a server's responses. Pure: nothing here sends, waits or writes.
 
 use std::io::Read as _;
 use std::ops::Range;
@@ -93,7 +93,7 @@ fn said(response: &Response) -> String {
     format!("{} answers with HTTP status {}{said}", shown(&response.url), response.status)
 }
 
-/// What came instead, with a look at its first bytes.
+/// What was received instead, described by its first bytes.
 pub fn peeked(response: &mut Response, actual: String) -> Wrong {
     let mut head = Vec::new();
     let _ = response.take(512).read_to_end(&mut head);

@@ -26,7 +26,7 @@ const TAKE_OVER_UNKNOWN: Duration = Duration::from_secs(20);
 
 /// Why workers stop before everything is there.
 pub enum End {
-    /// Ranges are of no use here: go on in one stream, with this answer if it is one.
+    /// The server has no usable ranges: continue with one stream, from this response if there is one.
     Plain(Option<Box<Response>>),
     Wrong(Wrong),
     Error(SourceError),
@@ -218,21 +218,25 @@ impl<'a> Transfer<'a> {
     /// Waits before the next try, or gives up.
     pub fn wait(&self, backoff: &mut Backoff, why: String, asked: Option<Duration>) -> Result<(), End> {
         let Some(delay) = backoff.after_failure(asked) else {
-            let wish = asked.map(|wish| format!(", and the server asks to wait {} s", wish.as_secs()));
-            let why = format!("{why}{}", wish.unwrap_or_default());
-            let hint = "what came so far is kept; run the command again to go on";
+            let required = asked.map(|wait| format!(", and the server asks for a wait of {} s", wait.as_secs()));
+            let why = format!("{why}{}", required.unwrap_or_default());
+            let hint = "the received part is kept: run the command again to continue";
             return Err(End::Error(self.refused(why, Some(hint))));
         };
         let until = Instant::now() + delay;
         let mut state = self.lock();
-        state.detail = Some(format!("{why}; again in {:.1} s", delay.as_secs_f32()));
+        state.detail = Some(format!("{why}; retrying in {:.1} s", delay.as_secs_f32()));
         if asked.is_some() {
             let first = state.hold.is_none_or(|hold| hold < Instant::now());
             state.hold = state.hold.max(Some(until));
             drop(state);
             if first {
                 let what = self.ask.what;
-                self.task.waiting(format!("{}: {why} for `{what}`, again in {} s", shown(self.url), delay.as_secs()));
+                self.task.waiting(format!(
+                    "{}: {why} for `{what}`, retrying in {} s",
+                    shown(self.url),
+                    delay.as_secs()
+                ));
             }
             return self.hold();
         }

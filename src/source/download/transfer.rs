@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use crate::base::cancel::Cancelled;
 use crate::base::fs::FsError;
 use crate::base::hashed::{Follower, Hashed};
-use crate::report::{Progress, Unit};
+use crate::report::{Progress, Unit, Verb};
 
 use super::SourceError;
 use super::part::Ranges;
@@ -41,7 +41,7 @@ impl Transfer<'_> {
     /// One try.
     pub fn run(&self, means: Means) -> Result<Outcome, SourceError> {
         self.prepare(means)?;
-        let progress = self.task.start("fetching", self.ask.what, self.ask.size_bytes, Unit::Bytes);
+        let progress = self.task.start(Verb::Fetch, self.ask.what, self.ask.size_bytes, Unit::Bytes);
         let began = Instant::now();
         let (end, hashed, flushed) = std::thread::scope(|scope| {
             let hasher = scope.spawn(|| self.hash());
@@ -75,7 +75,7 @@ impl Transfer<'_> {
                 let died = |_| Err(FsError::new("hash", &self.part.path, io::ErrorKind::Other.into()));
                 flushed.unwrap_or_else(died)?;
                 let came = hashed.unwrap_or_else(|panic| died(panic).map(|()| None))?;
-                let came = came.ok_or_else(|| self.refused("it did not come as a whole".to_owned(), None))?;
+                let came = came.ok_or_else(|| self.refused("the transfer is incomplete".to_owned(), None))?;
                 progress.finish(told(came.size_bytes(), began.elapsed()));
                 Ok(Outcome::Came(came))
             }
@@ -87,7 +87,7 @@ impl Transfer<'_> {
                 self.journal().inspect(|journal| self.part.save(journal));
                 Err(error)
             }
-            Some(End::Plain(_)) => Err(self.refused("the server's answers make no sense".to_owned(), None)),
+            Some(End::Plain(_)) => Err(self.refused("the server's responses contradict each other".to_owned(), None)),
         }
     }
 
@@ -257,5 +257,5 @@ impl Drop for Leaving<'_> {
 
 fn told(size_bytes: u64, took: Duration) -> String {
     let mb = size_bytes as f64 / 1e6;
-    format!("{mb:.1} MB in {:.1} s", took.as_secs_f64())
+    format!("{mb:.1} MB, {:.1} s", took.as_secs_f64())
 }

@@ -30,7 +30,7 @@ const MAX_RENEWALS: u32 = 3;
 const UNREACHED_TRIES: u32 = 3;
 /// How often the free space is looked at while a file of unknown size comes.
 const ROOM_BYTES: u64 = 16 << 20;
-const EARLY: &str = "the server ended the answer early";
+const EARLY: &str = "the server ended the response early";
 
 /// What a worker has to bring.
 #[derive(Debug, Clone, Copy)]
@@ -44,7 +44,7 @@ enum Work {
 /// What a request led to.
 enum Reply {
     Answer(Answer),
-    /// No connection came about.
+    /// No connection could be made.
     Unreached(String),
     /// The link had expired; the next request asks for a new one.
     Renewed,
@@ -223,7 +223,7 @@ impl Transfer<'_> {
     fn turned_down(&self, status: u16, why: String) -> SourceError {
         match status {
             404 | 410 => SourceError::Missing { what: self.ask.what.to_owned(), why, hint: None },
-            401 | 403 => self.refused(why, Some("the server wants a login, or does not allow this one")),
+            401 | 403 => self.refused(why, Some("the server requires a login, or rejects this one")),
             _ => self.refused(why, None),
         }
     }
@@ -281,7 +281,7 @@ impl Transfer<'_> {
         drop(state);
         match io::copy(&mut (&mut response).take(prefix), &mut io::sink()) {
             Ok(skipped) if skipped == prefix => {}
-            Ok(_) => return Ok(Some("the server ended the answer early".to_owned())),
+            Ok(_) => return Ok(Some("the server ended the response early".to_owned())),
             Err(error) => return Ok(Some(self.broken(&error))),
         }
         let mut gap = prefix..size.unwrap_or(u64::MAX);
@@ -401,7 +401,7 @@ impl Transfer<'_> {
     fn broken(&self, error: &io::Error) -> String {
         match error.kind() {
             io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => {
-                format!("nothing came for {} s", self.http.settings().stall_timeout.as_secs_f32())
+                format!("received nothing for {} s", self.http.settings().stall_timeout.as_secs_f32())
             }
             _ => format!("the connection broke: {error}"),
         }

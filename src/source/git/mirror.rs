@@ -21,7 +21,7 @@ use crate::base::fs::{self, FsError};
 use crate::base::http::pause;
 use crate::base::lock;
 use crate::format::manifest::GitSpec;
-use crate::report::{Progress, Unit};
+use crate::report::{Progress, Unit, Verb};
 use crate::source::{SourceError, World};
 
 /// Pauses before another try when the connection broke or the server failed.
@@ -95,7 +95,7 @@ impl<'w> Session<'w> {
     fn way(&self, address: &str) -> Result<Way, SourceError> {
         let wrong = |why: &str| SourceError::Missing {
             what: format!("`{}`", address::without_user(address)),
-            why: format!("this is not the address of a git repository: {why}"),
+            why: format!("not the address of a git repository: {why}"),
             hint: None,
         };
         let mirrored = self.world.mirrored(address);
@@ -216,7 +216,7 @@ impl<'w> Session<'w> {
         }
         let packs = objects.join("pack");
         fs::create_dir_all(&packs)?;
-        let progress = self.world.task.start("fetching", shown, None, Unit::Bytes);
+        let progress = self.world.task.start(Verb::Fetch, shown, None, Unit::Bytes);
         let received = self.download(ask, &address, &prefix, &progress)?;
         received.move_packs(&packs)?;
         progress.finish("");
@@ -350,14 +350,14 @@ impl Repository {
 
 fn not_there(ask: &Ask<'_>, why: &str) -> SourceError {
     let hint = match &ask.name {
-        Some(name) => format!("was `{name}` rewritten? `aitools lock --upgrade` takes what it names today"),
+        Some(name) => format!("was `{name}` rewritten? `aitools lock --upgrade` resolves it again"),
         None => "check the commit; it may never have been pushed, or a rewritten branch has left it behind".to_owned(),
     };
     SourceError::Missing { what: ask.what(), why: why.to_owned(), hint: Some(hint) }
 }
 
 fn another(ask: &Ask<'_>) -> SourceError {
-    let why = "the server sent something else than the commit it was asked for".to_owned();
+    let why = "the server did not send the requested commit".to_owned();
     SourceError::Hostile { what: ask.what(), why }
 }
 
@@ -396,7 +396,7 @@ fn open_local(folder: &Path) -> Result<git2::Repository, SourceError> {
     let opened = git2::Repository::open_ext(folder, git2::RepositoryOpenFlags::NO_SEARCH, [] as [&Path; 0]);
     opened.map_err(|error| SourceError::Missing {
         what: format!("`{}`", folder.display()),
-        why: format!("there is no git repository that can be read: {}", error.message()),
+        why: format!("no readable git repository: {}", error.message()),
         hint: (error.code() == git2::ErrorCode::Owner).then(|| {
             format!("if you trust its owner: `git config --global --add safe.directory '{}'`", folder.display())
         }),

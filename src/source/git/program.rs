@@ -226,7 +226,7 @@ impl<'w> Git<'w> {
                 (seen, changed) = ((bytes, count), Instant::now());
                 progress.set(bytes, None, latest);
             } else if changed.elapsed() > self.limits.silence {
-                return Ok(Err(format!("timed out: nothing came for {} s", self.limits.silence.as_secs())));
+                return Ok(Err(format!("timed out: received nothing for {} s", self.limits.silence.as_secs())));
             }
             std::thread::park_timeout(POLL);
         };
@@ -287,7 +287,7 @@ impl Messages {
         let rest = printable(&self.line);
         let lines: Vec<&str> = self.lines.iter().map(String::as_str).chain([rest.as_str()]).collect();
         let text = lines.into_iter().filter(|line| !line.is_empty()).collect::<Vec<_>>().join("; ");
-        if text.is_empty() { format!("git ended with {otherwise}") } else { text }
+        if text.is_empty() { format!("git failed with {otherwise}") } else { text }
     }
 }
 
@@ -384,7 +384,7 @@ mod tests {
         fs::create_dir_all(fs::parent(&pack)).unwrap();
         let run = |limits: Limits| {
             let git = Git { limits, ..Git::at(&world, root.path()) }.args(&[pack.to_str().unwrap()]);
-            git.transfer(&folder, &world.task.start("fetching", "x", None, crate::report::Unit::Bytes))
+            git.transfer(&folder, &world.task.start(crate::report::Verb::Fetch, "x", None, crate::report::Unit::Bytes))
         };
         let endless = run(Limits { transfer: Duration::from_millis(300), ..LIMITS });
         assert!(endless.unwrap().unwrap_err().starts_with("the transfer took more than"));
@@ -399,7 +399,7 @@ mod tests {
         world.env.insert("PATH".to_owned(), root.path().join("nothing").display().to_string());
         assert!(Git::at(&world, root.path()).try_run().unwrap().is_none());
         let folder = root.path().join("repository");
-        let progress = world.task.start("fetching", "x", None, crate::report::Unit::Bytes);
+        let progress = world.task.start(crate::report::Verb::Fetch, "x", None, crate::report::Unit::Bytes);
         let missing = Git::at(&world, root.path()).transfer(&folder, &progress);
         assert!(matches!(missing, Err(SourceError::Tool { hint: Some(_), .. })), "{missing:?}");
     }
@@ -411,7 +411,7 @@ mod tests {
         messages.take(b"jects:  45% (45/100), 1.20 MiB | 1.10 MiB/s\rfatal: early\x07 EOF\nfatal: again");
         assert_eq!(messages.latest.as_deref(), Some("Receiving objects:  45% (45/100), 1.20 MiB | 1.10 MiB/s"));
         assert_eq!(messages.last_lines("x"), "fatal: early EOF; fatal: again");
-        assert_eq!(Messages::default().last_lines("signal: 9"), "git ended with signal: 9");
+        assert_eq!(Messages::default().last_lines("signal: 9"), "git failed with signal: 9");
         let mut long = Messages::default();
         for number in 0..100 {
             long.take(format!("{number}{}\n", "x".repeat(1 << 12)).as_bytes());

@@ -92,7 +92,7 @@ fn module_url(world: &World, top: &Path, path: &str) -> Result<Option<String>, S
 pub fn check(world: &World, spec: &GitSpec, commit: Commit, locked: bool) -> Result<(), SourceError> {
     let Some(path) = &spec.submodule else { return Ok(()) };
     let Some(found) = look(world, path)? else { return Ok(()) };
-    let wish = match (&spec.rev, ref_name(spec)) {
+    let required = match (&spec.rev, ref_name(spec)) {
         (Some(rev), _) => format!("manifest: rev `{rev}`"),
         (None, name) => format!("manifest: `{}`", name.unwrap_or_default()),
     };
@@ -101,7 +101,7 @@ pub fn check(world: &World, spec: &GitSpec, commit: Commit, locked: bool) -> Res
     let Some(gitlink) = &found.gitlink else {
         return Err(SourceError::Disagreement {
             what: format!("the manifest names the submodule `{path}`, and the project's repository has none there"),
-            details: vec![wish, lock],
+            details: vec![required, lock],
             hint: Some(format!("`git submodule add {url} {path}`, or remove `submodule` from the manifest")),
         });
     };
@@ -123,7 +123,7 @@ pub fn check(world: &World, spec: &GitSpec, commit: Commit, locked: bool) -> Res
     );
     Err(SourceError::Disagreement {
         what: format!("the submodule `{path}` is at another commit than the manifest's source"),
-        details: vec![format!("submodule: commit `{gitlink}`"), wish, lock],
+        details: vec![format!("submodule: commit `{gitlink}`"), required, lock],
         hint: Some(hint),
     })
 }
@@ -133,7 +133,7 @@ pub fn objects_beside(world: &World, spec: &GitSpec) -> Option<PathBuf> {
     objects_of_checkout(&spec.submodule.as_ref()?.under(&world.project))
 }
 
-/// What became of a submodule's folder.
+/// The outcome for a submodule's folder.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Populated {
     /// It has the commit already.

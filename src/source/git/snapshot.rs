@@ -29,7 +29,7 @@ const MAX_MODULES_BYTES: usize = 1 << 20;
 /// Why a snapshot could not be read.
 #[derive(Debug)]
 pub enum ReadError {
-    /// Objects are missing or damaged: fetching them anew may help.
+    /// Objects are missing or damaged: fetching them again may help.
     Damaged(String),
     Source(SourceError),
 }

@@ -89,7 +89,7 @@ fn read_token(path: PathBuf) -> Option<String> {
 
 fn no_home() -> SourceError {
     SourceError::Disagreement {
-        what: "nothing says where the Hugging Face cache is".to_owned(),
+        what: "the Hugging Face cache has no known location".to_owned(),
         details: vec!["neither `HF_HOME` nor the home folder is set".to_owned()],
         hint: Some("set `HF_HOME`".to_owned()),
     }
@@ -210,7 +210,7 @@ impl<'a> Hub<'a> {
         if repo.split('/').count() > 2 || !repo.split('/').all(part) {
             return Err(SourceError::Disagreement {
                 what: format!("`{repo}` is not the name of a model repository"),
-                details: vec!["expected `organisation/repository`".to_owned()],
+                details: vec!["expected `org/repo`".to_owned()],
                 hint: None,
             });
         }
@@ -420,13 +420,11 @@ impl<'a> Hub<'a> {
         let missing = |why: String, hint: Option<String>| SourceError::Missing { what: what.to_owned(), why, hint };
         let login = "set `HF_TOKEN` to a token of yours, or run `hf auth login`";
         match (answer.response.header("x-error-code").unwrap_or_default(), status) {
-            ("GatedRepo", _) if known => {
-                network("it is gated, and the token's owner has no access yet", format!("ask for access at {page}"))
-            }
-            ("GatedRepo", _) => network(
-                "it is gated: its owners want to know who takes it",
-                format!("ask for access at {page}, then {login}"),
+            ("GatedRepo", _) if known => network(
+                "this model is gated, and the token's owner has no access yet",
+                format!("ask for access at {page}"),
             ),
+            ("GatedRepo", _) => network("this model is gated", format!("accept its terms at {page}, then {login}")),
             ("RepoNotFound", _) if known => {
                 missing("there is no such repository, or the token's owner may not see it".to_owned(), None)
             }
@@ -435,8 +433,8 @@ impl<'a> Hub<'a> {
                 missing(why, Some(format!("check the name; for a private one {login}")))
             }
             ("RevisionNotFound", _) if is_commit(rev) => missing(
-                format!("it has no commit `{rev}` any more"),
-                Some("its history was rewritten: lock it anew with `aitools lock --upgrade NAME`".to_owned()),
+                format!("it no longer has commit `{rev}`"),
+                Some("its history was rewritten: lock it again with `aitools lock --upgrade NAME`".to_owned()),
             ),
             ("RevisionNotFound", _) => missing(
                 format!("it has no revision `{rev}`"),
@@ -449,11 +447,11 @@ impl<'a> Hub<'a> {
             (_, 401) if known => network("the token is not accepted", "is `HF_TOKEN` still valid?".to_owned()),
             (_, 401 | 403) => network("it may not be read", login.to_owned()),
             (_, 429) => network(
-                "the Hub wants fewer requests",
+                "the Hub's rate limit is reached",
                 format!("wait some minutes; with an account more are allowed: {login}"),
             ),
-            (_, 404 | 410) => missing(format!("{url} is not there (HTTP status {status})"), None),
-            _ => network(&format!("{url} does not answer as it should"), "try again later".to_owned()),
+            (_, 404 | 410) => missing(format!("{url} was not found (HTTP status {status})"), None),
+            _ => network(&format!("unexpected response from {url}"), "try again later".to_owned()),
         }
     }
 }

@@ -605,7 +605,7 @@ fn hostile_listings_touch_nothing() {
         false => reply,
     });
     assert_eq!(names(&bench.resolve(&spec(&[])).unwrap()), ["ok.gguf"]);
-    let warned = |event: &Event| matches!(event, Event::Warning { text } if text.contains("left out"));
+    let warned = |event: &Event| matches!(event, Event::Warning { text } if text.contains("are skipped"));
     assert!(bench.told.0.lock().unwrap().iter().any(warned));
     let bad = Bench::spoilt(|_, _, _| {
         Reply::text(&format!(

@@ -96,7 +96,7 @@ pub fn list(world: &World, project: &str, version: &str) -> Result<Listing, Sour
     let asked = Asked { what: format!("`{project}` {version} from the package index"), project };
     match ask(world, &asked, &["list".into(), project.into(), version.into()], &mut |_| ())? {
         Answer::Listing(listing) => Ok(listing),
-        _ => Err(asked.network("pip's interpreter answers otherwise than asked".to_owned(), None)),
+        _ => Err(asked.network("unexpected output of pip's interpreter".to_owned(), None)),
     }
 }
 
@@ -132,7 +132,7 @@ pub fn fetch(world: &World, wanted: &Wanted<'_>, dest: &Path, seen: &mut dyn FnM
     ];
     match ask(world, &asked, &args, seen)? {
         Answer::Fetched { .. } => Ok(()),
-        _ => Err(asked.network("pip's interpreter answers otherwise than asked".to_owned(), None)),
+        _ => Err(asked.network("unexpected output of pip's interpreter".to_owned(), None)),
     }
 }
 
@@ -160,7 +160,7 @@ impl Asked<'_> {
             "no-file" => missing("was it removed? lock again, or point pip at an index that still has it"),
             "denied" => self.network(why, Some("give pip credentials: in its configuration, `.netrc` or a keyring")),
             "machine" => self.network(why, None),
-            _ => self.network(why, Some("`python3 -m pip config debug` shows which index pip is set up for")),
+            _ => self.network(why, Some("`python3 -m pip config debug` shows which index pip uses")),
         }
     }
 }
@@ -178,7 +178,7 @@ fn ask(world: &World, asked: &Asked<'_>, args: &[OsString], seen: &mut dyn FnMut
             }
             Ok(Some(Answer::Error { error, why })) => return Err(asked.failure(&error, why)),
             Ok(Some(answer)) => return Ok(answer),
-            Ok(None) => tried.push(format!("`{}` ends without an answer", command[0])),
+            Ok(None) => tried.push(format!("`{}` ended without output", command[0])),
             Err(Broken::Process(ProcessError::Start { source, .. })) => {
                 tried.push(format!("`{}`: {source}", command[0]));
             }
@@ -189,7 +189,7 @@ fn ask(world: &World, asked: &Asked<'_>, args: &[OsString], seen: &mut dyn FnMut
     }
     Err(SourceError::Tool {
         what: "Python with pip, or uv,".to_owned(),
-        why: format!("packages come through it, as it is set up on this machine ({})", tried.join("; ")),
+        why: format!("it fetches packages, as it is configured on this machine ({})", tried.join("; ")),
         hint: Some(format!("install pip or uv, or set `{PYTHON}` to a Python that has pip")),
     })
 }

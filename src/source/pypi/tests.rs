@@ -454,7 +454,7 @@ fn what_was_withdrawn_is_told_and_left_out() {
     let bench = Bench::with(packages, |packages, seen, _| answer(packages, seen));
     assert_eq!(bench.resolve(&spec("tiny-tool", "1.2"), Kind::Tool).unwrap().downloads.len(), 4);
     let told = bench.told.0.lock().unwrap();
-    let warned = |event: &Event| matches!(event, Event::Warning { text } if text.contains("withdrawn"));
+    let warned = |event: &Event| matches!(event, Event::Warning { text } if text.contains("was yanked"));
     assert!(told.iter().any(warned), "{told:?}");
 }
 

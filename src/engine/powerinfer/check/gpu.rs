@@ -1,4 +1,4 @@
-//! What is wrong with a policy's use of GPUs.
+//! Findings about a policy's use of GPUs.
 
 use super::{QUANTIZE_HINT, launch, model, named, of_no_neuron_type};
 use crate::base::platform::Variant;
@@ -13,7 +13,7 @@ use crate::format::policy::Policy;
 /// budget, 0.62 to 0.79 GiB. [`model::attention_bytes`] come on top (there 16 MiB).
 const GPU_OVERHEAD_GIB: f64 = 0.8;
 
-/// What a policy says of an accelerator, to the build and the model it is for.
+/// Findings about the accelerator options of a policy, for the build and the model that it uses.
 pub fn of_build(of: &Gguf, ask: &CheckRequest<'_>) -> Vec<Finding> {
     let header = of.header();
     let mut found = Vec::new();
@@ -37,7 +37,7 @@ pub fn of_build(of: &Gguf, ask: &CheckRequest<'_>) -> Vec<Finding> {
         return found;
     }
     if layers.is_some() {
-        let hint = "leave it out: `runtime.vram_budget_gb` decides";
+        let hint = "remove it: `runtime.vram_budget_gb` decides";
         let message = "a sparse model is not placed by layers: this has no effect";
         found.push(warning("runtime.gpu_layers", message, Some(hint)));
     }
@@ -52,8 +52,8 @@ pub fn of_gpus(of: &Gguf, ask: &CheckRequest<'_>) -> Option<Finding> {
     let gpus = ask.gpus?;
     let sparse = model::is_sparse(header);
     if gpus.is_empty() {
-        let message = "no GPU is here, and a build for one does not load a sparse model without it";
-        let hint = "use the build for the processor: `--variant cpu`, and no `runtime.variant`";
+        let message = "this machine has no GPU, and a GPU build cannot load a sparse model without one";
+        let hint = "use the CPU build: `--variant cpu`, and no `runtime.variant`";
         return sparse.then(|| error("runtime.variant", message, Some(hint)));
     }
     let (key, asked, used, who) = if sparse {
@@ -77,7 +77,7 @@ pub fn of_gpus(of: &Gguf, ask: &CheckRequest<'_>) -> Option<Finding> {
     (needed > free).then(|| warning(key, format!("{message}, of which {free:.1} GiB are free now"), Some(hint)))
 }
 
-/// What a process takes on `gpus` GPUs beside what a policy puts there.
+/// GPU memory that a process uses on `gpus` GPUs in addition to what a policy places there.
 fn overhead_gib(policy: &Policy, header: &Header, gpus: usize) -> f64 {
     GPU_OVERHEAD_GIB * gpus as f64 + gib(model::attention_bytes(policy, header))
 }
@@ -95,9 +95,9 @@ fn of_budget(of: &Gguf, ask: &CheckRequest<'_>, budget: Option<f64>) -> Option<F
     let header = of.header();
     const KEY: &str = "runtime.vram_budget_gb";
     let Some(budget) = budget else {
-        let message = "without a budget no neuron of the model goes to the GPU";
+        let message = "without a budget no neuron of the model is placed on the GPU";
         let more = overhead_gib(ask.policy, header, 1);
-        let hint = format!("say how much it may take; the process takes {more:.1} GiB more");
+        let hint = format!("set the GPU memory for neurons; the process uses {more:.1} GiB in addition");
         return Some(warning(KEY, message, Some(&hint)));
     };
     if !(0.0..=100_000.0).contains(&budget) {
@@ -107,15 +107,16 @@ fn of_budget(of: &Gguf, ask: &CheckRequest<'_>, budget: Option<f64>) -> Option<F
         if of.beside.iter().any(|file| file.as_str().starts_with(&format!("{}/", launch::STATISTICS))) {
             let tensor = of_no_neuron_type(header, &["ffn_gate", "ffn_up"])?;
             let message = format!("{} must be F16 or Q4_0: a GPU computes no neurons of any other type", named(tensor));
-            return Some(error(KEY, message, Some(&format!("{QUANTIZE_HINT}; or leave the budget out"))));
+            return Some(error(KEY, message, Some(&format!("{QUANTIZE_HINT}; or remove the budget"))));
         }
         let message = format!(
-            "the model comes without `{}/`: which neurons fire often is not known, so none goes to the GPU, and answers take longer",
+            "the model comes without `{}/`: it is not known which neurons are active often, so none is placed on the GPU, and answers take longer",
             launch::STATISTICS
         );
         let hint = format!("add `\"{}/**\"` to the model's `files`, when its repository has them", launch::STATISTICS);
         return Some(warning(KEY, message, Some(&hint)));
     }
-    let message = format!("{budget} GiB hold no neurons beside what must be there first: none goes to the GPU");
+    let message =
+        format!("{budget} GiB leave no room for neurons after the data that must be there: none is placed on the GPU");
     Some(warning(KEY, message, Some("raise it, or lower `runtime.context_size` or `runtime.parallel`")))
 }
