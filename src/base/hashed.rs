@@ -51,10 +51,10 @@ pub struct Record {
 }
 
 impl Record {
-    /// The proof again, if the file still has the stamp that it was hashed with. Follows a symbolic link.
-    pub fn prove(&self, path: &Path) -> Option<Hashed> {
+    /// The proof again, if the file's stamp `now` is the one that it was hashed with.
+    pub fn prove(&self, path: &Path, now: &Stamp) -> Option<Hashed> {
         let hashed = Hashed { path: path.to_owned(), stamp: self.stamp, sha256: self.sha256, settled: true };
-        hashed.is_current().then_some(hashed)
+        (self.stamp == *now).then_some(hashed)
     }
 
     /// Status change time of the file when it was hashed, in nanoseconds since 1970: tells the newer of two records.
@@ -410,9 +410,9 @@ mod tests {
         assert!(fresh.is_current() && !fresh.is_settled() && fresh.record().is_none());
         let old = set(10 * second, nothing);
         let record = old.record().unwrap();
-        assert_eq!(record.prove(&path), Some(old));
+        assert_eq!(record.prove(&path, &fs::stamp(&path).unwrap()), Some(old));
         fs::append(&path, b"!").unwrap();
-        assert_eq!(record.prove(&path), None);
+        assert_eq!(record.prove(&path, &fs::stamp(&path).unwrap()), None);
     }
 
     #[cfg(unix)]

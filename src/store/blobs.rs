@@ -33,14 +33,16 @@ impl Store {
 
     /// What a path holds, compared with a pin, from file system metadata and the records.
     pub fn presence(&self, path: &Path, pin: &FilePin) -> Presence {
-        match fs::metadata(path) {
-            Ok(meta) if meta.is_file() && meta.len() == pin.size => match self.records.known(path) {
-                Some(hashed) if hashed.sha256() == pin.sha256 => Presence::Verified,
-                Some(_) => Presence::Missing,
-                None if self.records.is_unreadable(path) => Presence::Missing,
-                None => Presence::Unverified,
-            },
-            _ => Presence::Missing,
+        let Some(stamp) = fs::stamp(path).ok().filter(|stamp| stamp.size_bytes == pin.size) else {
+            return Presence::Missing;
+        };
+        match self.records.known_at(path, &stamp) {
+            Some(hashed) if hashed.sha256() == pin.sha256 => Presence::Verified,
+            Some(_) => Presence::Missing,
+            // Only regular files are ever hashed, so that one without a proof may be something else.
+            None if !fs::metadata(path).is_ok_and(|meta| meta.is_file()) => Presence::Missing,
+            None if self.records.is_unreadable(path) => Presence::Missing,
+            None => Presence::Unverified,
         }
     }
 

@@ -65,13 +65,18 @@ impl Records {
 
     /// The proof for a file that was hashed before and not touched since. Follows a symbolic link.
     pub fn known(&self, path: &Path) -> Option<Hashed> {
-        let name = name_of(path, &fs::stamp(path).ok()?);
+        self.known_at(path, &fs::stamp(path).ok()?)
+    }
+
+    /// The same for a file whose stamp has just been read: many files are looked at when there is nothing to do.
+    pub fn known_at(&self, path: &Path, now: &Stamp) -> Option<Hashed> {
+        let name = name_of(path, now);
         let state = self.state();
         if let Some(fresh) = state.fresh.get(&name) {
             return fresh.clone().through(path, || Ok::<_, FsError>(())).ok().filter(Hashed::is_current);
         }
         match state.learnt.get(&name).or_else(|| state.saved.get(&name))? {
-            Known::Hashed(record) => record.prove(path),
+            Known::Hashed(record) => record.prove(path, now),
             Known::Unreadable { .. } => None,
         }
     }
