@@ -169,3 +169,98 @@ fn u25_doctor_shows_settings_and_a_python_that_is_not_there() {
     assert!(ran.stdout.contains("jobs = 3 (configs/settings.toml)"), "{ran:?}");
     assert!(ran.stdout.contains("MISSING   Python 3 with pip"), "{ran:?}");
 }
+
+/// A `git` that does not end when it is asked to: the first signal waits for it, the second one does not.
+#[cfg(unix)]
+#[test]
+fn a_second_interrupt_ends_everything_at_once() {
+    let world = World::new();
+    let (programs, asked) = (world.0.path().join("programs"), world.0.path().join("asked"));
+    let script =
+        "#!/bin/sh\ntrap 'echo $$ >>\"$ASKED\"' TERM\necho $$ >\"$ASKED.started\"\nwhile :; do sleep 0.05; done\n";
+    fs::write_atomic(&programs.join("git"), script.as_bytes()).unwrap();
+    fs::set_executable(&programs.join("git")).unwrap();
+    let engine =
+        "version = 1\n[engines.e]\nadapter = \"llama-cpp\"\nsource = { git = \"https://example.invalid/e\" }\n";
+    world.write("manifests/other.toml", engine);
+    let path = format!("{}:{}", programs.display(), std::env::var("PATH").unwrap());
+    let mut command = world.command(&["-m", "other", "lock"]);
+    let child = command.env("PATH", path).env("ASKED", &asked).stderr(Stdio::piped()).stdout(Stdio::null()).spawn();
+    let child = child.unwrap();
+    let pid = rustix::process::Pid::from_child(&child);
+    let signal = || rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+    wait_for(&asked.with_extension("started"));
+    signal();
+    wait_for(&asked);
+    signal();
+    let ran = finish(child.wait_with_output().unwrap());
+    check(&ran, 130, "ended at once");
+    let git = String::from_utf8(fs::read_bounded(&asked.with_extension("started"), 99).unwrap()).unwrap();
+    let stat = fs::read_bounded(&PathBuf::from(format!("/proc/{}/stat", git.trim())), 4096).unwrap_or_default();
+    let stat = String::from_utf8_lossy(&stat).into_owned();
+    assert!(stat.is_empty() || stat.contains(") Z "), "{stat}");
+}
+
+/// Until another process has made a file.
+#[cfg(unix)]
+fn wait_for(path: &std::path::Path) {
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
+    while fs::read_bounded(path, 99).unwrap_or_default().is_empty() {
+        assert!(std::time::Instant::now() < deadline, "nothing wrote `{}`", path.display());
+        std::thread::yield_now();
+    }
+}
+
+/// One folder whose name is not Unicode does not hide the others.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_path_with_a_folder_that_is_not_unicode_is_used() {
+    use std::os::unix::ffi::OsStringExt as _;
+    let world = World::new();
+    let programs = world.0.path().join("programs");
+    fs::write_atomic(&programs.join("git"), b"#!/bin/sh\necho git version 99.9.9\n").unwrap();
+    fs::set_executable(&programs.join("git")).unwrap();
+    let path = [b"/no/\xff:".to_vec(), programs.into_os_string().into_vec(), b":/usr/bin:/bin".to_vec()].concat();
+    let mut command = world.command(&["-m", "other", "doctor"]);
+    let ran = finish(command.env("PATH", std::ffi::OsString::from_vec(path)).output().unwrap());
+    assert!(ran.stdout.contains("99.9.9"), "{ran:?}");
+}
+
+#[test]
+fn u21_a_placeholder_is_only_told_by_check() {
+    let world = World::new();
+    world.write("weights.gguf", "w");
+    world.write("engine/CMakeLists.txt", "");
+    world.write("configs/models/p.yaml", "engine: e\nmodel: m\naudit: { checksum: \"sha256:...\" }\n");
+    let status = world.run(&["-m", "other", "status"]);
+    assert_eq!((status.code, status.stderr.as_str()), (0, ""), "{status:?}");
+    check(&world.run(&["-m", "other", "check"]), 1, "the checksum is a placeholder");
+}
+
+#[test]
+fn u24_a_conflict_in_a_manifest_or_policy_is_one_error() {
+    let world = World::new();
+    let conflict = "<<<<<<< HEAD\nmodel: m\n=======\nmodel: n\n>>>>>>> other\n";
+    world.write("configs/models/p.yaml", &format!("engine: e\n{conflict}"));
+    let policy = world.run(&["-m", "other", "check"]);
+    check(&policy, 2, "git checkout --ours configs/models/p.yaml");
+    assert_eq!(policy.stderr.matches("error: ").count(), 1, "{policy:?}");
+    world.write("manifests/other.toml", &format!("version = 1\n{}", conflict.replace(": ", " = ")));
+    let manifest = world.run(&["-m", "other", "check"]);
+    check(&manifest, 2, "the file contains git conflict markers");
+    assert_eq!(manifest.stderr.matches("error: ").count(), 1, "{manifest:?}");
+}
+
+#[cfg(unix)]
+#[test]
+fn u24_a_broken_link_among_the_policies_does_not_stop_the_others() {
+    let world = World::new();
+    world.write("weights.gguf", "w");
+    world.write("engine/CMakeLists.txt", "");
+    let link = world.project().join("configs/models/gone.yaml");
+    fs::write_link("nowhere", &link).unwrap();
+    let ran = world.run(&["-m", "other", "check"]);
+    check(&ran, 1, "policy file `configs/models/gone.yaml` is skipped");
+    assert!(ran.stderr.contains("policy p: OK"), "{ran:?}");
+    check(&world.run(&["-m", "other", "check", "gone"]), 2, "there is no policy `gone`");
+}

@@ -235,6 +235,17 @@ fn a_good_day() {
 }
 
 #[test]
+fn the_record_of_runs_has_a_limit() {
+    let scene = Scene::new("good", "");
+    let record = scene.path(".aitools/generations.jsonl");
+    fs::write_atomic(&record, &vec![b'\n'; 16 << 20]).unwrap();
+    scene.run(&mut |_| true).unwrap();
+    scene.run(&mut |_| true).unwrap();
+    assert_eq!(scene.records().len(), 2);
+    assert_eq!(fs::metadata(&scene.path(".aitools/generations.jsonl.old")).unwrap().len(), 16 << 20);
+}
+
+#[test]
 fn a_seed_that_was_drawn_is_recorded() {
     let scene = Scene::new("good", "");
     let ran = scene.run(&mut |_| true).unwrap();

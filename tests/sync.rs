@@ -68,6 +68,32 @@ fn a_stale_lockfile_says_what_differs_and_only_that_is_resolved() {
 }
 
 #[test]
+fn u20_status_names_what_is_stale_and_shows_the_rest() {
+    let world = World::new();
+    world.run(&["lock"]).expect(0);
+    let status = |world: &World| world.run(&["status"]).expect(0).stdout;
+    let fresh = status(&world);
+    assert!(fresh.contains("tiny (cpu) not built") && fresh.contains("model     m missing"), "{fresh}");
+    world.run(&["sync"]).expect(0);
+    world.edit(
+        "manifests/default.toml",
+        "[models.m]",
+        "[models.n]\nsource = { path = \"weights/modèle.gguf\" }\n\n[models.m]",
+    );
+    let stale = status(&world);
+    for line in
+        ["model `n` is in the manifest but not in the lockfile", "tiny (cpu) built", "model     m ready", "p ready"]
+    {
+        assert!(stale.contains(line), "{line}: {stale}");
+    }
+    let place = world.project().join("models/tiny/m/model.gguf");
+    fs::remove_file(&place).unwrap();
+    fs::write_atomic(&place, b"other weights").unwrap();
+    let changed = status(&world);
+    assert!(changed.contains("model     m changed") && changed.contains("policy    p not ready"), "{changed}");
+}
+
+#[test]
 fn a_merge_conflict_is_recognised_and_resolved_on_request() {
     let world = World::new();
     world.run(&["lock"]).expect(0);

@@ -329,3 +329,14 @@ fn u3_a_wrong_file_in_the_hub_cache_is_found_and_repaired() {
     assert!(!fs::exists(&blob));
     bench.run(&["verify"]).expect(0);
 }
+
+#[test]
+fn l2_doctor_shows_what_is_left_over() {
+    let bench = Bench::good();
+    let repo = bench.home().join("hub/models--Org--Sparse");
+    assert!(!bench.run(&["doctor"]).stdout.contains("unfinished"));
+    fs::write_atomic(&repo.join(".aitools/x.part"), &[0; 2_000_000]).unwrap();
+    fs::write_atomic(&repo.join("blobs/x.bad"), &[0; 3_000_000]).unwrap();
+    let shown = bench.run(&["doctor"]).stdout;
+    assert!(shown.contains("2.00 MB of unfinished") && shown.contains("3.00 MB of damaged files"), "{shown}");
+}

@@ -476,6 +476,22 @@ pub fn remove_leftovers(folder: &Path) {
     remove_older_leftovers(folder, now_ns.saturating_sub(MAX_STAGED_AGE.as_nanos()));
 }
 
+/// Whether a file was last touched longer ago than `age`; not for one that is not there.
+pub fn is_older_than(path: &Path, age: Duration) -> bool {
+    let now_ns = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos());
+    platform::touched_ns(path).is_ok_and(|ns| u128::from(ns) < now_ns.saturating_sub(age.as_nanos()))
+}
+
+/// Bytes of all files below a folder, links not followed; nothing when there is none.
+pub fn size_below(folder: &Path) -> u64 {
+    let size = |path: &PathBuf| match symlink_metadata(path) {
+        Ok(meta) if meta.is_dir() => size_below(path),
+        Ok(meta) => meta.len(),
+        Err(_) => 0,
+    };
+    read_dir(folder).unwrap_or_default().iter().map(size).sum()
+}
+
 fn remove_older_leftovers(folder: &Path, than_ns: u128) {
     for path in read_dir(folder).unwrap_or_default() {
         let is_staged = path.file_name().and_then(|name| name.to_str()).is_some_and(|name| name.starts_with(STAGED));

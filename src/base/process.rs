@@ -3,11 +3,12 @@
 //! Invariant: a program started here never outlives its [`Running`], unless this process is killed outright; for that case
 //! the hidden command `aitools internal exec` stands between (see `cli/internal.rs`), which asks the system to be told.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, ChildStdout, Command, ExitStatus, Stdio};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::cancel::{Cancel, Cancelled};
@@ -42,6 +43,15 @@ pub enum ProcessError {
 /// How long a program may take to end after it was asked to.
 pub const GRACE: Duration = Duration::from_secs(5);
 const POLL: Duration = Duration::from_millis(5);
+/// Leaders of the groups that run now.
+static GROUPS: Mutex<BTreeSet<u32>> = Mutex::new(BTreeSet::new());
+
+/// Ends every group that runs, by force and without waiting: for a user who does not want to wait.
+pub fn kill_all() {
+    for leader in &*GROUPS.lock().unwrap_or_else(PoisonError::into_inner) {
+        platform::kill_group(*leader);
+    }
+}
 
 impl Program {
     fn command(&self) -> Command {
@@ -58,6 +68,7 @@ impl Program {
     pub fn spawn(&self, stdin: Stdio, stdout: Stdio, stderr: Stdio) -> Result<Running, ProcessError> {
         let child = self.command().stdin(stdin).stdout(stdout).stderr(stderr).spawn();
         let child = child.map_err(|source| ProcessError::Start { path: self.path.clone(), source })?;
+        GROUPS.lock().unwrap_or_else(PoisonError::into_inner).insert(child.id());
         Ok(Running { child, path: self.path.clone(), over: false })
     }
 
@@ -177,6 +188,7 @@ impl Running {
         platform::kill_group(self.child.id());
         let _ = self.child.kill();
         let _ = self.child.wait();
+        GROUPS.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.child.id());
     }
 }
 

@@ -21,6 +21,7 @@ use std::process::ExitCode;
 use clap::Parser as _;
 
 use crate::base::cancel::Cancel;
+use crate::base::process;
 
 use args::{Args, Command};
 use output::Output;
@@ -39,13 +40,29 @@ pub fn main() -> ExitCode {
     let cancel = Cancel::default();
     let on_signal = cancel.clone();
     // This is the only handler. Without it a signal ends the program at once, which is safe as well.
-    let _ = ctrlc::set_handler(move || on_signal.cancel());
+    let _ = ctrlc::set_handler(move || interrupted(&on_signal));
     let output = Output::new(&args.global);
     let code = match dispatch(&args, &output, cancel) {
         Ok(code) => code,
         Err(failure) => output.failure(args.command.name(), &failure),
     };
     ExitCode::from(output.end(code))
+}
+
+/// The first signal asks everything to end; the second one ends everything. What is unfinished then is swept or continued by a
+/// later run, as after a kill.
+#[expect(
+    clippy::exit,
+    clippy::disallowed_methods,
+    reason = "the user does not want to wait for anything, not even for `main`"
+)]
+fn interrupted(cancel: &Cancel) {
+    if cancel.is_cancelled() {
+        process::kill_all();
+        output::ended_at_once();
+        std::process::exit(exit::INTERRUPTED.into());
+    }
+    cancel.cancel();
 }
 
 /// The exit code of a hidden command.

@@ -157,6 +157,11 @@ impl Output {
     }
 }
 
+/// Says that a second signal has ended everything.
+pub fn ended_at_once() {
+    write_stderr("\nended at once: a later run continues or removes what is unfinished\n");
+}
+
 /// Prints clap's usage error and gives the exit code.
 pub fn usage(error: &clap::Error, json: bool) -> u8 {
     if json {

@@ -3,6 +3,7 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -367,9 +368,17 @@ fn processors() -> u32 {
 
 #[expect(clippy::disallowed_methods, reason = "the one place that reads the environment")]
 fn environment() -> BTreeMap<String, String> {
-    std::env::vars_os()
-        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
-        .collect()
+    std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, as_text(value)?))).collect()
+}
+
+/// The text of a variable. Of a list of folders, such as `PATH`, the folders whose names are Unicode.
+fn as_text(value: OsString) -> Option<String> {
+    let value = match value.into_string() {
+        Ok(text) => return Some(text),
+        Err(value) => value,
+    };
+    let folders: Vec<PathBuf> = std::env::split_paths(&value).filter(|folder| folder.to_str().is_some()).collect();
+    if folders.is_empty() { None } else { std::env::join_paths(folders).ok()?.into_string().ok() }
 }
 
 #[expect(clippy::disallowed_methods, reason = "the one place that asks for the working folder")]

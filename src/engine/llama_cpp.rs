@@ -25,7 +25,7 @@ use crate::base::platform::{Platform, Variant, executable};
 use crate::build::{BuildRecipe, OutputRule};
 use crate::format::gguf::Header;
 use crate::format::manifest::SourceSpec;
-use crate::format::policy::Policy;
+use crate::format::policy::{Output, Policy};
 
 /// The adapter.
 #[derive(Debug)]
@@ -307,6 +307,11 @@ fn launch(model: &Gguf, ask: &LaunchRequest<'_>) -> Launch {
     }
     let mut env: BTreeMap<OsString, OsString> =
         OPTIONS.iter().map(|(name, value)| (name.into(), value.into())).collect();
+    match runtime.output {
+        None | Some(Output::Text) => {}
+        Some(Output::Embeddings) => drop(env.insert("LLAMA_ARG_EMBEDDINGS".into(), "on".into())),
+        Some(Output::Ranking) => drop(env.insert("LLAMA_ARG_RERANKING".into(), "on".into())),
+    }
     env.insert("LLAMA_ARG_FIT".into(), fit.map_or("off", |(_, fit)| fit).into());
     // The name that answers give their model.
     env.insert("LLAMA_ARG_ALIAS".into(), ask.name.into());

@@ -251,8 +251,22 @@ pub struct Runtime {
     /// Seconds for one answer, start of the engine included.
     #[schemars(range(min = 1, max = 604_800))]
     pub timeout: Option<u32>,
+    /// What the engine gives for a text; text when not given.
+    pub output: Option<Output>,
     /// Which build to use; chosen by detection when not given.
     pub variant: Option<crate::base::platform::Variant>,
+}
+
+/// What an engine gives for a text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Output {
+    /// An answer.
+    Text,
+    /// A vector that stands for its meaning.
+    Embeddings,
+    /// How well it fits a query.
+    Ranking,
 }
 
 /// How `aitools serve` offers a policy.

@@ -23,7 +23,7 @@ use super::{Context, routes};
 const CONNECTIONS: usize = 1024;
 /// How long a client may take for the head of a request.
 const HEAD: Duration = Duration::from_secs(10);
-/// Bytes of the head of a request.
+/// Bytes of the head of a request, to within one read from the socket.
 const HEAD_LIMIT_BYTES: usize = 64 << 10;
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// Pause after an error of `accept`, such as too many open files: it comes back at once.

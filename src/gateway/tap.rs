@@ -93,11 +93,13 @@ impl Tap {
             self.seen.complete = true;
             return true;
         }
-        let says = |words: &str| contains(data, words.as_bytes());
-        let counts = says("\"usage\":{") || says("\"timings\":{") || says("\"finish_reason\":\"");
-        let ends = says("\"type\":\"message_stop\"") || says("\"type\":\"response.completed\"");
+        let is_object = |key: &str| values(data, key).any(|value| value.first() == Some(&b'{'));
+        let is_text = |key: &str| values(data, key).any(|value| value.first() == Some(&b'"'));
+        let ends = values(data, "type")
+            .any(|value| value.starts_with(b"\"message_stop\"") || value.starts_with(b"\"response.completed\""));
         self.seen.complete |= ends;
-        if !(counts || ends || says("\"error\":") || says("_tokens\":")) {
+        let counts = is_object("usage") || is_object("timings") || is_text("finish_reason") || is_text("stop_reason");
+        if !(counts || ends || values(data, "error").next().is_some()) {
             return self.piece(data);
         }
         let Ok(json) = serde_json::from_slice::<Json>(data) else { return self.piece(data) };
@@ -171,19 +173,28 @@ fn data(event: &[u8]) -> Option<&[u8]> {
     Some(line.trim_ascii())
 }
 
-fn contains(data: &[u8], words: &[u8]) -> bool {
-    data.windows(words.len()).any(|window| window == words)
+/// What follows each occurrence of a member's name: the beginning of its value. Text that looks like a member costs a closer
+/// look and no more.
+fn values<'d>(data: &'d [u8], key: &str) -> impl Iterator<Item = &'d [u8]> {
+    let name = format!("\"{key}\"");
+    let mut rest = data;
+    std::iter::from_fn(move || {
+        loop {
+            let at = memchr::memmem::find(rest, name.as_bytes())?;
+            rest = &rest[at + name.len()..];
+            if let Some(value) = rest.trim_ascii_start().strip_prefix(b":") {
+                return Some(value.trim_ascii_start());
+            }
+        }
+    })
 }
 
 /// Whether a chunk has text, reasoning or a tool call: its first chunk often has none.
 fn has_text(data: &[u8]) -> bool {
-    let texts: [&[u8]; 5] =
-        [b"\"content\":\"", b"\"reasoning_content\":\"", b"\"text\":\"", b"\"delta\":\"", b"\"thinking\":\""];
-    let filled = |key: &[u8]| {
-        let mut ends = (0..data.len().saturating_sub(key.len())).filter(|at| data[*at..].starts_with(key));
-        ends.any(|at| data[at + key.len()] != b'"')
-    };
-    texts.into_iter().any(filled) || contains(data, b"\"tool_calls\":[{") || contains(data, b"\"partial_json\":\"")
+    let filled = |value: &[u8]| matches!(value, [b'"', next, ..] if *next != b'"');
+    let texts = ["content", "reasoning_content", "text", "delta", "thinking", "partial_json"];
+    texts.iter().any(|key| values(data, key).any(filled))
+        || values(data, "tool_calls").any(|value| value.starts_with(b"[{"))
 }
 
 #[cfg(test)]

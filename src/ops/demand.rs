@@ -131,7 +131,32 @@ pub fn demand<'a>(
     names: &[String],
     purpose: Purpose,
 ) -> Result<Demand<'a>, Failure> {
-    let (engines, models, run) = wanted(host, project, names)?;
+    demand_of(host, project, lock, wanted(host, project, names)?, purpose)
+}
+
+/// What the whole manifest needs, as far as an outdated lockfile has it.
+///
+/// # Errors
+/// When an engine cannot be built here, or a derivation is locked with other inputs.
+pub fn demand_as_locked<'a>(host: &Host, project: &'a Project, lock: &'a Lockfile) -> Result<Demand<'a>, Failure> {
+    let manifest = &project.manifest.value;
+    let (mut engines, mut models, run) = wanted(host, project, &[])?;
+    engines.retain(|(name, _)| lock.engine(name).is_some());
+    let is_locked = |name: &Name| {
+        let engine = manifest.models.get(name).and_then(|spec| spec.derive.as_ref()).map(|derive| &derive.engine);
+        lock.model(name).is_some() && engine.is_none_or(|engine| lock.engine(engine).is_some())
+    };
+    models.retain(|name| derived::with_inputs(manifest, std::slice::from_ref(name)).iter().all(|name| is_locked(name)));
+    demand_of(host, project, lock, (engines, models, run), Purpose::Install)
+}
+
+fn demand_of<'a>(
+    host: &Host,
+    project: &'a Project,
+    lock: &'a Lockfile,
+    (engines, models, run): Selected,
+    purpose: Purpose,
+) -> Result<Demand<'a>, Failure> {
     let env = host.os_env();
     let mut builder = DemandBuilder { host, project, lock, purpose, installers: Installers::new(host, lock, &env) };
     let mut demand = Demand::default();

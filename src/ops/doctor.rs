@@ -11,7 +11,7 @@ use crate::build::settings::Env;
 use crate::build::toolchain::{COMPILER_HINT, ToolError};
 use crate::build::{ToolPath, driver};
 use crate::format::manifest::{Manifest, SourceSpec};
-use crate::source::pypi;
+use crate::source::{hf, pypi};
 
 use super::{Failure, Host, check};
 
@@ -30,6 +30,10 @@ pub struct Report {
     pub cache: PathBuf,
     /// Free space on the cache folder's disk, in bytes.
     pub cache_free_bytes: Option<u64>,
+    /// Unfinished downloads and their like, in the cache folder and in the Hugging Face cache, in bytes.
+    pub unfinished_bytes: u64,
+    /// Damaged files of the Hugging Face cache that were renamed to `.bad`, in bytes.
+    pub set_aside_bytes: u64,
     /// Programs and facilities, found or not.
     pub findings: Vec<Found>,
     /// GPUs and their toolkits; None when the user's environment makes detection fail.
@@ -106,6 +110,7 @@ pub fn run(host: &Host, manifest: Option<&Manifest>) -> Result<Report, Failure> 
     findings.push(python(host, &env, needs.python));
     findings.push(confinement(host, &env));
     host.task.check()?;
+    let (parts, set_aside_bytes) = hf::leftover_bytes(&host.env);
     let accelerators = accelerator::detect(&finder).ok();
     let lacking: Vec<&str> =
         findings.iter().filter(|found| found.needed && found.identity.is_none()).map(|found| found.what).collect();
@@ -116,6 +121,8 @@ pub fn run(host: &Host, manifest: Option<&Manifest>) -> Result<Report, Failure> 
         memory_bytes: platform::memory_bytes(),
         cache: host.store.root().to_owned(),
         cache_free_bytes: fs::available_bytes(host.store.root()).ok(),
+        unfinished_bytes: parts.saturating_add(fs::size_below(&host.store.scratch())),
+        set_aside_bytes,
         notes: manifest.map(|manifest| notes(manifest, accelerators.as_ref())).unwrap_or_default(),
         install: install_command(&lacking, |program| finder.search(program).is_some()),
         findings,

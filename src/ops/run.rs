@@ -25,6 +25,8 @@ use crate::report::{Task, Unit, Verb};
 /// Seconds for a whole run when the policy has no `runtime.timeout`.
 const TIMEOUT_S: u32 = 600;
 /// How often to look whether the user wants to stop.
+/// After this many bytes the record begins anew; the part before is kept beside it as `generations.jsonl.old`.
+const RECORD_LIMIT_BYTES: u64 = 16 << 20;
 const POLL: Duration = Duration::from_millis(10);
 
 /// Receives the pieces of an answer as they arrive; returns false to stop.
@@ -221,5 +223,8 @@ fn write_record(
         text: done.map(|(answer, _)| answer.text.as_str()).filter(|_| ask.keep_text),
     };
     fs::create_dir_all(fs::parent(ask.record))?;
+    if fs::metadata(ask.record).is_ok_and(|meta| meta.len() >= RECORD_LIMIT_BYTES) {
+        fs::rename(ask.record, &ask.record.with_extension("jsonl.old"))?;
+    }
     fs::append(ask.record, record.line().as_bytes())
 }

@@ -12,7 +12,7 @@ use crate::format::receipt::Receipt;
 use crate::plan::Step;
 use crate::store::blobs::Presence;
 
-use super::demand::{EngineDemand, ModelDemand, demand};
+use super::demand::{Demand, EngineDemand, ModelDemand, demand, demand_as_locked};
 use super::failure::Staleness;
 use super::install::Purpose;
 use super::{Failure, Host, Project, lock, sync};
@@ -115,25 +115,25 @@ pub struct PolicyStatus {
     pub ready: bool,
 }
 
-/// The state of a project. With a lockfile that is out of date, everything is shown that the policies need and the lockfile has.
+/// The state of a project. With a lockfile that is out of date, everything is shown that the lockfile has.
 ///
 /// # Errors
 /// When the project's files cannot be read.
 pub fn run(host: &Host, project: &Project) -> Result<Status, Failure> {
     let manifest = project.manifest_path.clone();
-    let (engines, models, policies) = (Vec::new(), Vec::new(), Vec::new());
     let Some(lockfile) = project.lockfile()? else {
+        let (engines, models, policies) = (Vec::new(), Vec::new(), Vec::new());
         return Ok(Status { manifest, stale: None, engines, models, policies, steps: Vec::new() });
     };
     let stale = lock::staleness(&project.manifest.value, &lockfile);
-    let names: Vec<String> = match stale.is_empty() {
-        true => Vec::new(),
-        false => locked_policies(host, project, &lockfile)?,
+    let demand = match stale.is_empty() {
+        true => demand(host, project, &lockfile, &[], Purpose::Install)?,
+        false => match demand_as_locked(host, project, &lockfile) {
+            Ok(demand) => demand,
+            Err(Failure::Stale { .. }) => Demand::default(),
+            Err(other) => return Err(other),
+        },
     };
-    if !stale.is_empty() && names.is_empty() {
-        return Ok(Status { manifest, stale: Some(stale), engines, models, policies, steps: Vec::new() });
-    }
-    let demand = demand(host, project, &lockfile, &names, Purpose::Install)?;
     let plan = sync::plan_for(host, project, &demand)?;
     let engines = demand.engines.iter().map(|engine| engine_status(host, engine, &plan.steps)).collect();
     let models = demand.models.iter().filter(|model| model.required.wanted).map(|model| ModelStatus {
@@ -147,20 +147,6 @@ pub fn run(host: &Host, project: &Project) -> Result<Status, Failure> {
     let models = models.collect();
     let policies = project.policies.iter().map(|file| policy_status(host, project, &lockfile, file)).collect();
     Ok(Status { manifest, stale: Some(stale), engines, models, policies, steps: plan.steps })
-}
-
-/// The policies whose engine and model an outdated lockfile has.
-fn locked_policies(host: &Host, project: &Project, lockfile: &Lockfile) -> Result<Vec<String>, Failure> {
-    let mut names = Vec::new();
-    for file in &project.policies {
-        let name = file.name.clone();
-        match demand(host, project, lockfile, std::slice::from_ref(&name), Purpose::Install) {
-            Ok(_) => names.push(name),
-            Err(Failure::Stale { .. } | Failure::Input(_) | Failure::Usage { .. }) => {}
-            Err(other) => return Err(other),
-        }
-    }
-    Ok(names)
 }
 
 fn model_state(host: &Host, project: &Project, model: &ModelDemand<'_>, steps: &[Step]) -> ModelState {

@@ -25,7 +25,7 @@ use crate::format::lockfile::FilePin;
 use crate::report::{Task, Unit, Verb};
 
 use super::SourceError;
-use part::Part;
+use part::{MAX_PART_AGE, Part};
 use server::Wrong;
 use state::Transfer;
 use transfer::{Means, Outcome};
@@ -56,6 +56,8 @@ pub struct Download<'a> {
     pub to: &'a Path,
     /// Connections at most, 1 to [`MAX_STREAMS`].
     pub streams: usize,
+    /// Left free on the disk, in bytes, while a file comes whose size nobody has said: [`RESERVE_BYTES`].
+    pub reserve_bytes: u64,
 }
 
 impl Download<'_> {
@@ -174,6 +176,11 @@ fn mismatch(ask: &Download<'_>, first: &Wrong, second: &Wrong) -> SourceError {
     SourceError::Mismatch { what: ask.what.to_owned(), expected, actual: second.actual.clone(), likely: Some(likely) }
 }
 
+/// Removes what abandoned downloads left in a folder of parts a month ago or earlier.
+pub fn sweep_parts(folder: &Path) {
+    part::sweep(folder, MAX_PART_AGE);
+}
+
 /// Space that a file has yet to take on the disk of `parts`: a part from an earlier time has some.
 pub fn missing_bytes(parts: &Path, pin: &FilePin) -> u64 {
     pin.size.saturating_sub(part::taken_bytes(parts, &pin.sha256.hex()))
@@ -197,6 +204,13 @@ fn no_space(path: &Path, needed_bytes: u64) -> FsError {
     let why = format!(
         "{needed_bytes} bytes and a reserve of {RESERVE_BYTES} are needed, {free} are free; the received part is kept"
     );
+    FsError::new("store", path, std::io::Error::new(std::io::ErrorKind::StorageFull, why))
+}
+
+/// For a file that came without a size and would fill the disk.
+fn no_room(path: &Path, reserve_bytes: u64) -> FsError {
+    let why =
+        format!("the server does not say how large the file is, and less than {reserve_bytes} bytes are free now");
     FsError::new("store", path, std::io::Error::new(std::io::ErrorKind::StorageFull, why))
 }
 

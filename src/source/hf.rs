@@ -22,7 +22,7 @@ use crate::format::manifest::HfSpec;
 use crate::report::Task;
 
 use self::hub::{Hub, Listed, Revision};
-use super::download::{Download, download, missing_bytes, require_space};
+use super::download::{Download, RESERVE_BYTES, download, missing_bytes, require_space, sweep_parts};
 use super::globs::Globs;
 use super::hub_cache::HubCache;
 use super::{Fetched, Source, SourceError, World};
@@ -84,6 +84,7 @@ impl Source for HfSpec {
         };
         hub.require_online(&format!("`{}` of {}", first.path, hub.what()))?;
         let (parts, connections) = (cache.parts(), world.connections());
+        sweep_parts(&parts);
         let bringing = Bringing { parts, hub, cache, commit: *commit, task: &world.task, connections };
         require_space(&bringing.parts, missing.iter().map(|pin| missing_bytes(&bringing.parts, pin)).sum())?;
         // A large file has several connections of its own; of a small one most is the wait for an answer.
@@ -115,6 +116,11 @@ impl Source for HfSpec {
     }
 }
 
+/// Bytes that unfinished downloads and files set aside take in this user's cache; 0 when nothing says where it is.
+pub fn leftover_bytes(env: &BTreeMap<String, String>) -> (u64, u64) {
+    hub::Settings::of(env).map_or((0, 0), |settings| super::hub_cache::leftover_bytes(&settings.cache))
+}
+
 /// The work of fetching one entry.
 struct Bringing<'a> {
     hub: Hub<'a>,
@@ -142,6 +148,7 @@ impl Bringing<'_> {
             parts: &self.parts,
             to,
             streams: self.connections,
+            reserve_bytes: RESERVE_BYTES,
         }
     }
 

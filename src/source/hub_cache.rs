@@ -200,6 +200,23 @@ impl HubCache {
     }
 }
 
+/// Bytes in a cache that are of no use to anybody else: our parts, and files that were renamed to `.bad`.
+pub fn leftover_bytes(cache: &Path) -> (u64, u64) {
+    let (mut parts, mut bad) = (0, 0);
+    for repo in fs::read_dir(cache).unwrap_or_default() {
+        parts += fs::size_below(&repo.join(".aitools"));
+        let blobs = fs::read_dir(&repo.join("blobs")).unwrap_or_default();
+        let is_bad = |path: &&PathBuf| path.file_name().is_some_and(|name| name.to_string_lossy().contains(".bad"));
+        bad += blobs
+            .iter()
+            .filter(is_bad)
+            .filter_map(|path| fs::symlink_metadata(path).ok())
+            .map(|meta| meta.len())
+            .sum::<u64>();
+    }
+    (parts, bad)
+}
+
 /// Bytes of a commit, or of a [`Note`].
 const MAX_NOTE_BYTES: u64 = 1024;
 

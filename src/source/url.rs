@@ -19,7 +19,7 @@ use crate::format::lockfile::FilePin;
 use crate::format::manifest::UrlSpec;
 
 use super::archive::{Archive, Limits, Select, is_archive, unpack_files};
-use super::download::{Download, already, download, likely_content, missing_bytes};
+use super::download::{Download, RESERVE_BYTES, already, download, likely_content, missing_bytes, sweep_parts};
 use super::globs::Globs;
 use super::{Fetched, Source, SourceError, TreeSource, World, bytes_of};
 
@@ -145,6 +145,7 @@ impl UrlSpec {
             return Ok(there);
         }
         let (urls, parts) = ([url.to_owned()], folder(world));
+        sweep_parts(&parts);
         let ask = Download {
             what: &what,
             urls: &urls,
@@ -154,6 +155,7 @@ impl UrlSpec {
             parts: &parts,
             to,
             streams: world.connections(),
+            reserve_bytes: RESERVE_BYTES,
         };
         download(&world.http()?, &world.task, &ask)
     }

@@ -31,7 +31,9 @@ pub fn run(ask: &args::Chat, session: &Session<'_>, output: &Output) -> Result<u
     let mut project = super::load(session, output)?;
     let name = project.include(&ask.policy, &session.cwd)?;
     let host = session.host(&project.root, Some(&ask.build))?;
-    let (ready, warnings) = ready::ready(&host, &project, project.policy(&name)?)?;
+    let file = project.policy(&name)?;
+    super::require_text(file)?;
+    let (ready, warnings) = ready::ready(&host, &project, file)?;
     host.store.save_records()?;
     output.warnings(&warnings);
     talk(&host, &project, ready, session, output)

@@ -70,7 +70,17 @@ fn head(report: &Report) -> String {
     let memory = report.memory_bytes.map_or("unknown memory".to_owned(), |bytes| format!("{} memory", size(bytes)));
     text += &format!("  machine   {} physical cores, {memory}\n", report.physical_cores);
     let free = report.cache_free_bytes.map_or(String::new(), |bytes| format!(", {} free", size(bytes)));
-    text + &format!("  cache     {}{free}\n", report.cache.display())
+    text += &format!("  cache     {}{free}\n", report.cache.display());
+    if report.unfinished_bytes > 0 {
+        text += &format!("  cache     {} of unfinished downloads and sources\n", size(report.unfinished_bytes));
+    }
+    if report.set_aside_bytes > 0 {
+        let bytes = size(report.set_aside_bytes);
+        text += &format!(
+            "  cache     {bytes} of damaged files, named `.bad` in the Hugging Face cache: they may be deleted\n"
+        );
+    }
+    text
 }
 
 fn text(report: &Report) -> String {

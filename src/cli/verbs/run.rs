@@ -28,6 +28,7 @@ pub fn run(ask: &args::Run, session: &Session<'_>, output: &Output) -> Result<u8
     let name = project.include(&asked, &session.cwd)?;
     let file = project.policy(&name)?;
     require_named(ask, &project, file)?;
+    super::require_text(file)?;
     let prompt = if prompt::is_chat(ask) { None } else { Some(prompt::read(ask, &session.cwd)?) };
     let host = session.host(&project.root, Some(&ask.build))?;
     if ask.sync {

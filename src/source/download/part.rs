@@ -4,6 +4,7 @@
 use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -158,6 +159,23 @@ impl Part {
     }
 }
 
+/// Parts that nobody went on with for this long are removed.
+pub const MAX_PART_AGE: Duration = Duration::from_secs(30 * 24 * 3600);
+
+/// Removes the parts of a folder that nobody has touched for `age` and nobody holds.
+pub fn sweep(folder: &Path, age: Duration) {
+    for path in fs::read_dir(folder).unwrap_or_default() {
+        let is_part = path.extension().is_some_and(|ending| ending == "part");
+        if !is_part || !fs::is_older_than(&path, age) {
+            continue;
+        }
+        if let Ok(Some(_held)) = lock::try_acquire(&path.with_extension("lock")) {
+            let _ = fs::remove_file(&path.with_extension("json"));
+            let _ = fs::remove_file(&path);
+        }
+    }
+}
+
 /// Space on the disk that a part has.
 pub fn taken_bytes(folder: &Path, key: &str) -> u64 {
     fs::allocated_bytes(&folder.join(format!("{key}.part"))).unwrap_or(0)
@@ -221,6 +239,22 @@ mod tests {
         }
         fs::write_atomic(&part.journal, b"{\"version\":2,").unwrap();
         assert_eq!(part.journal(), None);
+    }
+
+    #[test]
+    fn l2_parts_that_nobody_goes_on_with_are_removed() {
+        let root = tempfile::tempdir().unwrap();
+        let write = |name: &str| fs::write_atomic(&root.path().join(name), b"12").unwrap();
+        for name in ["a.part", "a.json", "b.part", "b.json", "whole"] {
+            write(name);
+        }
+        let held = Part::hold(root.path(), "b", "x", &Task::silent()).unwrap();
+        sweep(root.path(), MAX_PART_AGE);
+        assert_eq!(fs::size_below(root.path()), 10, "all are young");
+        sweep(root.path(), Duration::ZERO);
+        let there = |name: &str| fs::exists(&root.path().join(name));
+        assert_eq!(["a.part", "a.json", "b.part", "b.json", "whole"].map(there), [false, false, true, true, true]);
+        drop(held);
     }
 
     #[test]

@@ -6,13 +6,13 @@ use std::ops::Range;
 use std::sync::PoisonError;
 use std::time::{Duration, Instant};
 
-use crate::base::fs::FsError;
+use crate::base::fs::{self, FsError};
 use crate::base::http::{Backoff, HttpError, Request, Response, same_origin, shown};
 
 use super::part::Ranges;
 use super::server::{Answer, Expectation, Wrong, classify, content_range, peeked, strong_etag};
 use super::state::{End, TELL_EVERY, Transfer};
-use super::{SourceError, likely_content, no_space};
+use super::{SourceError, likely_content, no_room, no_space};
 
 /// What one request asks for at least and at most; less in tests, which then need not move so much.
 pub const RANGE_BYTES: (u64, u64) = if cfg!(test) { (1 << 20, 1 << 20) } else { (1 << 20, 16 << 20) };
@@ -28,6 +28,8 @@ const MAX_LAG_BYTES: u64 = 16 << 20;
 const MAX_RENEWALS: u32 = 3;
 /// Tries to reach a server that never answered.
 const UNREACHED_TRIES: u32 = 3;
+/// How often the free space is looked at while a file of unknown size comes.
+const ROOM_BYTES: u64 = 16 << 20;
 const EARLY: &str = "the server ended the response early";
 
 /// What a worker has to bring.
@@ -297,10 +299,20 @@ impl Transfer<'_> {
 
     /// An answer that did not say its length was shorter than the file: a page, perhaps, and nothing to go on from.
     fn short(&self, length: u64) -> Result<(), End> {
-        let head = crate::base::fs::read_head(&self.part.path, 512)?;
+        let head = fs::read_head(&self.part.path, 512)?;
         let Some(likely) = likely_content(&head) else { return Ok(()) };
         let (actual, likely) = (format!("{length} bytes"), Some(likely.to_owned()));
         Err(End::Wrong(Wrong { actual, likely, spoilt: true, ..Wrong::default() }))
+    }
+
+    /// A file of unknown size has taken no space beforehand, and may be endless: it must not fill the disk.
+    fn leave_room(&self) -> Result<(), End> {
+        let unknown = self.lock().size.is_none();
+        if unknown && fs::available_bytes(&self.part.path)? < self.ask.reserve_bytes {
+            self.part.forget()?;
+            return Err(End::from(no_room(&self.part.path, self.ask.reserve_bytes)));
+        }
+        Ok(())
     }
 
     /// Writes what comes to where it belongs, moving `gap.start` along. None: the gap is filled; else why it is not.
@@ -313,7 +325,7 @@ impl Transfer<'_> {
     ) -> Result<Option<String>, End> {
         file.seek(SeekFrom::Start(gap.start)).map_err(|error| FsError::new("write", &self.part.path, error))?;
         let mut buffer = vec![0; BUFFER_BYTES];
-        let (mut filled, mut written) = (0, Instant::now());
+        let (mut filled, mut written, mut checked) = (0, Instant::now(), ROOM_BYTES);
         loop {
             self.proceed()?;
             let left = gap.end - gap.start - filled as u64;
@@ -323,6 +335,11 @@ impl Transfer<'_> {
             filled += count;
             if count == 0 || filled >= WRITE_BYTES || written.elapsed() >= WRITE_EVERY {
                 self.write(file, &buffer[..filled], work, gap)?;
+                checked += filled as u64;
+                if checked >= ROOM_BYTES {
+                    self.leave_room()?;
+                    checked = 0;
+                }
                 (filled, written) = (0, Instant::now());
                 if self.is_taken_over(work, gap) {
                     return Ok(None);
