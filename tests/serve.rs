@@ -1,7 +1,7 @@
 //! The gateway in this process, in front of imitations of `llama-server` (a Python 3 script): what a real one shows rarely. The
 //! real one, official clients and load are `cargo ci e2e serve`. Unix only: the script is started by its first line.
 #![cfg(unix)]
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 #![expect(clippy::disallowed_methods, reason = "tests read the environment that cargo gives them")]
 
 use std::collections::BTreeMap;

@@ -15,9 +15,8 @@ use crate::engine::backend::BackendError;
 use crate::gateway::access::KeyError;
 use crate::ops::Failure;
 use crate::ops::failure::{Damaged, Staleness, Why};
-use crate::ops::failure::{DeriveError, PythonError};
+use crate::ops::failure::{DeriveError, PythonError, ServeError};
 use crate::ops::run::RunError;
-use crate::ops::serve::ServeError;
 use crate::source::SourceError;
 use crate::store::StoreError;
 

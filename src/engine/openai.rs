@@ -17,7 +17,7 @@ use serde_json::{Value as Json, json};
 use super::client::Client;
 use super::control_tokens::ControlTokens;
 use super::conversation::{
-    Conversation, Delta, Event, Events, Finish, Format, Message, Part, Piece, Prompt, Request, Sampling, Tool,
+    Api, Conversation, Delta, Event, Events, Finish, Format, Message, Part, Piece, Prompt, Request, Sampling, Tool,
     ToolCall, ToolCallDelta, Usage,
 };
 use super::{Endpoint, EngineError};
@@ -61,29 +61,6 @@ impl OpenAi {
     pub fn of_gateway(endpoint: &Endpoint, policy: &str) -> Self {
         let dialect = Dialect { checks_key: false, sampling: |_, _| (), extend: |_, _| () };
         Self { model: Some(policy.to_owned()), ..Self::new(endpoint, dialect, true) }
-    }
-
-    /// Sends requests to the engine.
-    pub fn client(&self) -> &Client {
-        &self.client
-    }
-
-    /// Whether messages can be sent: the model has a chat template.
-    pub fn has_chat_template(&self) -> bool {
-        self.chat
-    }
-
-    /// The fields of a request that say how tokens are chosen.
-    pub fn sampling(&self, sampling: &Sampling) -> Json {
-        let mut fields = json!({
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
-            "presence_penalty": sampling.presence_penalty,
-            "frequency_penalty": sampling.frequency_penalty,
-            "seed": sampling.seed,
-        });
-        (self.dialect.sampling)(sampling, &mut fields);
-        fields
     }
 
     /// The same for an engine that reads these texts as control tokens wherever they are: none of them is left in a message.
@@ -164,6 +141,28 @@ impl OpenAi {
     }
 }
 
+impl Api for OpenAi {
+    fn client(&self) -> &Client {
+        &self.client
+    }
+
+    fn has_chat_template(&self) -> bool {
+        self.chat
+    }
+
+    fn sampling(&self, sampling: &Sampling) -> Json {
+        let mut fields = json!({
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "presence_penalty": sampling.presence_penalty,
+            "frequency_penalty": sampling.frequency_penalty,
+            "seed": sampling.seed,
+        });
+        (self.dialect.sampling)(sampling, &mut fields);
+        fields
+    }
+}
+
 impl Conversation for OpenAi {
     fn ready(&self, deadline: Instant) -> BoxFuture<'_, Result<bool, EngineError>> {
         self.is_ready(deadline).boxed()
@@ -191,7 +190,7 @@ impl Conversation for OpenAi {
         })
     }
 
-    fn openai(&self) -> Option<&OpenAi> {
+    fn openai(&self) -> Option<&dyn Api> {
         Some(self)
     }
 

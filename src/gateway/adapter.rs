@@ -10,8 +10,8 @@ use hyper::{Response, StatusCode};
 use serde::Deserialize;
 use serde_json::{Value as Json, json};
 
-use super::answer::{Call, SILENCE, error_event, events, ping, refused};
 use super::body::{self, Body, Fields};
+use super::call::{Call, SILENCE, error_event, events, ping, refused};
 use super::error::ApiError;
 use super::measure::Measure;
 use super::operation::Operation;

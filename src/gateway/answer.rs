@@ -3,21 +3,19 @@
 //! A client that leaves drops the future, or the body, of its response: that takes it out of the queue, or ends the engine's work.
 
 use std::future::Future;
-use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_stream::stream;
-use bytes::Bytes;
 use futures_util::StreamExt as _;
 use http_body_util::BodyExt as _;
-use hyper::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderMap, HeaderValue};
+use hyper::header::HeaderValue;
 use hyper::{Response, StatusCode};
 
 use super::Context;
-use super::body::{self, Body, Fields};
-use super::catalog::Offer;
+use super::body::{Body, Fields};
+use super::call::{Call, SILENCE, error_event, events, ping, refused};
 use super::error::ApiError;
 use super::measure::Measure;
 use super::operation::Operation;
@@ -26,8 +24,6 @@ use crate::format::policy::Policy;
 
 /// How long the status of a stream is held back: an engine that cannot start is told by a true status.
 const GRACE: Duration = Duration::from_secs(2);
-/// How long a stream may be silent before a comment is sent: proxies and clients give up on silent ones.
-pub const SILENCE: Duration = Duration::from_secs(10);
 /// Seconds for one answer when the policy has no `runtime.timeout`.
 const TIMEOUT_S: u32 = 600;
 
@@ -76,20 +72,6 @@ const ALWAYS: &[&str] = &[
     "return_progress",
 ];
 
-/// A request about a model.
-#[derive(Debug)]
-pub struct Call {
-    pub offer: Arc<Offer>,
-    pub operation: Operation,
-    pub fields: Fields,
-    pub stream: bool,
-    /// Who takes turns in the queue.
-    pub client: String,
-    /// Headers that engines get, too: W3C trace context.
-    pub trace: HeaderMap,
-    pub began: Instant,
-}
-
 /// The response to a call.
 pub async fn answer(context: Arc<Context>, call: Call) -> Response<Body> {
     let measure = Measure::new(&context, &call.offer, call.operation, call.began, call.stream);
@@ -135,37 +117,6 @@ fn allowed(policy: &Policy, operation: Operation, fields: &Fields) -> Result<(),
             format!("`{key}` is set by the policy: its `serve.override` does not list it"),
         )),
     }
-}
-
-/// The response for an error, which the measurements note.
-pub fn refused(mut measure: Measure, error: &ApiError) -> Response<Body> {
-    measure.answered(error.status.as_u16());
-    measure.fail(&error.message);
-    body::refusal(error)
-}
-
-/// A response of server-sent events.
-pub fn events(pieces: impl futures_util::Stream<Item = Result<Bytes, io::Error>> + Send + 'static) -> Response<Body> {
-    let mut response = Response::new(body::streamed(pieces));
-    let headers = response.headers_mut();
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream; charset=utf-8"));
-    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
-    headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
-    response
-}
-
-/// What is sent while nothing else is: clients of OpenAI's API pass over comments, and Anthropic's know an event for it.
-pub fn ping(operation: Operation) -> Bytes {
-    match operation {
-        Operation::Messages => Bytes::from_static(b"event: ping\ndata: {\"type\":\"ping\"}\n\n"),
-        _ => Bytes::from_static(b": waiting\n\n"),
-    }
-}
-
-/// An error in a stream whose status has been sent. No `[DONE]` follows.
-pub fn error_event(body: &[u8], operation: Operation) -> Bytes {
-    let name = if operation == Operation::Messages { "event: error\n" } else { "" };
-    [name.as_bytes(), b"data: ", body, b"\n\n"].concat().into()
 }
 
 /// The response, if it is there soon; else a stream that begins with comments, and then goes on with the response's body.

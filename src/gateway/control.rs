@@ -13,8 +13,8 @@ use serde_json::{Value as Json, json};
 use tokio::sync::broadcast::error::RecvError;
 
 use super::Context;
-use super::answer::{SILENCE, events};
 use super::body::{self, Body, Fields};
+use super::call::{SILENCE, events};
 use super::error::ApiError;
 use super::forward;
 use super::metrics::word;

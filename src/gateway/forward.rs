@@ -11,16 +11,15 @@ use hyper::{Response, StatusCode};
 use serde_json::value::RawValue;
 use serde_json::{Value as Json, json};
 
-use super::answer::{Call, SILENCE, error_event, events, ping, refused};
 use super::body::{self, Body, Fields};
+use super::call::{Call, SILENCE, error_event, events, ping, refused};
 use super::error::{self, ApiError};
 use super::measure::Measure;
 use super::operation::Operation;
 use super::owner::Lease;
 use super::tap::{self, Tap};
 use crate::engine::client::{HttpError, Response as EngineResponse};
-use crate::engine::conversation::{Conversation as _, Sampling};
-use crate::engine::openai::OpenAi;
+use crate::engine::conversation::{Api, Sampling};
 use crate::format::policy::Policy;
 
 /// Bytes of an answer that is not a stream at most.
@@ -28,7 +27,7 @@ const LIMIT_BYTES: usize = 256 << 20;
 
 /// Sends a call to the engine and answers with what it answers.
 pub async fn send(
-    api: &OpenAi,
+    api: &dyn Api,
     mut call: Call,
     lease: Lease,
     mut measure: Measure,
@@ -79,7 +78,7 @@ fn upstream(error: &HttpError) -> ApiError {
     }
 }
 
-async fn request(api: &OpenAi, call: &Call, deadline: Instant) -> Result<EngineResponse, HttpError> {
+async fn request(api: &dyn Api, call: &Call, deadline: Instant) -> Result<EngineResponse, HttpError> {
     let body = Full::new(call.fields.to_bytes());
     let request = hyper::Request::post(call.operation.path()).body(body);
     let mut request = request.map_err(|error| HttpError::Malformed(error.to_string()))?;
@@ -177,7 +176,7 @@ fn take_over(tap: &Tap, measure: &mut Measure) {
 }
 
 /// Puts the policy into a request. Gives whether the answer's usage is only for us.
-fn prepare(api: &OpenAi, call: &mut Call, policy: &Policy, measure: &mut Measure) -> Result<bool, ApiError> {
+fn prepare(api: &dyn Api, call: &mut Call, policy: &Policy, measure: &mut Measure) -> Result<bool, ApiError> {
     if matches!(call.operation, Operation::Chat | Operation::ApplyTemplate) && !api.has_chat_template() {
         let message = "this model has no chat template: use `/v1/completions`, or set `generation.chat_template`";
         return Err(ApiError::param("messages", message));
@@ -213,7 +212,7 @@ fn seed(policy: &Policy, fields: &Fields) -> Result<u32, ApiError> {
 }
 
 /// What the client leaves open is the policy's, or the same default for every engine.
-fn defaults(api: &OpenAi, call: &mut Call, policy: &Policy, seed: u32) {
+fn defaults(api: &dyn Api, call: &mut Call, policy: &Policy, seed: u32) {
     let own = &policy.generation;
     let Json::Object(sampling) = api.sampling(&Sampling::new(policy, seed)) else { return };
     let known = |key: &str| match call.operation {
@@ -266,7 +265,7 @@ const TEMPLATED: &[&str] =
     &["messages", "input", "tools", "functions", "documents", "chat_template_kwargs", "system", "instructions"];
 
 /// No message may forge a control token of the model. What has none stays as it was written.
-fn without_control_tokens(api: &OpenAi, fields: &mut Fields) -> Result<(), ApiError> {
+fn without_control_tokens(api: &dyn Api, fields: &mut Fields) -> Result<(), ApiError> {
     let mut sent = serde_json::Map::new();
     for key in TEMPLATED {
         if let Some(value) = fields.get::<Json>(key)? {
@@ -296,7 +295,7 @@ const QUICK: Duration = Duration::from_secs(1);
 const METRICS_LIMIT_BYTES: usize = 4 << 20;
 
 /// An engine's own metrics, where it has some.
-pub async fn metrics(api: &OpenAi) -> Option<String> {
+pub async fn metrics(api: &dyn Api) -> Option<String> {
     let response = api.client().get("/metrics", true, Instant::now() + QUICK).await.ok()?;
     if response.status() != 200 {
         return None;
@@ -308,7 +307,7 @@ pub async fn metrics(api: &OpenAi) -> Option<String> {
 ///
 /// # Errors
 /// When it gives none.
-pub async fn get(api: &OpenAi, path: &str) -> Result<Response<Body>, ApiError> {
+pub async fn get(api: &dyn Api, path: &str) -> Result<Response<Body>, ApiError> {
     let response = api.client().get(path, true, Instant::now() + QUICK).await.map_err(|error| upstream(&error))?;
     let status = response.head.status;
     let body = whole(response).await.map_err(|error| upstream(&error))?;

@@ -6,10 +6,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 
 use super::catalog::Catalog;
-use super::owner::{Message, Owner};
 use super::scheduler::{Input, Memory};
 use crate::base::fs;
 use crate::base::process::GRACE;
@@ -39,6 +38,24 @@ pub struct Surroundings {
     pub logs: PathBuf,
 }
 
+/// What the task of an engine tells the owner. Policies are named.
+#[derive(Debug)]
+pub enum Report {
+    /// An engine is ready.
+    Started(String, Arc<Engine>),
+    /// The most memory that the engine of a policy has held.
+    Measured(String, Memory),
+    /// It did not start, died, or has ended as it was told to.
+    Over(Input),
+}
+
+/// Where reports go. When nobody listens any more, the gateway is over.
+pub type Reports = mpsc::UnboundedSender<Report>;
+
+fn tell(reports: &Reports, report: Report) {
+    let _ = reports.send(report);
+}
+
 /// An engine that is ready, as requests see it.
 #[derive(Debug)]
 pub struct Engine {
@@ -53,30 +70,30 @@ pub async fn run(
     policy: String,
     catalog: Arc<dyn Catalog>,
     surroundings: Arc<Surroundings>,
-    owner: Owner,
+    reports: Reports,
     mut stop: oneshot::Receiver<()>,
 ) {
     let started = tokio::select! {
         started = start(&policy, catalog, &surroundings) => started,
         // Dropping the start ends the engine.
-        _ = &mut stop => return owner.send(Message::Happened(Input::Stopped(policy))),
+        _ = &mut stop => return tell(&reports, Report::Over(Input::Stopped(policy))),
     };
     let (backend, engine) = match started {
         Ok(started) => started,
         Err((why, permanent)) => {
-            return owner.send(Message::Happened(Input::StartFailed { policy, why, permanent }));
+            return tell(&reports, Report::Over(Input::StartFailed { policy, why, permanent }));
         }
     };
-    owner.send(Message::Started(policy.clone(), Arc::new(engine)));
-    match watch(&policy, &backend, &owner, &mut stop).await {
+    tell(&reports, Report::Started(policy.clone(), Arc::new(engine)));
+    match watch(&policy, &backend, &reports, &mut stop).await {
         None => {
             backend.stop(GRACE).await;
-            owner.send(Message::Happened(Input::Stopped(policy)));
+            tell(&reports, Report::Over(Input::Stopped(policy)));
         }
         Some(status) => {
             let why = last_words(&status, &backend.final_lines().await);
             drop(tokio::task::spawn_blocking(move || drop(backend)).await);
-            owner.send(Message::Happened(Input::Died { policy, why }));
+            tell(&reports, Report::Over(Input::Died { policy, why }));
         }
     }
 }
@@ -113,7 +130,7 @@ async fn start(
 }
 
 /// Waits for the engine's end (its status), or for the order to end it (None).
-async fn watch(policy: &str, backend: &Backend, owner: &Owner, stop: &mut oneshot::Receiver<()>) -> Option<String> {
+async fn watch(policy: &str, backend: &Backend, reports: &Reports, stop: &mut oneshot::Receiver<()>) -> Option<String> {
     let mut peak = Memory::default();
     for look in 0_u32.. {
         if look % LOOKS == 0 {
@@ -125,7 +142,7 @@ async fn watch(policy: &str, backend: &Backend, owner: &Owner, stop: &mut onesho
                 Memory { ram_bytes: peak.ram_bytes.max(now.ram_bytes), gpu_bytes: peak.gpu_bytes.max(now.gpu_bytes) };
             if most != peak {
                 peak = most;
-                owner.send(Message::Measured(policy.to_owned(), peak));
+                tell(reports, Report::Measured(policy.to_owned(), peak));
             }
         }
         match backend.ended() {

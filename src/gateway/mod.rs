@@ -7,7 +7,7 @@
 //! | `owner` | the one task that holds the state and does what the scheduler says; [`owner::Lease`] is a request let through |
 //! | `instance` | the task of one engine process |
 //! | `listener`, `access`, `routes` | connections, who may come in, which address does what |
-//! | `answer` | one request about a model: `forward` for engines that speak the API, `adapter` for others; `tap` watches streams |
+//! | `answer`, `call` | one request about a model: `forward` for engines that speak the API, `adapter` for others; `tap` watches streams |
 //! | `control`, `page` | lists, load and unload, state, metrics; the page at `/` |
 //! | `measure`, `metrics`, `log`, `notice` | what is told of a request: to Prometheus, to the request log, to whoever watches |
 //! | `catalog` | what the layer above provides: policies and their verified inputs |
@@ -19,6 +19,7 @@ pub mod access;
 mod adapter;
 mod answer;
 mod body;
+mod call;
 pub mod catalog;
 mod control;
 mod error;

@@ -11,7 +11,7 @@ use tokio::task::JoinSet;
 
 use super::catalog::{Catalog, Offer};
 use super::error::ApiError;
-use super::instance::{self, Engine, Surroundings};
+use super::instance::{self, Engine, Report, Reports, Surroundings};
 use super::memory;
 use super::notice::{LastErrors, Notice, PastError, What};
 use super::scheduler::{Action, Input, Limits, Memory, Refusal, Scheduler, State, Ticket, View};
@@ -34,10 +34,6 @@ pub enum Message {
     },
     /// Something for the scheduler.
     Happened(Input),
-    /// An engine is ready.
-    Started(String, Arc<Engine>),
-    /// The most memory that the engine of a policy has held.
-    Measured(String, Memory),
     /// The policies there are now.
     Offers(Vec<Offer>),
     /// An error that people may want to see later.
@@ -139,6 +135,7 @@ impl Owner {
         notices: broadcast::Sender<Notice>,
     ) -> (Self, tokio::task::JoinHandle<()>) {
         let (messages, inbox) = mpsc::unbounded_channel();
+        let (reports, heard) = mpsc::unbounded_channel();
         let (publish, directory) = watch::channel(Directory::default());
         let owner = Self { messages, tickets: Arc::default(), notices, directory };
         let mut task = Task {
@@ -156,11 +153,12 @@ impl Owner {
             catalog,
             surroundings: Arc::new(surroundings),
             tasks: JoinSet::new(),
+            reports,
             owner: owner.clone(),
             ending: None,
         };
         task.replace(offers);
-        let running = tokio::spawn(task.run(inbox));
+        let running = tokio::spawn(task.run(inbox, heard));
         (owner, running)
     }
 
@@ -265,15 +263,16 @@ struct Task {
     learned: memory::Learned,
     catalog: Arc<dyn Catalog>,
     surroundings: Arc<Surroundings>,
-    /// The tasks of the engines.
+    /// The tasks of the engines, and where they report.
     tasks: JoinSet<()>,
+    reports: Reports,
     owner: Owner,
     /// When what still runs is ended.
     ending: Option<Instant>,
 }
 
 impl Task {
-    async fn run(mut self, mut inbox: mpsc::UnboundedReceiver<Message>) {
+    async fn run(mut self, mut inbox: mpsc::UnboundedReceiver<Message>, mut heard: mpsc::UnboundedReceiver<Report>) {
         let mut ticks = tokio::time::interval(TICK);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut count = 0_u32;
@@ -283,6 +282,7 @@ impl Task {
                     Some(message) => self.take(message),
                     None => return,
                 },
+                Some(report) = heard.recv() => self.hear(report),
                 _ = ticks.tick() => {
                     count = count.wrapping_add(1);
                     self.tick(count);
@@ -333,7 +333,19 @@ impl Task {
                 self.note(&input);
                 self.step(input);
             }
-            Message::Started(policy, engine) => {
+            Message::Offers(offers) => self.replace(offers),
+            Message::Failed(error) => self.last.push(error),
+            Message::Look(answer) => drop(answer.send(self.snapshot())),
+            Message::End(patience) => {
+                self.ending = Some(Instant::now() + patience);
+                self.step(Input::Drain);
+            }
+        }
+    }
+
+    fn hear(&mut self, report: Report) {
+        match report {
+            Report::Started(policy, engine) => {
                 let load_ms = u64::try_from(engine.load.as_millis()).unwrap_or(u64::MAX);
                 self.owner.notify(What::Loaded { policy: policy.clone(), load_ms });
                 self.errors.remove(&policy);
@@ -342,13 +354,10 @@ impl Task {
                 }
                 self.step(Input::Started(policy));
             }
-            Message::Measured(policy, peak) => self.measured(policy, peak),
-            Message::Offers(offers) => self.replace(offers),
-            Message::Failed(error) => self.last.push(error),
-            Message::Look(answer) => drop(answer.send(self.snapshot())),
-            Message::End(patience) => {
-                self.ending = Some(Instant::now() + patience);
-                self.step(Input::Drain);
+            Report::Measured(policy, peak) => self.measured(policy, peak),
+            Report::Over(input) => {
+                self.note(&input);
+                self.step(input);
             }
         }
     }
@@ -405,7 +414,7 @@ impl Task {
                 let (stop, stopped) = oneshot::channel();
                 self.engines.insert(policy.clone(), Running { engine: None, stop: Some(stop) });
                 let (catalog, surroundings) = (Arc::clone(&self.catalog), Arc::clone(&self.surroundings));
-                self.tasks.spawn(instance::run(policy, catalog, surroundings, self.owner.clone(), stopped));
+                self.tasks.spawn(instance::run(policy, catalog, surroundings, self.reports.clone(), stopped));
             }
             Action::Stop(policy) => {
                 if let Some(stop) = self.engines.get_mut(&policy).and_then(|running| running.stop.take()) {

@@ -9,8 +9,9 @@ use hyper::header::{HeaderMap, HeaderValue};
 use hyper::http::request::Parts;
 use hyper::{Method, Request, Response, StatusCode};
 
-use super::answer::{self, Call};
+use super::answer;
 use super::body::{self, Body, Fields};
+use super::call::Call;
 use super::error::ApiError;
 use super::operation::Operation;
 use super::{Context, control, page};

@@ -7,7 +7,8 @@ use serde_json::{Value as Json, json};
 use tokio::runtime::Runtime;
 
 use super::Failure;
-use super::serve::{self, Running, ServeError};
+use super::failure::ServeError;
+use super::serve::{self, Running};
 use crate::engine::Endpoint;
 use crate::engine::client::{Client, HttpError};
 

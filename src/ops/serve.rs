@@ -19,13 +19,14 @@ use crate::base::lock;
 use crate::base::{fs, platform};
 use crate::engine::Ready;
 use crate::engine::backend::{Driver, passed_on};
-use crate::gateway::access::{Access, KeyError};
+use crate::gateway::access::Access;
 use crate::gateway::catalog::{Catalog, Model, Offer};
-use crate::gateway::listener::{self, TlsError};
+use crate::gateway::listener;
 use crate::gateway::notice::{Notice, What};
 use crate::gateway::scheduler::{Limits, Memory};
 use crate::gateway::{Gateway, Setup, Surroundings, memory};
 
+use super::failure::ServeError;
 use super::project::PolicyFile;
 use super::{Failure, Host, Project, ready};
 
@@ -34,51 +35,6 @@ const POLL: Duration = Duration::from_millis(50);
 /// Threads that serve requests at most: the engines need the processor.
 const THREADS: usize = 4;
 const STATE_LIMIT_BYTES: u64 = 64 << 10;
-
-/// Why there is no gateway, or none that answers.
-#[derive(Debug, thiserror::Error)]
-pub enum ServeError {
-    /// The address is taken or not ours.
-    #[error("cannot listen on {address}: {source}")]
-    Bind {
-        /// The address.
-        address: SocketAddr,
-        /// What the system said.
-        source: io::Error,
-    },
-    /// It would be open to everybody who can reach the machine.
-    #[error("{0} can be reached by other machines, and no API key is set")]
-    Open(SocketAddr),
-    /// There is one already.
-    #[error("a server of this project runs already, at {url} (process {pid})")]
-    Running {
-        /// Where clients reach it.
-        url: String,
-        /// Its process.
-        pid: u32,
-    },
-    /// There is none to talk to.
-    #[error("no server of this project is running")]
-    NotRunning,
-    /// No policy is ready to run.
-    #[error("none of the policies can be served")]
-    Unusable {
-        /// One line for each policy.
-        problems: Vec<String>,
-    },
-    /// What a running gateway answered.
-    #[error("{0}")]
-    Answer(String),
-    /// An API key that cannot be used.
-    #[error(transparent)]
-    Key(#[from] KeyError),
-    /// A certificate that cannot be used.
-    #[error(transparent)]
-    Tls(#[from] TlsError),
-    /// The system refuses something.
-    #[error("cannot serve: {0}")]
-    Runtime(io::Error),
-}
 
 /// What the user wants.
 #[derive(Debug, Clone)]

@@ -13,7 +13,8 @@ use crate::cli::wording::{counted, size};
 use crate::gateway::access::{self, KeyError};
 use crate::gateway::catalog::Offer;
 use crate::gateway::notice::{Notice, What};
-use crate::ops::serve::{self, ServeError};
+use crate::ops::failure::ServeError;
+use crate::ops::serve;
 use crate::ops::{Failure, Host, Project};
 
 /// # Errors
