@@ -126,6 +126,8 @@ pub enum Why {
     Removed,
     /// Both have it, with different requests; what each says.
     Changed { manifest: String, lock: String },
+    /// The files of its `path` source are not those that were locked.
+    Edited,
     /// What a model is derived from is locked differently than before.
     Inputs,
     /// The lockfile's text has an unresolved merge conflict here.

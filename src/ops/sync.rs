@@ -99,8 +99,8 @@ fn tell_what_was_kept(host: &Host, project: &Project) {
 fn lockfile(host: &Host, project: &Project, ask: &Ask<'_>) -> Result<(Lockfile, Option<Locked>), Failure> {
     match ask.mode {
         LockMode::Frozen => Ok((lock::require(project)?, None)),
-        LockMode::Locked => Ok((lock::require_current(project)?, None)),
-        LockMode::Update => match lock::require_current(project) {
+        LockMode::Locked => Ok((lock::require_current(host, project)?, None)),
+        LockMode::Update => match lock::require_current(host, project) {
             Ok(current) => Ok((current, None)),
             Err(error @ (Failure::NoLock { .. } | Failure::Stale { .. })) if ask.dry_run => Err(error),
             Err(Failure::NoLock { .. } | Failure::Stale { .. }) => {
