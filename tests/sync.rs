@@ -118,6 +118,8 @@ fn every_flipped_digest_is_noticed() {
     for at in digests {
         let digit = if good.as_bytes()[at] == b'0' { "1" } else { "0" };
         world.write("manifests/default.lock", &format!("{}{digit}{}", &good[..at], &good[at + 1..]));
+        let check = world.run(&["lock", "--check"]).expect(1).stderr;
+        assert!(check.contains("are not those that were locked") && check.contains("lock --upgrade"), "{check}");
         let ran = world.run(&["sync"]).expect(3);
         assert!(ran.stderr.contains("expected") && ran.stderr.contains("actual"), "{}", ran.stderr);
         assert!(ran.stderr.contains("default.lock:"), "the lock's line: {}", ran.stderr);

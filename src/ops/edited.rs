@@ -1,11 +1,13 @@
 //! `path` sources that were edited since they were locked. Sizes and times are compared on every command
 //! ([`PathSpec::fingerprint`]); only when they differ, the files are hashed.
 //!
-//! A source that is gone was not edited: what was locked may be in the store still.
+//! A source that is gone was not edited: what was locked may be in the store still. One that never was what the lockfile says
+//! was not edited either: the lockfile may be somebody else's or damaged, so nobody but the user replaces its pin.
 
 use std::collections::BTreeMap;
 
 use crate::base::digest::Digest;
+use crate::base::fs;
 use crate::base::name::Name;
 use crate::format::lockfile::{FilePin, FilesOrigin, Lockfile, ModelPin, Origin};
 use crate::format::manifest::{Kind, PathSpec, SourceSpec};
@@ -41,32 +43,36 @@ pub fn edited(
     let mut found = Vec::new();
     for entry in entries(lock).into_iter().filter(|entry| wanted(entry.kind, entry.name)) {
         let failed = |error| Failure::source(entry.kind, entry.name, error, project.lock_line(entry.name));
-        if !is_current(host, &world, &entry).map_err(failed)? {
-            found.push(Staleness { kind: entry.kind, name: entry.name.clone(), why: Why::Edited });
+        if let Some(why) = difference(host, &world, &entry).map_err(failed)? {
+            found.push(Staleness { kind: entry.kind, name: entry.name.clone(), why });
         }
     }
     Ok(found)
 }
 
-fn is_current(host: &Host, world: &World, entry: &PathEntry<'_>) -> Result<bool, SourceError> {
-    if !crate::base::fs::exists(&world.project.join(&entry.request.path)) {
-        return Ok(true);
+fn difference(host: &Host, world: &World, entry: &PathEntry<'_>) -> Result<Option<Why>, SourceError> {
+    if !fs::exists(&world.project.join(&entry.request.path)) {
+        return Ok(None);
     }
     let (source, content) = (source_of(world, entry), entry.content);
     let before = entry.request.fingerprint(world)?;
-    let known = before.map(|fingerprint| PathState { fingerprint, content });
-    if known.is_some() && host.store.path_state(&source) == known {
-        return Ok(true);
+    let (now, last) = (before.map(|fingerprint| PathState { fingerprint, content }), host.store.path_state(&source));
+    if now.is_some() && last == now {
+        return Ok(None);
     }
-    let now = match hashed(world, entry) {
+    let found = match hashed(world, entry) {
         // The files that were locked are not there any more.
-        Err(SourceError::Missing { .. } | SourceError::Disagreement { .. }) => return Ok(false),
-        now => now?,
+        Err(SourceError::Missing { .. } | SourceError::Disagreement { .. }) => None,
+        found => Some(found?),
     };
-    if now == content && before == entry.request.fingerprint(world)? {
-        known.inspect(|state| host.store.remember_path(&source, state));
+    if found != Some(content) {
+        let was_locked = last.is_some_and(|last| last.content == content);
+        return Ok(Some(if was_locked { Why::Edited } else { Why::Differs }));
     }
-    Ok(now == content)
+    if before == entry.request.fingerprint(world)? {
+        now.inspect(|state| host.store.remember_path(&source, state));
+    }
+    Ok(None)
 }
 
 fn hashed(world: &World, entry: &PathEntry<'_>) -> Result<Digest, SourceError> {

@@ -146,7 +146,8 @@ pub fn run(host: &Host, project: &Project, upgrade: &Upgrade, resolve_conflicts:
     let stale = edited(host, project, &old, &staleness(&project.manifest.value, &old))?;
     let before = edited::fingerprints(host, project);
     let lockfile = resolve(host, project, &old, &|kind, name| {
-        upgrade.covers(name) || stale.iter().any(|entry| entry.kind == kind && entry.name == *name)
+        let is_edited = |entry: &Staleness| entry.why == Why::Edited && entry.kind == kind && entry.name == *name;
+        upgrade.covers(name) || stale.iter().any(is_edited)
     })?;
     edited::remember(host, project, &lockfile, &before);
     super::demand::check_layouts(project, &lockfile)?;
