@@ -9,6 +9,7 @@
 //! |---|---|---|
 //! | 6 | `cli` | words and terminal: the only place that prints, reads the environment or picks an exit code; `verbs/` has one file per command |
 //! | 5 | `ops` | one file per verb: orchestration, no parsing, no printing; `project` finds and loads, `demand` says what policies need, `survey` what is there; `install/` has one file per way to install an engine |
+//! | 4 | `gateway` | the server: scheduler, engine processes, endpoints, metrics; asks the layer above for policies and verified inputs |
 //! | 3 | `engine` | one file per engine: recipe, checks, launch, wire protocol; `ENGINES` lists them; `backend` keeps one alive |
 //! | 3 | `plan` | pure: (what is wanted, what is there) -> what to do, and why |
 //! | 2 | `store` | owns what is on disk: blobs, trees, tools, artifacts; nothing enters unverified; `seal` says whose records are believed |
@@ -31,6 +32,7 @@ pub mod build;
 pub mod cli;
 pub mod engine;
 pub mod format;
+pub mod gateway;
 pub mod ops;
 pub mod plan;
 pub mod report;

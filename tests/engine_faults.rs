@@ -337,11 +337,10 @@ async fn several_requests_run_at_a_time_and_are_cancelled_one_by_one() {
 /// The way of a gateway: a body of the API goes to the engine as it is, and its bytes come back as they are.
 #[tokio::test]
 async fn bodies_of_the_openai_api_pass_through() {
-    use aitools::engine::client::Client;
     use http_body_util::Full;
     let scene = Scene::new("good", "");
     let backend = scene.start(SOON).await.unwrap();
-    let client = Client::new(backend.conversation().openai().unwrap());
+    let client = backend.conversation().openai().unwrap().client();
     let body = r#"{"messages": [], "seed": 5, "an unknown field": [1]}"#;
     let mut request = hyper::Request::post("/v1/chat/completions").body(Full::new(body.into())).unwrap();
     client.authorize(&mut request).unwrap();

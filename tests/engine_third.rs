@@ -107,7 +107,7 @@ impl Model for Folder {
     }
 
     fn connect(&self, _: &Policy, endpoint: &Endpoint) -> Result<Arc<dyn Conversation>, EngineError> {
-        Ok(Arc::new(OpenAi::new(endpoint, Dialect { checks_key: true, extend: |_, _| () }, true)))
+        Ok(Arc::new(OpenAi::new(endpoint, Dialect { checks_key: true, sampling: |_, _| (), extend: |_, _| () }, true)))
     }
 }
 

@@ -23,6 +23,11 @@ impl Cancel {
         self.0.load(Ordering::SeqCst)
     }
 
+    /// Whether it was cancelled; from now on it is not. For programs that go on after an interrupted piece of work.
+    pub fn take(&self) -> bool {
+        self.0.swap(false, Ordering::SeqCst)
+    }
+
     /// # Errors
     /// [`Cancelled`] once [`Cancel::cancel`] was called.
     pub fn check(&self) -> Result<(), Cancelled> {

@@ -116,8 +116,18 @@ fn siblings() -> u32 {
 
 /// The machine's memory in bytes, where the system tells without a program.
 pub fn memory_bytes() -> Option<u64> {
+    meminfo("MemTotal:")
+}
+
+/// Memory in bytes that programs could get now, where the system tells without a program.
+pub fn available_memory_bytes() -> Option<u64> {
+    meminfo("MemAvailable:")
+}
+
+/// A line of `/proc/meminfo` (proc_meminfo(5)).
+fn meminfo(field: &str) -> Option<u64> {
     let text = super::fs::read_bounded(std::path::Path::new("/proc/meminfo"), 64 << 10).ok()?;
     let text = String::from_utf8_lossy(&text);
-    let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+    let line = text.lines().find_map(|line| line.strip_prefix(field))?;
     Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024)
 }

@@ -268,12 +268,6 @@ pub fn processor(env: &Env) -> String {
     platform::processor(env)
 }
 
-/// The C library of this machine, as a note for receipts; nothing where there is none to name.
-pub fn c_library(finder: &Finder<'_>) -> Option<String> {
-    let ldd = finder.search("ldd").filter(|_| cfg!(target_os = "linux"))?;
-    finder.ask(&ldd, &["--version"]).ok()?.lines().next().map(str::to_owned)
-}
-
 #[cfg(unix)]
 mod platform {
     use super::*;

@@ -1,6 +1,7 @@
 //! The command line as clap parses it. No decisions: `settings.rs` merges it with variables and settings files.
 #![expect(missing_docs, reason = "clap prints doc comments as help, so only options and commands have them")]
 
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
@@ -67,6 +68,15 @@ pub enum Command {
     Verify(Verify),
     /// Run one prompt under a policy and stream the answer
     Run(Run),
+    /// Serve all policies, or the named ones, at one OpenAI-compatible endpoint
+    #[command(visible_alias = "server")]
+    Serve(Serve),
+    /// Chat with a policy's model on the terminal
+    Chat(Chat),
+    /// Show what a running server of this project serves
+    Ps,
+    /// Unload the engines of policies from a running server; the server itself when none is named
+    Stop(Stop),
     /// Show what is ready, what is missing, and why something would be rebuilt
     Status(Status),
     /// Show what this machine has: compilers, tools, GPUs, folders, space
@@ -86,6 +96,10 @@ impl Command {
             Self::Check(_) => "check",
             Self::Verify(_) => "verify",
             Self::Run(_) => "run",
+            Self::Serve(_) => "serve",
+            Self::Chat(_) => "chat",
+            Self::Ps => "ps",
+            Self::Stop(_) => "stop",
             Self::Status(_) => "status",
             Self::Doctor => "doctor",
             Self::Schema(_) => "schema",
@@ -201,6 +215,77 @@ pub struct Run {
     /// Write prompt and answer to the generation log
     #[arg(long)]
     pub log_prompts: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct Serve {
+    /// The policies to serve [default: all that the manifest includes]
+    pub policies: Vec<String>,
+    /// The address to listen on; other machines reach only one that is not a loopback address
+    #[arg(long, default_value = "127.0.0.1", value_name = "ADDRESS", value_parser = address)]
+    pub host: IpAddr,
+    /// The port to listen on; 0 is any free one
+    #[arg(long, default_value_t = 8081, value_name = "PORT")]
+    pub port: u16,
+    /// A file with API keys, one a line; `AITOOLS_API_KEY` holds one, too
+    #[arg(long, value_name = "FILE")]
+    pub api_key_file: Option<PathBuf>,
+    /// Serve other machines without an API key
+    #[arg(long)]
+    pub insecure: bool,
+    /// Another name by which clients reach the server, such as that of this machine
+    #[arg(long, value_name = "NAME")]
+    pub allow_host: Vec<String>,
+    /// The origin of pages that may use the server, such as `https://chat.example`; `*` is any
+    #[arg(long, value_name = "ORIGIN")]
+    pub cors_origin: Vec<String>,
+    /// The certificate chain for https, a PEM file
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    pub tls_cert: Option<PathBuf>,
+    /// The key of the certificate, a PEM file
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    pub tls_key: Option<PathBuf>,
+    /// Requests that may wait for one policy
+    #[arg(long, default_value_t = 1000, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub queue: u32,
+    /// Seconds that a policy waits for memory before busy engines of others take no new requests
+    #[arg(long, default_value_t = 15, value_name = "SECONDS")]
+    pub longest_wait: u32,
+    /// Engines that may be loaded at a time [default: as many as fit in memory]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub max_loaded: Option<u32>,
+    /// Seconds that running requests may take when the server ends
+    #[arg(long, default_value_t = 30, value_name = "SECONDS")]
+    pub grace: u32,
+    /// Say whether it would start, and start nothing
+    #[arg(long)]
+    pub check: bool,
+    #[command(flatten)]
+    pub build: BuildWith,
+}
+
+fn address(text: &str) -> Result<IpAddr, String> {
+    match text {
+        "localhost" => Ok(Ipv4Addr::LOCALHOST.into()),
+        _ => text.parse().map_err(|_| "expected an address such as `127.0.0.1` or `0.0.0.0`".to_owned()),
+    }
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct Chat {
+    /// The policy, by name or file
+    pub policy: String,
+    /// Write prompts and answers to the generation log
+    #[arg(long)]
+    pub log_prompts: bool,
+    #[command(flatten)]
+    pub build: BuildWith,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct Stop {
+    /// The policies whose engines end
+    pub policies: Vec<String>,
 }
 
 #[derive(Debug, ClapArgs)]

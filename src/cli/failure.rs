@@ -12,9 +12,10 @@ use crate::build::command::CommandError;
 use crate::build::toolchain::ToolError;
 use crate::engine::EngineError;
 use crate::engine::backend::BackendError;
+use crate::gateway::access::KeyError;
 use crate::ops::Failure;
 use crate::ops::failure::{Damaged, Staleness, Why};
-use crate::ops::failure::{DeriveError, PythonError};
+use crate::ops::failure::{DeriveError, PythonError, ServeError};
 use crate::ops::run::RunError;
 use crate::source::SourceError;
 use crate::store::StoreError;
@@ -152,6 +153,7 @@ impl ErrorReport {
             Failure::Derive { error, .. } => derive(error, message),
             Failure::Recipe { .. } => Self::new("engine.recipe", exit::USAGE, message),
             Failure::Run { policy, error } => run(policy, error, message),
+            Failure::Serve(error) => serve(error, message),
             Failure::Damaged { damages } => Self::new("integrity", exit::INTEGRITY, message)
                 .details(damages.iter().map(damage_line).collect())
                 .hint("run `aitools verify --repair`".to_owned()),
@@ -220,6 +222,33 @@ fn run(policy: &Name, error: &RunError, message: String) -> ErrorReport {
     let lines = error.tail();
     let last = &lines[lines.len().saturating_sub(SHOWN_LINES)..];
     ErrorReport::new("engine", exit::ENGINE, message).details(last.to_vec()).hint(hint)
+}
+
+fn serve(error: &ServeError, message: String) -> ErrorReport {
+    match error {
+        ServeError::Bind { .. } => ErrorReport::new("serve.address", exit::MACHINE, message)
+            .hint("another program may listen there: choose another `--port`".to_owned()),
+        ServeError::Open { .. } => ErrorReport::new("serve.open", exit::USAGE, message).hint(
+            "give a key with `--api-key-file FILE` or `AITOOLS_API_KEY`, or accept everybody with `--insecure`"
+                .to_owned(),
+        ),
+        ServeError::Running { .. } => ErrorReport::new("serve.running", exit::CONDITION, message)
+            .hint("`aitools ps` shows what it serves".to_owned()),
+        ServeError::Unusable { problems } => {
+            ErrorReport::new("serve.policies", exit::CONDITION, message).details(problems.clone())
+        }
+        ServeError::NotRunning => ErrorReport::new("serve.not-running", exit::CONDITION, message)
+            .hint("start it with `aitools serve`".to_owned()),
+        ServeError::Answer(_) => ErrorReport::new("serve.answer", exit::ENGINE, message),
+        ServeError::Key(error) => match error {
+            KeyError::Fs(error) => machine(error, message),
+            KeyError::Short(_) | KeyError::Empty(_) | KeyError::Random(_) => {
+                ErrorReport::new("serve.key", exit::USAGE, message)
+            }
+        },
+        ServeError::Tls(_) => ErrorReport::new("serve.tls", exit::USAGE, message),
+        ServeError::Runtime(_) => ErrorReport::new("machine.serve", exit::MACHINE, message),
+    }
 }
 
 fn damage_line(damage: &Damaged) -> String {

@@ -125,6 +125,16 @@ impl Output {
         }
     }
 
+    /// Prints one event of a command that goes on, as a line of `--json`.
+    pub fn event(&self, command: &str, event: &impl Serialize) {
+        let Ok(serde_json::Value::Object(fields)) = serde_json::to_value(event) else { return };
+        let mut object = json!({ "version": JSON_VERSION, "command": command });
+        if let Some(object) = object.as_object_mut() {
+            object.extend(fields);
+        }
+        self.stdout(&format!("{object}\n"));
+    }
+
     /// Prints warnings found on the way.
     pub fn warnings(&self, warnings: &[Diagnostic]) {
         if !warnings.is_empty() && !self.quiet && !self.json {

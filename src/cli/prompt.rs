@@ -22,6 +22,12 @@ enum Stdin {
     Other,
 }
 
+/// Whether a conversation is meant: there is no prompt, and a person at a terminal.
+pub fn is_chat(ask: &args::Run) -> bool {
+    let terminal = matches!(stdin_kind(), Stdin::Terminal) && io::stdout().is_terminal();
+    terminal && ask.prompt.is_none() && ask.prompt_file.is_none()
+}
+
 /// Reads the prompt. What is piped in beside `--prompt` or `--prompt-file` is appended after an empty line.
 ///
 /// # Errors

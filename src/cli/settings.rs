@@ -289,6 +289,20 @@ impl<'a> Session<'a> {
         Ok(found.unwrap_or(Setting::new(false, Origin::Default)))
     }
 
+    /// An API key for `serve` from the environment.
+    pub fn api_key(&self) -> Option<&str> {
+        self.variable("AITOOLS_API_KEY")
+    }
+
+    /// Groups of policies that `serve` may load together.
+    ///
+    /// # Errors
+    /// Every problem of the settings files.
+    pub fn groups(&self, root: &Path) -> Result<Vec<Vec<String>>, Failure> {
+        let found = self.files(root)?.get(|file| file.serve.as_ref().map(|serve| serve.groups.clone()));
+        Ok(found.map(|set| set.value).unwrap_or_default())
+    }
+
     /// This machine for a verb that works on a project.
     ///
     /// # Errors

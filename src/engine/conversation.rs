@@ -10,7 +10,8 @@ use futures_util::stream::BoxStream;
 use serde::Serialize;
 use serde_json::Value as Json;
 
-use super::{Endpoint, EngineError};
+use super::EngineError;
+use super::client::Client;
 use crate::format::policy::Policy;
 
 /// What a policy leaves open is the same for every engine, and sent with every request: a new version of an engine cannot
@@ -41,15 +42,27 @@ pub trait Conversation: std::fmt::Debug + Send + Sync {
     /// Sends a request once the stream is polled. Dropping the stream closes the connection, which stops the engine's work.
     fn generate(&self, request: Request) -> Events;
 
-    /// Where the engine speaks the OpenAI API itself, so that whole request bodies can be forwarded: below `/v1` of this
-    /// endpoint. None for an engine that needs its adapter.
-    fn openai(&self) -> Option<&Endpoint> {
+    /// The engine's API, where it speaks OpenAI's itself, so that whole request bodies can be forwarded. None for an engine that
+    /// needs its adapter.
+    fn openai(&self) -> Option<&dyn Api> {
         None
     }
 
     /// Changes the body of a request that is to be forwarded to [`Conversation::openai`], so that no text in its messages is
     /// read as a control token of the model. [`Conversation::generate`] does that itself.
     fn neutralise(&self, _body: &mut Json) {}
+}
+
+/// An engine that speaks the OpenAI API itself, as a gateway needs it.
+pub trait Api: Conversation {
+    /// Sends requests to the engine.
+    fn client(&self) -> &Client;
+
+    /// Whether messages can be sent: the model has a chat template.
+    fn has_chat_template(&self) -> bool;
+
+    /// The fields of a request that say how tokens are chosen.
+    fn sampling(&self, sampling: &Sampling) -> Json;
 }
 
 /// One request for an answer.

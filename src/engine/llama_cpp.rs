@@ -13,18 +13,19 @@ use serde_json::Value as Json;
 
 use super::cmake::{self, BuildDescription, CmakeProject, RecipeRequest};
 use super::control_tokens::ControlTokens;
-use super::conversation::{Conversation, Format, Request};
+use super::conversation::{Conversation, Format, Request, Sampling};
 use super::finding::Finding;
 use super::gguf::{self, Gguf, cache_bytes_per_token, chat_template};
 use super::openai::{Dialect, OpenAi};
 use super::{
     CheckRequest, Endpoint, Engine, EngineError, InstallMethod, Launch, LaunchRequest, Model, ModelError, ModelFiles,
+    ModelSize,
 };
 use crate::base::platform::{Platform, Variant, executable};
 use crate::build::{BuildRecipe, OutputRule};
 use crate::format::gguf::Header;
 use crate::format::manifest::SourceSpec;
-use crate::format::policy::Policy;
+use crate::format::policy::{Output, Policy};
 
 /// The adapter.
 #[derive(Debug)]
@@ -40,7 +41,7 @@ const CONTEXT: u32 = 4096;
 const BATCH: (u32, u32) = (2048, 512);
 
 /// What llama-server knows beyond the API. Before the model is loaded it answers every request with 503.
-const DIALECT: Dialect = Dialect { checks_key: true, extend };
+const DIALECT: Dialect = Dialect { checks_key: true, sampling, extend };
 
 impl Engine for LlamaCpp {
     fn id(&self) -> &'static str {
@@ -99,6 +100,22 @@ impl LlamaModel {
 impl Model for LlamaModel {
     fn check(&self, ask: &CheckRequest<'_>) -> Vec<Finding> {
         check::all(self, ask)
+    }
+
+    fn size(&self, policy: &Policy, variant: Variant) -> Option<ModelSize> {
+        let header = self.0.header();
+        let whole = self.memory_bytes(policy);
+        // As many layers as fit when the policy does not say; the output counts as one more layer.
+        let layers = header.block_count().map_or(1, |blocks| blocks.saturating_add(1));
+        let on_gpu = policy.runtime.gpu_layers.map_or(layers, u64::from).min(layers);
+        let gpu_bytes = if variant == Variant::Cpu { 0 } else { whole / layers.max(1) * on_gpu };
+        Some(ModelSize {
+            weights_bytes: self.0.size_bytes(),
+            ram_bytes: whole - gpu_bytes,
+            gpu_bytes,
+            context: context_size(policy, header),
+            trained: header.context_length().and_then(|tokens| u32::try_from(tokens).ok()),
+        })
     }
 
     fn launch(&self, ask: &LaunchRequest<'_>) -> Result<Launch, EngineError> {
@@ -290,7 +307,14 @@ fn launch(model: &Gguf, ask: &LaunchRequest<'_>) -> Launch {
     }
     let mut env: BTreeMap<OsString, OsString> =
         OPTIONS.iter().map(|(name, value)| (name.into(), value.into())).collect();
+    match runtime.output {
+        None | Some(Output::Text) => {}
+        Some(Output::Embeddings) => drop(env.insert("LLAMA_ARG_EMBEDDINGS".into(), "on".into())),
+        Some(Output::Ranking) => drop(env.insert("LLAMA_ARG_RERANKING".into(), "on".into())),
+    }
     env.insert("LLAMA_ARG_FIT".into(), fit.map_or("off", |(_, fit)| fit).into());
+    // The name that answers give their model.
+    env.insert("LLAMA_ARG_ALIAS".into(), ask.name.into());
     env.insert("LLAMA_API_KEY".into(), (&ask.endpoint.key).into());
     let program = ask.artifact.join("bin").join(executable(SERVER));
     Launch { program, args, env, cwd: ask.scratch.to_owned(), files }
@@ -310,14 +334,16 @@ const OPTIONS: &[(&str, &str)] = &[
     ("LLAMA_ARG_LOG_COLORS", "off"),
 ];
 
-/// Fields of a request that only llama-server has: `tools/server/README.md` of its tree.
-fn extend(request: &Request, body: &mut Json) {
-    let sampling = &request.sampling;
-    body["timings_per_token"] = true.into();
-    body["cache_prompt"] = true.into();
+/// Fields for sampling that only llama-server has: `tools/server/README.md` of its tree.
+fn sampling(sampling: &Sampling, body: &mut Json) {
     body["top_k"] = sampling.top_k.into();
     body["min_p"] = sampling.min_p.into();
     body["repeat_penalty"] = sampling.repeat_penalty.into();
+}
+
+fn extend(request: &Request, body: &mut Json) {
+    body["timings_per_token"] = true.into();
+    body["cache_prompt"] = true.into();
     if let Format::Grammar(grammar) = &request.format {
         body["grammar"] = grammar.as_str().into();
     }

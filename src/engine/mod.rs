@@ -105,6 +105,11 @@ pub trait Model: std::fmt::Debug + Send + Sync {
     /// Everything that is wrong with running this model under a policy, before anything is started. Pure.
     fn check(&self, ask: &CheckRequest<'_>) -> Vec<Finding>;
 
+    /// How large it is under a policy: an estimate from headers, never from weights. None when the adapter cannot tell.
+    fn size(&self, _: &Policy, _: Variant) -> Option<ModelSize> {
+        None
+    }
+
     /// The command that serves this model under a policy. Pure: the same request gives the same command.
     ///
     /// # Errors
@@ -129,6 +134,21 @@ pub trait Model: std::fmt::Debug + Send + Sync {
     /// # Errors
     /// When the policy requires what this engine cannot do.
     fn connect(&self, policy: &Policy, endpoint: &Endpoint) -> Result<Arc<dyn Conversation>, EngineError>;
+}
+
+/// How large a model is under a policy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ModelSize {
+    /// Bytes of all weights files.
+    pub weights_bytes: u64,
+    /// Bytes that its engine needs in the machine's memory.
+    pub ram_bytes: u64,
+    /// Bytes that its engine needs on the GPUs together.
+    pub gpu_bytes: u64,
+    /// Tokens of context of one request.
+    pub context: u32,
+    /// Tokens of context that the model was trained for, where it tells.
+    pub trained: Option<u32>,
 }
 
 /// Judges one line of an engine's output: whether the engine started as requested. None for a line about something else.
@@ -175,6 +195,8 @@ pub struct CheckRequest<'a> {
 pub struct LaunchRequest<'a> {
     /// The policy.
     pub policy: &'a Policy,
+    /// The policy's name.
+    pub name: &'a str,
     /// The accelerator of the build.
     pub variant: Variant,
     /// The folder of the installed engine.
@@ -217,6 +239,7 @@ impl Ready {
     pub fn launch_request<'a>(&'a self, endpoint: &'a Endpoint, scratch: &'a Path) -> LaunchRequest<'a> {
         LaunchRequest {
             policy: &self.policy,
+            name: self.name.as_str(),
             variant: self.variant,
             artifact: &self.artifact,
             endpoint,

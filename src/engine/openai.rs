@@ -17,8 +17,8 @@ use serde_json::{Value as Json, json};
 use super::client::Client;
 use super::control_tokens::ControlTokens;
 use super::conversation::{
-    Conversation, Delta, Event, Events, Finish, Format, Message, Part, Piece, Prompt, Request, Tool, ToolCall,
-    ToolCallDelta, Usage,
+    Api, Conversation, Delta, Event, Events, Finish, Format, Message, Part, Piece, Prompt, Request, Sampling, Tool,
+    ToolCall, ToolCallDelta, Usage,
 };
 use super::{Endpoint, EngineError};
 
@@ -31,7 +31,9 @@ pub struct Dialect {
     /// Whether the engine refuses requests without the key that it was started with (401). One that does is told from
     /// other programs that took its port.
     pub checks_key: bool,
-    /// Adds the engine's own fields to the body of a request.
+    /// Adds the engine's own fields for sampling.
+    pub sampling: fn(&Sampling, &mut Json),
+    /// Adds the engine's other fields to the body of a request.
     pub extend: fn(&Request, &mut Json),
 }
 
@@ -42,6 +44,8 @@ pub struct OpenAi {
     dialect: Dialect,
     /// Whether the model has a chat template.
     chat: bool,
+    /// The model to name, where a gateway serves several.
+    model: Option<String>,
     /// What must not be in the text of a message.
     control_tokens: Option<Arc<ControlTokens>>,
 }
@@ -50,7 +54,13 @@ impl OpenAi {
     /// A conversation with the engine that listens there. `chat`: whether it has a chat template for its model; without one,
     /// prompts go to `/v1/completions` as they are.
     pub fn new(endpoint: &Endpoint, dialect: Dialect, chat: bool) -> Self {
-        Self { client: Client::new(endpoint), dialect, chat, control_tokens: None }
+        Self { client: Client::new(endpoint), dialect, chat, model: None, control_tokens: None }
+    }
+
+    /// A conversation with a gateway of ours: it knows the policy, so that only its name and the messages are sent.
+    pub fn of_gateway(endpoint: &Endpoint, policy: &str) -> Self {
+        let dialect = Dialect { checks_key: false, sampling: |_, _| (), extend: |_, _| () };
+        Self { model: Some(policy.to_owned()), ..Self::new(endpoint, dialect, true) }
     }
 
     /// The same for an engine that reads these texts as control tokens wherever they are: none of them is left in a message.
@@ -88,18 +98,17 @@ impl OpenAi {
     /// # Errors
     /// When the prompt needs a chat template, and the model has none.
     pub fn body(&self, request: &Request) -> Result<(&'static str, Json), EngineError> {
-        let sampling = &request.sampling;
-        let mut body = json!({
-            "stream": true,
-            "stream_options": { "include_usage": true },
-            "max_tokens": request.max_tokens,
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
-            "presence_penalty": sampling.presence_penalty,
-            "frequency_penalty": sampling.frequency_penalty,
-            "seed": sampling.seed,
-            "stop": request.stop,
-        });
+        let mut body = match &self.model {
+            Some(model) => json!({ "model": model }),
+            None => {
+                let mut fields = self.sampling(&request.sampling);
+                fields["max_tokens"] = request.max_tokens.into();
+                fields["stop"] = json!(request.stop);
+                fields
+            }
+        };
+        body["stream"] = true.into();
+        body["stream_options"] = json!({ "include_usage": true });
         if !request.tools.is_empty() {
             let function = |tool: &Tool| {
                 let function =
@@ -132,6 +141,28 @@ impl OpenAi {
     }
 }
 
+impl Api for OpenAi {
+    fn client(&self) -> &Client {
+        &self.client
+    }
+
+    fn has_chat_template(&self) -> bool {
+        self.chat
+    }
+
+    fn sampling(&self, sampling: &Sampling) -> Json {
+        let mut fields = json!({
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "presence_penalty": sampling.presence_penalty,
+            "frequency_penalty": sampling.frequency_penalty,
+            "seed": sampling.seed,
+        });
+        (self.dialect.sampling)(sampling, &mut fields);
+        fields
+    }
+}
+
 impl Conversation for OpenAi {
     fn ready(&self, deadline: Instant) -> BoxFuture<'_, Result<bool, EngineError>> {
         self.is_ready(deadline).boxed()
@@ -159,8 +190,8 @@ impl Conversation for OpenAi {
         })
     }
 
-    fn openai(&self) -> Option<&Endpoint> {
-        Some(self.client.endpoint())
+    fn openai(&self) -> Option<&dyn Api> {
+        Some(self)
     }
 
     fn neutralise(&self, body: &mut Json) {
@@ -292,7 +323,7 @@ fn pieces(choice: &Json) -> Vec<Piece> {
 mod tests {
     use super::*;
     use crate::engine::answer::{Answer, Generated};
-    use crate::engine::conversation::{Role, Sampling};
+    use crate::engine::conversation::Role;
     use crate::format::policy;
 
     fn heard(events: &[&str]) -> Result<Generated, EngineError> {
@@ -343,7 +374,7 @@ mod tests {
     }
 
     fn body(request: &Request, chat: bool) -> Result<(&'static str, Json), EngineError> {
-        let dialect = Dialect { checks_key: false, extend: |_, _| () };
+        let dialect = Dialect { checks_key: false, sampling: |_, _| (), extend: |_, _| () };
         OpenAi::new(&Endpoint { port: 1, key: String::new() }, dialect, chat).body(request)
     }
 

@@ -41,16 +41,16 @@ use std::sync::Arc;
 use super::cmake::{CmakeProject, RecipeRequest};
 use super::conversation::Conversation;
 use super::derive::{Derivation, DeriveRequest};
-use super::finding::Finding;
+use super::finding::{self, Finding};
 use super::gguf::Gguf;
 use super::{
     CheckRequest, Endpoint, Engine, EngineError, InstallMethod, Launch, LaunchRequest, Model, ModelError, ModelFiles,
-    StartupCheck,
+    ModelSize, StartupCheck,
 };
 use crate::base::platform::{Platform, Variant};
 use crate::build::BuildRecipe;
 use crate::format::manifest::{EngineSpec, Step};
-use crate::format::policy::Policy;
+use crate::format::policy::{Output, Policy};
 
 /// The adapter.
 #[derive(Debug)]
@@ -69,7 +69,9 @@ impl Engine for PowerInfer {
     }
 
     fn check_policy(&self, policy: &Policy) -> Vec<Finding> {
-        check::of_name(policy).into_iter().collect()
+        let no_text = policy.runtime.output.filter(|output| *output != Output::Text);
+        let what = no_text.map(|_| finding::error("runtime.output", "PowerInfer gives text only", None));
+        check::of_name(policy).into_iter().chain(what).collect()
     }
 
     fn open(&self, files: &ModelFiles<'_>) -> Result<Arc<dyn Model>, ModelError> {
@@ -106,6 +108,10 @@ struct PowerInferModel(Arc<Gguf>);
 impl Model for PowerInferModel {
     fn check(&self, ask: &CheckRequest<'_>) -> Vec<Finding> {
         check::all(&self.0, ask)
+    }
+
+    fn size(&self, policy: &Policy, variant: Variant) -> Option<ModelSize> {
+        Some(model::size(&self.0, policy, variant))
     }
 
     fn launch(&self, ask: &LaunchRequest<'_>) -> Result<Launch, EngineError> {

@@ -114,12 +114,7 @@ pub enum GgufError {
     Io(#[from] io::Error),
 }
 
-impl GgufError {
-    /// Whether a longer prefix of the same file may succeed.
-    pub fn wants_more(&self) -> bool {
-        matches!(self, Self::Ended(_))
-    }
-}
+impl GgufError {}
 
 /// How ggml stores a type: blocks of some elements in some bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -267,14 +262,6 @@ impl Header {
         }
     }
 
-    /// The metadata value of `key`, if it is a floating point number.
-    pub fn float(&self, key: &str) -> Option<f64> {
-        match *self.metadata.get(key)? {
-            Value::Float(number) => Some(number),
-            _ => None,
-        }
-    }
-
     /// The length of the list at `key`, if it is one.
     pub fn array_length(&self, key: &str) -> Option<u64> {
         match *self.metadata.get(key)? {
@@ -332,11 +319,6 @@ impl Header {
     pub fn split(&self) -> Option<Split> {
         let count = self.uint("split.count").filter(|count| *count > 1)?;
         Some(Split { number: self.uint("split.no")?, count, tensors: self.uint("split.tensors.count") })
-    }
-
-    /// Elements of all tensors of this file.
-    pub fn parameter_count(&self) -> u64 {
-        self.tensors.iter().fold(0, |sum: u64, tensor| sum.saturating_add(tensor.elements()))
     }
 
     /// The types of the tensors, the one with the most bytes first: the model's quantisation.

@@ -173,6 +173,9 @@ pub struct Policy {
     /// How the engine is started.
     #[serde(default)]
     pub runtime: Runtime,
+    /// How `serve` offers the policy.
+    #[serde(default)]
+    pub serve: Serve,
     /// Where the model came from.
     #[serde(default)]
     pub audit: Audit,
@@ -248,8 +251,43 @@ pub struct Runtime {
     /// Seconds for one answer, start of the engine included.
     #[schemars(range(min = 1, max = 604_800))]
     pub timeout: Option<u32>,
+    /// What the engine gives for a text; text when not given.
+    pub output: Option<Output>,
     /// Which build to use; chosen by detection when not given.
     pub variant: Option<crate::base::platform::Variant>,
+}
+
+/// What an engine gives for a text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Output {
+    /// An answer.
+    Text,
+    /// A vector that stands for its meaning.
+    Embeddings,
+    /// How well it fits a query.
+    Ranking,
+}
+
+/// How `aitools serve` offers a policy.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Serve {
+    /// Other names that clients may use for the policy.
+    #[serde(default)]
+    #[schemars(length(max = 16))]
+    pub aliases: Vec<String>,
+    /// Start the engine together with the server.
+    #[serde(default)]
+    pub preload: bool,
+    /// Seconds without a request after which the engine ends; it stays loaded when not given.
+    #[schemars(range(min = 1, max = 604_800))]
+    pub idle_timeout: Option<u32>,
+    /// The fields of a request by which clients may change how text is generated, such as `temperature`; all when not given,
+    /// none when empty.
+    #[serde(rename = "override")]
+    #[schemars(length(max = 64))]
+    pub overrides: Option<Vec<String>>,
 }
 
 /// Where the model came from, for the record. A real `checksum` is really checked.

@@ -50,6 +50,18 @@ pub struct Settings {
     pub python: Option<String>,
     /// Write prompts and answers to the generation log. They are left out by default.
     pub log_prompts: Option<bool>,
+    /// How `aitools serve` shares the machine among policies.
+    pub serve: Option<ServeSettings>,
+}
+
+/// The table `[serve]`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ServeSettings {
+    /// Policies that may be loaded together, group by group. Without groups any may, as far as memory goes; with groups a policy
+    /// that is in none is loaded alone.
+    #[serde(default)]
+    pub groups: Vec<Vec<String>>,
 }
 
 static SCHEMA: Schema<Settings> = Schema::new();

@@ -12,7 +12,7 @@ use crate::engine::{CheckRequest, Model, ModelFiles};
 use crate::format::lockfile::Lockfile;
 use crate::format::policy;
 
-use super::demand::{self, Demand, EngineDemand, ModelDemand};
+use super::demand::{self, EngineDemand, ModelDemand};
 use super::install::Purpose;
 use super::project::PolicyFile;
 use super::{Failure, Host, Project};
@@ -98,30 +98,6 @@ fn by_policy_alone(host: &Host, project: &Project, file: &PolicyFile) -> Vec<Dia
     let id = spec.and_then(|(_, spec)| spec.adapter.as_deref()).unwrap_or(name);
     let findings = host.engine(id).map(|adapter| adapter.check_policy(&file.policy.value)).unwrap_or_default();
     findings.iter().map(|finding| diagnostic(file, finding)).collect()
-}
-
-/// The warnings about these policies and the models they run.
-///
-/// # Errors
-/// [`Failure::Input`] when one of them cannot work.
-pub fn require_valid(
-    host: &Host,
-    project: &Project,
-    demand: &Demand<'_>,
-    names: &[String],
-) -> Result<Vec<Diagnostic>, Failure> {
-    let mut problems = Diagnostics::default();
-    for file in demand::select(project, names)? {
-        let Ok(resolved) = policy::resolve(&file.policy, &project.manifest.value) else { continue };
-        let engine = demand.engines.iter().find(|engine| engine.required.name == *resolved.engine.0);
-        let model = demand.models.iter().find(|model| model.required.name == *resolved.model.0);
-        if let (Some(engine), Some(model)) = (engine, model) {
-            problems.0.extend(checksum(file, model));
-            problems.0.extend(open_and_check(host, project, file, engine, model).1);
-        }
-    }
-    host.task.check()?;
-    problems.or(()).map(|((), warnings)| warnings).map_err(Failure::Input)
 }
 
 /// A policy's model as its engine sees it, with the warnings about both.

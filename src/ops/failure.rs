@@ -1,5 +1,7 @@
 //! Why a verb failed. Facts only: `cli/failure.rs` maps each to a kind, an exit code and a hint, exhaustively.
 
+use std::io;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use crate::base::cancel::Cancelled;
@@ -14,6 +16,8 @@ use crate::build::toolchain::ToolError;
 use crate::engine::EngineError;
 use crate::engine::backend::BackendError;
 use crate::format::manifest::Kind;
+use crate::gateway::access::KeyError;
+use crate::gateway::listener::TlsError;
 use crate::source::SourceError;
 use crate::store::StoreError;
 
@@ -59,6 +63,8 @@ pub enum Failure {
     Derive { model: Name, error: DeriveError },
     #[error("policy `{policy}`: {error}")]
     Run { policy: Name, error: RunError },
+    #[error(transparent)]
+    Serve(#[from] ServeError),
     /// Files on disk that are not what the lockfile or a receipt says.
     #[error("{}", count_of(.damages.len(), "file does not match|files do not match"))]
     Damaged { damages: Vec<Damaged> },
@@ -68,6 +74,51 @@ pub enum Failure {
         at.display()
     )]
     NoSpace { what: String, needed: u64, reserve: u64, available: u64, at: PathBuf },
+}
+
+/// Why there is no gateway, or none that answers.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The address is taken or not ours.
+    #[error("cannot listen on {address}: {source}")]
+    Bind {
+        /// The address.
+        address: SocketAddr,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// It would be open to everybody who can reach the machine.
+    #[error("{0} can be reached by other machines, and no API key is set")]
+    Open(SocketAddr),
+    /// There is one already.
+    #[error("a server of this project runs already, at {url} (process {pid})")]
+    Running {
+        /// Where clients reach it.
+        url: String,
+        /// Its process.
+        pid: u32,
+    },
+    /// There is none to talk to.
+    #[error("no server of this project is running")]
+    NotRunning,
+    /// No policy is ready to run.
+    #[error("none of the policies can be served")]
+    Unusable {
+        /// One line for each policy.
+        problems: Vec<String>,
+    },
+    /// What a running gateway answered.
+    #[error("{0}")]
+    Answer(String),
+    /// An API key that cannot be used.
+    #[error(transparent)]
+    Key(#[from] KeyError),
+    /// A certificate that cannot be used.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// The system refuses something.
+    #[error("cannot serve: {0}")]
+    Runtime(io::Error),
 }
 
 /// Why a model could not be derived.

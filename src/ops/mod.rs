@@ -4,6 +4,7 @@
 //! Invariant: nothing here parses, prints, reads the environment or picks an exit code. `run` never writes the lockfile.
 
 pub mod build;
+pub mod chat;
 pub mod check;
 pub mod demand;
 pub mod derive;
@@ -18,7 +19,9 @@ pub mod lock;
 pub mod project;
 pub mod python;
 pub mod ready;
+pub mod remote;
 pub mod run;
+pub mod serve;
 pub mod status;
 pub mod survey;
 pub mod sync;

@@ -17,7 +17,7 @@ use crate::base::fs::{self, FsError};
 use crate::base::process::GRACE;
 use crate::engine::answer::{Answer, Generated, ms};
 use crate::engine::backend::{Backend, BackendError, Driver, Supervision};
-use crate::engine::conversation::{Event, Piece, Request};
+use crate::engine::conversation::{Event, Events, Piece, Request};
 use crate::engine::metrics::{Measured, Metrics, Record};
 use crate::engine::{EngineError, Ready};
 use crate::report::{Task, Unit, Verb};
@@ -120,7 +120,7 @@ pub fn run(ready: &Ready, ask: &Ask<'_>, task: &Task, sink: &mut Sink<'_>) -> Re
 }
 
 /// 31 bits: the largest numbers mean "draw one" to some engines.
-fn drawn_seed() -> Result<u32, RunError> {
+pub(super) fn drawn_seed() -> Result<u32, RunError> {
     getrandom::u32().map(|seed| seed >> 1).map_err(RunError::Random)
 }
 
@@ -147,7 +147,7 @@ async fn attempt(
     };
     progress.finish(format!("{:.1} s", backend.load().as_secs_f64()));
     let request = Request::new(&ready.policy, ask.prompt, seed, deadline);
-    let answer = match listen(&backend, request, task.cancel(), sink).await {
+    let answer = match listen(backend.generate(request), task.cancel(), sink).await {
         Ok(answer) => answer,
         Err(EngineError::Timeout) => return Err(RunError::Timeout { limit_s, tail: backend.tail() }),
         Err(error) => {
@@ -168,14 +168,8 @@ async fn attempt(
 }
 
 /// One answer, to its end or until the user or the sink stops it.
-async fn listen(
-    backend: &Backend,
-    request: Request,
-    cancel: &Cancel,
-    sink: &mut Sink<'_>,
-) -> Result<Generated, EngineError> {
+pub(super) async fn listen(mut events: Events, cancel: &Cancel, sink: &mut Sink<'_>) -> Result<Generated, EngineError> {
     let mut answer = Answer::new();
-    let mut events = backend.generate(request);
     loop {
         let event = tokio::select! {
             event = events.next() => event,
@@ -199,7 +193,7 @@ async fn listen(
 }
 
 /// Resolves when the user has asked to stop.
-async fn cancelled(cancel: &Cancel) {
+pub(super) async fn cancelled(cancel: &Cancel) {
     while !cancel.is_cancelled() {
         tokio::time::sleep(POLL).await;
     }

@@ -311,30 +311,6 @@ impl<'a> Archive<'a> {
         Ok(Listing(entries.collect()))
     }
 
-    /// Writes one file to `to`, which must not exist, and gives its digest and size in bytes.
-    ///
-    /// # Errors
-    /// [`SourceError::Missing`] when there is no such file.
-    pub fn extract_member(&self, path: &RelPath, to: &Path) -> Result<(Digest, u64), SourceError> {
-        let source = match self.members.get(path).map(|member| &member.content) {
-            Some(Content::File { .. }) => path,
-            Some(Content::HardLink(other)) => other,
-            _ => return Err(missing(self.what, path.as_str(), self.members.keys())),
-        };
-        let mut file = fs::create_new(to)?;
-        let mut hasher = Hasher::default();
-        self.read(&mut |met, member, bytes| {
-            if met == source {
-                copy(bytes, member.size_bytes, self.task, &mut |chunk| {
-                    hasher.update(chunk);
-                    Ok(file.write_all(chunk).map_err(|error| FsError::new("write", to, error))?)
-                })?;
-            }
-            Ok(())
-        })?;
-        Ok(hasher.finish())
-    }
-
     /// Gives each selected plain file and its bytes, in the archive's order.
     fn read(&self, each: Take<'_>) -> Result<(), SourceError> {
         let mut left: BTreeSet<&RelPath> = self

@@ -150,8 +150,27 @@ fn runs() -> Vec<Failure> {
     errors.into_iter().map(|error| Failure::Run { policy: name("p"), error }).collect()
 }
 
+fn serves() -> Vec<Failure> {
+    let address: std::net::SocketAddr = ([0, 0, 0, 0], 8081).into();
+    let errors = vec![
+        ServeError::Bind { address, source: io::ErrorKind::AddrInUse.into() },
+        ServeError::Open(address),
+        ServeError::Running { url: "http://127.0.0.1:8081".to_owned(), pid: 7 },
+        ServeError::NotRunning,
+        ServeError::Unusable { problems: vec!["p: the project is not synced: run `aitools sync`".to_owned()] },
+        ServeError::Answer("`p` is not loaded".to_owned()),
+        ServeError::Key(KeyError::Short(3)),
+        ServeError::Tls(crate::gateway::listener::TlsError::File {
+            file: "key.pem".to_owned(),
+            source: rustls::pki_types::pem::Error::NoItemsFound,
+        }),
+        ServeError::Runtime(io::ErrorKind::Other.into()),
+    ];
+    errors.into_iter().map(Failure::Serve).collect()
+}
+
 fn samples() -> Vec<Failure> {
-    [simple(), sources(), stores(), builds(), derivations(), runs()].into_iter().flatten().collect()
+    [simple(), sources(), stores(), builds(), derivations(), runs(), serves()].into_iter().flatten().collect()
 }
 
 #[test]

@@ -28,7 +28,8 @@ pub fn run(ask: &args::Run, session: &Session<'_>, output: &Output) -> Result<u8
     let name = project.include(&asked, &session.cwd)?;
     let file = project.policy(&name)?;
     require_named(ask, &project, file)?;
-    let prompt = prompt::read(ask, &session.cwd)?;
+    super::require_text(file)?;
+    let prompt = if prompt::is_chat(ask) { None } else { Some(prompt::read(ask, &session.cwd)?) };
     let host = session.host(&project.root, Some(&ask.build))?;
     if ask.sync {
         let names = [file.name.clone()];
@@ -41,6 +42,7 @@ pub fn run(ask: &args::Run, session: &Session<'_>, output: &Output) -> Result<u8
     let (ready, warnings) = ready::ready(&host, &project, file)?;
     host.store.save_records()?;
     output.warnings(&warnings);
+    let Some(prompt) = prompt else { return super::chat::talk(&host, &project, ready, session, output) };
     let keep_text = session.log_prompts(&project.root, ask.log_prompts)?.value;
     let ran = answer(&host, &project, &ready, &prompt, keep_text, output)?;
     tell(&ran, &ready, output);

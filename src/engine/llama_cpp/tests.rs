@@ -97,6 +97,7 @@ fn variants_that_a_platform_lacks() {
 
 fn launched(policy_text: &str, variant: Variant) -> (Launch, String) {
     let ask = LaunchRequest {
+        name: "p",
         policy: &policy(policy_text),
         variant,
         artifact: Path::new("/a b"),

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use super::gpu_index;
 use crate::base::platform::Variant;
-use crate::engine::gguf;
+use crate::engine::ModelSize;
+use crate::engine::gguf::{self, Gguf};
 use crate::format::gguf::{Header, Magic, Tensor, Value};
 use crate::format::policy::Policy;
 
@@ -51,6 +52,25 @@ pub(super) fn batch(policy: &Policy) -> u32 {
 pub(super) fn threads(policy: &Policy, header: &Header, variant: Variant, cores: u32) -> u32 {
     let asked = policy.runtime.threads.unwrap_or(cores).min(cores);
     asked.max(if is_sparse(header) && on_gpu(variant) { 2 } else { 1 })
+}
+
+/// What its engine needs under a policy. A dense model of a GPU build lies on the GPU, a sparse one as far as its budget goes.
+pub(super) fn size(of: &Gguf, policy: &Policy, variant: Variant) -> ModelSize {
+    let header = of.header();
+    let whole = of.size_bytes().saturating_add(cache_bytes(policy, header));
+    let budget = policy.runtime.vram_budget_gb.unwrap_or(0.0).clamp(0.0, 100_000.0);
+    let gpu_bytes = match (on_gpu(variant), is_sparse(header)) {
+        (false, _) => 0,
+        (true, false) => whole,
+        (true, true) => (budget * f64::from(1 << 30)) as u64,
+    };
+    ModelSize {
+        weights_bytes: of.size_bytes(),
+        ram_bytes: whole.saturating_sub(gpu_bytes),
+        gpu_bytes,
+        context: context_size(policy, header),
+        trained: header.context_length().and_then(|tokens| u32::try_from(tokens).ok()),
+    }
 }
 
 /// Bytes of the key and value cache of all slots, in 16 bits; 0 when the header does not say.

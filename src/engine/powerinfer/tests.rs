@@ -307,6 +307,7 @@ fn launch_of(model: &Tiny, text: &str, variant: Variant, root: &Path) -> (Launch
     fs::create_dir_all(&scratch).unwrap();
     let model = model_at(model, &root.join("a model/weights.gguf"));
     let ask = LaunchRequest {
+        name: "p",
         policy: &policy,
         variant,
         artifact: Path::new("artifact"),

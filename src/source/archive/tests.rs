@@ -144,7 +144,7 @@ fn a_subdir_or_what_there_is() {
 }
 
 #[test]
-fn members_are_hashed_and_taken_one_by_one() {
+fn members_are_hashed_without_being_written() {
     let tar =
         gz(&tar_of(&[(EntryType::Regular, "a", ""), (EntryType::Link, "b", "a"), (EntryType::Symlink, "c", "a")]));
     let root = tempfile::tempdir().unwrap();
@@ -154,11 +154,6 @@ fn members_are_hashed_and_taken_one_by_one() {
     let all = archive.hash(ALL).unwrap();
     assert_eq!(all.len(), 2);
     assert!(all.values().all(|found| *found == (Digest::of(b"12345"), 5)));
-    let to = root.path().join("to");
-    let name = |text: &str| text.parse::<RelPath>().unwrap();
-    assert_eq!(archive.extract_member(&name("b"), &to).unwrap(), (Digest::of(b"12345"), 5));
-    assert!(archive.extract_member(&name("a"), &to).is_err(), "nothing is overwritten");
-    assert!(matches!(archive.extract_member(&name("z"), &root.path().join("n")), Err(SourceError::Missing { .. })));
 }
 
 #[test]

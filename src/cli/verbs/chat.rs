@@ -1,0 +1,170 @@
+//! `aitools chat`, and `aitools run` on a terminal without a prompt.
+
+use std::io::{self, Write as _};
+use std::path::Path;
+
+use rustyline::DefaultEditor;
+use rustyline::error::ReadlineError;
+use serde_json::json;
+
+use crate::base::fs;
+use crate::cli::args;
+use crate::cli::exit;
+use crate::cli::output::Output;
+use crate::cli::settings::Session;
+use crate::engine::Ready;
+use crate::engine::backend::{Driver, passed_on};
+use crate::engine::conversation::Piece;
+use crate::ops::chat::{self, Chat};
+use crate::ops::{Failure, Host, Project, ready, run, serve};
+
+const HELP: &str = "/system TEXT   replace the system prompt
+/reset         forget the conversation
+/save FILE     write the conversation as JSON
+/bye           end (or Ctrl-D)
+Ctrl-C stops an answer; three double quotes begin and end a text of several lines.
+";
+
+/// # Errors
+/// What is wrong with policy, model or engine.
+pub fn run(ask: &args::Chat, session: &Session<'_>, output: &Output) -> Result<u8, Failure> {
+    let mut project = super::load(session, output)?;
+    let name = project.include(&ask.policy, &session.cwd)?;
+    let host = session.host(&project.root, Some(&ask.build))?;
+    let file = project.policy(&name)?;
+    super::require_text(file)?;
+    let (ready, warnings) = ready::ready(&host, &project, file)?;
+    host.store.save_records()?;
+    output.warnings(&warnings);
+    talk(&host, &project, ready, session, output)
+}
+
+/// Talks until the user ends it.
+///
+/// # Errors
+/// When the engine does not start.
+pub fn talk(
+    host: &Host,
+    project: &Project,
+    ready: Ready,
+    session: &Session<'_>,
+    output: &Output,
+) -> Result<u8, Failure> {
+    let gateway = serve::running(&project.root).ok();
+    let state = project.root.join(".aitools");
+    fs::create_dir_all(&state)?;
+    fs::write_if_changed(&state.join(".gitignore"), b"*\n")?;
+    let staging = host.store.stage()?;
+    let env = host.os_env();
+    let env = passed_on(env.iter().map(|(name, value)| (name.as_os_str(), value.as_os_str())));
+    let driver = Driver { program: host.driver.clone(), args: vec!["internal".into(), "exec".into()] };
+    let ask = run::Ask {
+        prompt: "",
+        driver: Some(&driver),
+        env: &env,
+        scratch: staging.path(),
+        log: &state.join(format!("{}.log", ready.name)),
+        record: &state.join("generations.jsonl"),
+        keep_text: false,
+        time: "",
+    };
+    let policy = ready.name.clone();
+    let through = gateway.as_ref().map_or("an engine started for this chat".to_owned(), |found| found.url.clone());
+    let mut chat =
+        Chat::open(ready, gateway.as_ref(), &ask, &host.task).map_err(|error| Failure::run(&policy, error))?;
+    output.say(&format!("chat with {policy} ({through}); /help lists the commands, Ctrl-D ends"));
+    let turns = converse(&mut chat, host, session, output)?;
+    output.result("chat", true, &json!({ "policy": policy, "turns": turns }));
+    Ok(exit::DONE)
+}
+
+/// Reads and answers until the end. Gives the number of answers.
+fn converse(chat: &mut Chat, host: &Host, session: &Session<'_>, output: &Output) -> Result<u32, Failure> {
+    let mut editor = DefaultEditor::new().map_err(|error| terminal(&error))?;
+    let mut turns = 0;
+    loop {
+        let text = match read(&mut editor) {
+            Ok(text) => text,
+            Err(ReadlineError::Interrupted) => {
+                output.say("Ctrl-D or /bye ends the chat");
+                continue;
+            }
+            Err(ReadlineError::Eof) => return Ok(turns),
+            Err(error) => return Err(terminal(&error)),
+        };
+        let text = text.trim();
+        let _ = editor.add_history_entry(text);
+        match text.split_once(' ').unwrap_or((text, "")) {
+            ("", _) => {}
+            ("/bye" | "/exit" | "/quit", _) => return Ok(turns),
+            ("/help" | "/?", _) => drop(output.text(HELP)),
+            ("/reset" | "/clear", _) => chat.reset(),
+            ("/system", new) => chat.set_system(new),
+            ("/save", file) => save(chat, file, session, output),
+            (command, _) if command.starts_with('/') => {
+                output.say(&format!("there is no `{command}`; /help lists the commands"))
+            }
+            _ => {
+                turns += u32::from(answer(chat, text, host, output));
+            }
+        }
+    }
+}
+
+fn terminal(error: &ReadlineError) -> Failure {
+    Failure::Usage { what: format!("cannot read from the terminal: {error}"), hint: None }
+}
+
+/// One line, or several between lines of `"""`.
+fn read(editor: &mut DefaultEditor) -> Result<String, ReadlineError> {
+    let first = editor.readline("> ")?;
+    let Some(rest) = first.trim_start().strip_prefix("\"\"\"") else { return Ok(first) };
+    let mut text = rest.to_owned();
+    while !text.trim_end().ends_with("\"\"\"") {
+        text.push('\n');
+        text.push_str(&editor.readline(". ")?);
+    }
+    Ok(text.trim_end().trim_end_matches("\"\"\"").to_owned())
+}
+
+fn save(chat: &Chat, file: &str, session: &Session<'_>, output: &Output) {
+    if file.is_empty() {
+        return output.say("name a file: /save chat.json");
+    }
+    match chat::save(chat.messages(), &session.cwd.join(Path::new(file))) {
+        Ok(()) => output.say(&format!("saved to {file}")),
+        Err(failure) => output.say(&format!("error: {failure}")),
+    }
+}
+
+/// One turn. False when it failed, which the user is told.
+fn answer(chat: &mut Chat, text: &str, host: &Host, output: &Output) -> bool {
+    let cancel = host.task.cancel();
+    // A Ctrl-C before this turn was not meant for it.
+    cancel.take();
+    let mut ends_line = true;
+    let answered = chat.say(text, cancel, &mut |piece| match piece {
+        Piece::Text(text) => {
+            ends_line = text.ends_with('\n');
+            output.text(text)
+        }
+        Piece::Reasoning(text) => io::stderr().lock().write_all(text.as_bytes()).is_ok(),
+        Piece::ToolCall(_) => true,
+    });
+    cancel.take();
+    if !ends_line {
+        output.text("\n");
+    }
+    match answered {
+        Ok(answer) => {
+            if chat::was_stopped(&answer) {
+                output.say("(stopped)");
+            }
+            true
+        }
+        Err(error) => {
+            output.say(&format!("error: {error}"));
+            false
+        }
+    }
+}
