@@ -60,7 +60,7 @@ def chat(page):
     page.press("Enter")
     page.until(f"{SAID}.length > 0", patience=120)
     page.press("Escape")
-    page.until(f"{FACTS}.startsWith('Stopped.')")
+    page.until(f"{FACTS}.startsWith('Stopped')")
     page.until("document.getElementById('running').textContent === '0'")
 
 
