@@ -1,10 +1,15 @@
 //! What an engine can reach once `internal exec` has become it.
 #![cfg(target_os = "linux")]
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Command;
 
 use aitools::base::fs;
+use aitools::base::process::Program;
+use aitools::build::BuildError;
+use aitools::build::command::{self, CommandError};
+use aitools::report::{Task, Unit, Verb};
 
 /// Serves and writes as engines do, and tries what they have no reason to do.
 const ENGINE: &str = "import socket, sys, threading\n\
@@ -46,4 +51,31 @@ fn an_engine_connects_to_nothing_and_writes_to_its_own_folder_alone() {
         let version = (numbers.next().unwrap(), numbers.next().unwrap());
         assert!(version < (6, 7) || said.contains("refused tcp 13"), "{said}");
     }
+}
+
+/// Conversions and quantizations, as builds do: where nothing can take the network away, `--offline` refuses to start them.
+#[test]
+fn h4_offline_no_conversion_runs_that_has_a_network() {
+    let root = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    // A place where nobody can make a network namespace; where this system allows none at all, it is one already.
+    let script = "#!/bin/sh\nif unshare -Ur true 2>/dev/null\n\
+                  then exec unshare -Ur sh -c 'echo 0 > /proc/sys/user/max_net_namespaces && exec \"$@\"' sh DRIVER \"$@\"\n\
+                  else exec DRIVER \"$@\"\nfi\n";
+    let (driver, ran) = (root.path().join("driver"), root.path().join("ran"));
+    let script = script.replace("/bin/sh\n", "/bin/sh\nPATH=/usr/sbin:/usr/bin:/bin\n");
+    fs::write_atomic(&driver, script.replace("DRIVER", env!("CARGO_BIN_EXE_aitools")).as_bytes()).unwrap();
+    fs::set_executable(&driver).unwrap();
+    let convert = |offline: bool| {
+        let args = vec!["-c".into(), "echo converted > ran".into()];
+        let program = Program { path: "/bin/sh".into(), args, env: BTreeMap::new(), cwd: root.path().to_owned() };
+        let (writable, log) = (vec![root.path().to_owned()], root.path().join("log"));
+        let command = command::Command { driver: &driver, program, writable, offline, log };
+        let task = Task::silent();
+        command::run(&command, &task, &task.start(Verb::Derive, "m", None, Unit::Steps))
+    };
+    let refused = convert(true).unwrap_err();
+    assert!(matches!(refused, CommandError::Run(BuildError::NotIsolated { .. })), "{refused:?}");
+    assert!(refused.to_string().contains("`--offline` forbids") && !ran.exists(), "{refused}");
+    convert(false).unwrap();
+    assert!(ran.exists());
 }

@@ -509,6 +509,42 @@ fn strangers_are_kept_out() {
     assert_eq!(shutdown.0, 401, "a client's key ends nothing");
 }
 
+/// The page itself tells nothing; what it shows needs the key.
+#[test]
+fn the_page_needs_no_key_and_its_data_does() {
+    let scene = Scene::with(&[("p", "")], &[KEY], |_| ());
+    let (status, head, body) = scene.ask("GET", "/", "", "");
+    assert!(status == 200 && body.starts_with("<!doctype html>"), "{head}");
+    assert!(head.contains("content-security-policy: default-src 'none';") && !head.contains("unsafe"), "{head}");
+    assert!(head.contains("x-content-type-options: nosniff"), "{head}");
+    assert!(!body.contains(KEY));
+    assert_eq!(scene.ask("GET", "/aitools/status", "", "").0, 401);
+    assert_eq!(scene.ask("POST", "/models/load", "", "{\"model\":\"p\"}").0, 401);
+    assert_eq!(scene.ask("POST", "/", "", "").0, 405);
+    let rebound = scene.send(b"GET / HTTP/1.1\r\nHost: evil.example\r\nConnection: close\r\n\r\n");
+    assert_eq!(read(rebound).0, 403);
+}
+
+#[test]
+fn tokens_are_counted_while_an_answer_runs_and_errors_are_kept() {
+    let scene = Scene::new(&[("broken", ""), ("p", "")]);
+    assert_eq!(scene.policy("p")["completion_tokens"], 0);
+    assert_eq!(scene.chat("p", "x").0, 200);
+    assert_eq!(scene.policy("p")["completion_tokens"], 3, "as the engine says");
+    let stream = scene.stream("p", "forever");
+    scene.until("tokens are counted", |scene| scene.policy("p")["completion_tokens"].as_u64() > Some(10));
+    drop(stream);
+    assert_eq!(scene.get("/aitools/status")["errors"], json!([]));
+    assert_eq!(scene.chat("p", "wrong").0, 400);
+    assert_eq!(scene.chat("broken", "x").0, 503);
+    // Newest first: the request, and the engine that did not start. What the client got wrong is not among them.
+    scene.until("both are kept", |scene| scene.get("/aitools/status")["errors"].as_array().unwrap().len() == 2);
+    for error in scene.get("/aitools/status")["errors"].as_array().unwrap() {
+        assert_eq!((&error["policy"], &error["count"]), (&json!("broken"), &json!(1)), "{error}");
+        assert!(error["error"].as_str().unwrap().contains("the model is no model"), "{error}");
+    }
+}
+
 /// Half of the clients leave at random; everybody else is answered, and the counters come back to zero.
 #[test]
 fn a_crowd_of_which_half_leaves() {

@@ -56,12 +56,12 @@ fn a_stale_lockfile_says_what_differs_and_only_that_is_resolved() {
     }
     let ci = Ran::of(world.command(&["sync"]).env("CI", "true").output().unwrap());
     ci.expect(1);
-    // The engine's folder has changed, but its request has not: it keeps its pin until it is asked for by name.
+    // The engine keeps its pin while its folder does not change, whatever else is new.
     let before = world.read("manifests/default.lock");
-    world.write("engine source/new.txt", "new");
     world.run(&["lock"]).expect(0);
     let tree = |text: &str| text.lines().find(|line| line.starts_with("tree = ")).unwrap().to_owned();
     assert_eq!(tree(&before), tree(&world.read("manifests/default.lock")));
+    world.write("engine source/new.txt", "new");
     world.run(&["lock", "--upgrade", "tiny"]).expect(0);
     assert_ne!(tree(&before), tree(&world.read("manifests/default.lock")));
     world.run(&["lock", "--upgrade", "tini"]).expect(2);
@@ -118,6 +118,8 @@ fn every_flipped_digest_is_noticed() {
     for at in digests {
         let digit = if good.as_bytes()[at] == b'0' { "1" } else { "0" };
         world.write("manifests/default.lock", &format!("{}{digit}{}", &good[..at], &good[at + 1..]));
+        let check = world.run(&["lock", "--check"]).expect(1).stderr;
+        assert!(check.contains("are not those that were locked") && check.contains("lock --upgrade"), "{check}");
         let ran = world.run(&["sync"]).expect(3);
         assert!(ran.stderr.contains("expected") && ran.stderr.contains("actual"), "{}", ran.stderr);
         assert!(ran.stderr.contains("default.lock:"), "the lock's line: {}", ran.stderr);
@@ -437,4 +439,53 @@ fn offline_nothing_new_is_fetched_and_nothing_old_is_lost() {
     world.run(&["lock", "--offline"]).expect(4);
     world.run(&["sync", "--frozen", "--offline", "p"]).expect(0);
     assert!(Path::new(&world.project().join("models/tiny/m/model.gguf")).exists());
+}
+
+/// As cargo's path dependencies: an edit is seen by every command, and old bytes are not used unnoticed.
+#[test]
+fn u6_an_edited_path_source_is_noticed() {
+    let world = World::new();
+    world.run(&["sync"]).expect(0);
+    world.run(&["lock", "--check"]).expect(0);
+    world.edit("engine source/part1.c", "return 1", "return 1 + 0");
+    let gguf = fs::read_bounded(&world.project().join("weights/modèle.gguf"), 1 << 20).unwrap();
+    fs::write_atomic(&world.project().join("weights/modèle.gguf"), &[&gguf[..], b"more"].concat()).unwrap();
+    for args in [&["lock", "--check"][..], &["check"], &["run", "p", "-p", "hi"], &["sync", "--locked"]] {
+        let said = world.run(args).expect(1).stderr;
+        assert!(said.contains("the files at its `path` have changed"), "{args:?}: {said}");
+    }
+    let status = world.run(&["status"]).expect(0).stdout;
+    assert!(status.contains("out of date"), "{status}");
+    // Frozen is what it says.
+    world.run(&["sync", "--frozen"]).expect(0);
+    let synced = world.run(&["sync"]).expect(0).stderr;
+    assert!(synced.contains("engine tiny") && synced.contains("model m"), "{synced}");
+    world.run(&["lock", "--check"]).expect(0);
+    let placed = fs::read_bounded(&world.project().join("models/tiny/m/model.gguf"), 1 << 20).unwrap();
+    assert!(placed.ends_with(b"more"));
+    // Touched, and not edited.
+    let same = world.read("engine source/part2.c");
+    world.write("engine source/part2.c", &same);
+    world.run(&["sync", "--locked"]).expect(0);
+}
+
+/// On a machine that has nothing yet, commands that only look leave nothing behind.
+#[test]
+fn check_has_no_side_effects() {
+    let world = World::new();
+    world.run(&["lock"]).expect(0);
+    for folder in ["la cache", "state", "home"] {
+        fs::remove_dir_all(&world.project().parent().unwrap().join(folder)).unwrap();
+    }
+    let before = world.snapshot(world.project().parent().unwrap());
+    world.run(&["check"]).expect(0);
+    world.run(&["lock", "--check"]).expect(0);
+    world.run(&["status"]).expect(0);
+    world.run(&["doctor"]);
+    world.run(&["sync", "--dry-run", "--locked"]).expect(0);
+    let after = world.snapshot(world.project().parent().unwrap());
+    let names =
+        |files: &[(std::path::PathBuf, Vec<u8>)]| files.iter().map(|(path, _)| path.clone()).collect::<Vec<_>>();
+    assert_eq!(names(&before), names(&after));
+    assert!(!world.cache().exists());
 }

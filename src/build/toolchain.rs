@@ -239,7 +239,10 @@ impl<'a> Finder<'a> {
             all.clear();
         }
         all.insert(key, known);
-        if let Ok(text) = serde_json::to_vec_pretty(&*all) {
+        // A cache that is not there is not made to remember this.
+        if let Ok(text) = serde_json::to_vec_pretty(&*all)
+            && fs::exists(fs::parent(&self.memory))
+        {
             let _ = fs::write_atomic(&self.memory, &text);
         }
     }

@@ -189,7 +189,12 @@ impl ErrorReport {
 
 fn stale_hint(entries: &[Staleness]) -> String {
     let conflict = entries.iter().any(|entry| entry.why == Why::Conflict);
-    let command = if conflict { "aitools lock --resolve-conflicts" } else { "aitools lock" };
+    let differs = entries.iter().find(|entry| entry.why == Why::Differs);
+    let command = match differs {
+        _ if conflict => "aitools lock --resolve-conflicts".to_owned(),
+        Some(entry) => format!("aitools lock --upgrade {}", entry.name),
+        None => "aitools lock".to_owned(),
+    };
     format!("run `{command}` and commit the result")
 }
 

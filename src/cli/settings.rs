@@ -221,7 +221,7 @@ impl<'a> Session<'a> {
     fn key(&self) -> Result<Key, Failure> {
         match self.variable("AITOOLS_RECEIPT_KEY") {
             Some(secret) => Ok(Key::from_secret(secret)),
-            None => Ok(Key::load_or_create(&self.state_dir()?.join("receipt.key"))?),
+            None => Ok(Key::load(&self.state_dir()?.join("receipt.key"))?),
         }
     }
 

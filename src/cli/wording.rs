@@ -49,6 +49,8 @@ pub fn stale_line(entry: &Staleness) -> String {
         Why::Changed { manifest, lock } => {
             format!("{kind} `{name}` was changed in the manifest: {}", changes(lock, manifest).join(", "))
         }
+        Why::Edited => format!("{kind} `{name}`: the files at its `path` have changed since they were locked"),
+        Why::Differs => format!("{kind} `{name}`: the files at its `path` are not those that were locked"),
         Why::Inputs => format!("{kind} `{name}`: its inputs have changed since it was locked"),
         Why::Conflict => format!("{kind} `{name}` has a merge conflict"),
     }

@@ -167,6 +167,7 @@ fn note(event: &Event, measure: &mut Measure) {
             measure.first.get_or_insert(now);
             measure.last = Some(now);
             measure.pieces = delta.tokens.unwrap_or(measure.pieces + 1);
+            measure.count_tokens();
         }
         Event::Usage(usage) => measure.usage = *usage,
         Event::End(finish) => measure.finish = Some(word(*finish).to_owned()),

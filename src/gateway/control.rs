@@ -135,7 +135,7 @@ pub async fn running(context: &Context) -> Result<Response<Body>, ApiError> {
 pub async fn status(context: &Context) -> Result<Response<Body>, ApiError> {
     let snapshot = context.owner.look().await?;
     let memory = |memory: Option<Memory>| json!(memory);
-    let policies: Vec<Json> = snapshot.policies.iter().map(policy).collect();
+    let policies: Vec<Json> = snapshot.policies.iter().map(|status| policy(context, status)).collect();
     let body = json!({
         "version": 1,
         "pid": std::process::id(),
@@ -144,11 +144,12 @@ pub async fn status(context: &Context) -> Result<Response<Body>, ApiError> {
         "free": memory(snapshot.free),
         "budget": memory(snapshot.budget),
         "policies": policies,
+        "errors": snapshot.errors.iter().collect::<Vec<_>>(),
     });
     Ok(body::json(StatusCode::OK, &body))
 }
 
-fn policy(status: &Status) -> Json {
+fn policy(context: &Context, status: &Status) -> Json {
     let state = match &status.view.state {
         State::Stopped => "unloaded",
         State::Starting => "loading",
@@ -173,6 +174,7 @@ fn policy(status: &Status) -> Json {
         "running": status.view.running,
         "waiting": status.view.waiting,
         "slots": status.offer.policy.runtime.parallel.unwrap_or(1),
+        "completion_tokens": context.metrics.generated(&status.offer.name).get(),
         "pid": status.pid,
         "load_ms": status.load.map(ms),
         "idle_ms": (status.view.state == State::Ready).then(|| ms(status.idle)),

@@ -166,6 +166,7 @@ fn stream_through(
 fn take_over(tap: &Tap, measure: &mut Measure) {
     let seen = &tap.seen;
     (measure.first, measure.last, measure.pieces, measure.usage) = (seen.first, seen.last, seen.pieces, seen.usage);
+    measure.count_tokens();
     if measure.finish.is_none() {
         measure.finish.clone_from(&seen.finish);
     }

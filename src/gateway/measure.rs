@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use prometheus_client::metrics::counter::Counter;
 use serde::Serialize;
 
 use super::Context;
@@ -33,6 +34,9 @@ pub struct Measure {
     pub usage: Usage,
     /// Pieces of text: the tokens of an answer that was broken off.
     pub pieces: u64,
+    /// The policy's counter of generated tokens, and how many of this request are in it.
+    generated: Counter,
+    counted: u64,
     pub finish: Option<String>,
     pub error: Option<String>,
     pub seed: Option<u32>,
@@ -59,6 +63,8 @@ impl Measure {
             last: None,
             usage: Usage::default(),
             pieces: 0,
+            generated: context.metrics.generated(&offer.name),
+            counted: 0,
             finish: None,
             error: None,
             seed: None,
@@ -81,6 +87,13 @@ impl Measure {
     /// The answer ends with this error.
     pub fn fail(&mut self, message: &str) {
         self.error = Some(message.to_owned());
+    }
+
+    /// Adds the tokens that have come since the last call to the policy's counter.
+    pub fn count_tokens(&mut self) {
+        let tokens = self.pieces.max(self.usage.completion_tokens.unwrap_or(0));
+        self.generated.inc_by(tokens.saturating_sub(self.counted));
+        self.counted = self.counted.max(tokens);
     }
 
     /// Nothing more follows.
@@ -146,6 +159,7 @@ const CLIENT_GONE: u16 = 499;
 
 impl Drop for Measure {
     fn drop(&mut self) {
+        self.count_tokens();
         let (now, left, tokens) = (Instant::now(), self.left(), self.completion_tokens());
         let code = if left.is_some() { CLIENT_GONE } else { self.status.unwrap_or(CLIENT_GONE) };
         let first_token = self.first.map(|first| first - self.began);
@@ -210,6 +224,7 @@ impl Drop for Measure {
             duration_ms: ms(now - self.began),
             completion_tokens: tokens,
             tokens_per_second: rate,
+            error: self.error.clone(),
         });
     }
 }

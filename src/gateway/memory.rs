@@ -67,9 +67,14 @@ impl Learned {
         Self { file: file.to_owned(), seen }
     }
 
+    /// The most that the engine of a policy was seen to hold.
+    pub fn peak(&self, offer: &Offer) -> Option<Memory> {
+        self.seen.get(&key(offer)?).copied()
+    }
+
     /// What the engine of a policy needs, when it was seen before: its peak and a margin.
     pub fn of(&self, offer: &Offer) -> Option<Memory> {
-        let peak = self.seen.get(&key(offer)?)?;
+        let peak = self.peak(offer)?;
         let more = |bytes: u64| bytes / 100 * (100 + MARGIN);
         Some(Memory { ram_bytes: more(peak.ram_bytes), gpu_bytes: more(peak.gpu_bytes) })
     }

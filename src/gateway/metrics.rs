@@ -122,6 +122,7 @@ pub struct Metrics {
     per_token: Seconds<Labels>,
     tokens: Seconds<TokenLabels>,
     requests: Family<Outcome, Counter>,
+    generated: Family<OfPolicy, Counter>,
     waits: Seconds<OfPolicy>,
     left: Family<Phase, Counter>,
     overhead: Histogram,
@@ -137,6 +138,7 @@ impl Metrics {
             per_token: Family::new_with_constructor(Bounds(&PER_TOKEN)),
             tokens: Family::new_with_constructor(Bounds(&TOKENS)),
             requests: Family::default(),
+            generated: Family::default(),
             waits: Family::new_with_constructor(Bounds(&FIRST_TOKEN)),
             left: Family::default(),
             overhead: Histogram::new(OVERHEAD),
@@ -153,6 +155,8 @@ impl Metrics {
         registry.register("gen_ai_client_token_usage", help, metrics.tokens.clone());
         let help = "Requests that have ended, by HTTP status and reason";
         registry.register("aitools_requests", help, metrics.requests.clone());
+        let help = "Tokens that an engine has generated, those of unfinished answers included";
+        registry.register("aitools_generated_tokens", help, metrics.generated.clone());
         let help = "Time in the queue, the start of the engine included";
         registry.register_with_unit("aitools_queue_wait", help, Unit::Seconds, metrics.waits.clone());
         let help = "Requests whose client left, by what was going on: queue, prefill or decode";
@@ -160,6 +164,11 @@ impl Metrics {
         let help = "Time that the gateway itself took for a request";
         registry.register_with_unit("aitools_gateway_overhead", help, Unit::Seconds, metrics.overhead.clone());
         Self { registry, ..metrics }
+    }
+
+    /// The counter of the tokens that the engine of a policy generates: it rises while an answer is generated.
+    pub fn generated(&self, policy: &str) -> Counter {
+        self.generated.get_or_create_owned(&OfPolicy { policy: policy.to_owned() })
     }
 
     /// Counts a request that has ended.
@@ -321,6 +330,7 @@ fn with_policy(line: &str, policy: &str) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::notice::LastErrors;
     use super::*;
 
     #[test]
@@ -355,12 +365,20 @@ mod tests {
             overhead: Duration::from_micros(80),
             left: None,
         });
-        let snapshot =
-            Snapshot { policies: Vec::new(), running: 0, free: None, budget: None, uptime: Duration::from_secs(1) };
+        metrics.generated("p").inc_by(11);
+        let snapshot = Snapshot {
+            policies: Vec::new(),
+            running: 0,
+            free: None,
+            budget: None,
+            uptime: Duration::from_secs(1),
+            errors: LastErrors::default(),
+        };
         let text = metrics.text(&snapshot, &[]);
         let labels = "gen_ai_operation_name=\"chat\",gen_ai_provider_name=\"llama.cpp\",gen_ai_request_model=\"p\"";
         assert!(text.contains(&format!("gen_ai_server_time_per_output_token_seconds_sum{{{labels}}} 0.02")), "{text}");
         assert!(text.contains("aitools_requests_total{policy=\"p\",code=\"200\",finish_reason=\"stop\"} 1"), "{text}");
+        assert!(text.contains("aitools_generated_tokens_total{policy=\"p\"} 11"), "{text}");
         assert!(text.contains("aitools_build_info{version="), "{text}");
         assert!(!text.contains("# EOF"), "{text}");
     }

@@ -13,7 +13,7 @@ use super::catalog::{Catalog, Offer};
 use super::error::ApiError;
 use super::instance::{self, Engine, Report, Reports, Surroundings};
 use super::memory;
-use super::notice::{Notice, What};
+use super::notice::{LastErrors, Notice, PastError, What};
 use super::scheduler::{Action, Input, Limits, Memory, Refusal, Scheduler, State, Ticket, View};
 
 /// How often time passes for the scheduler when nothing else happens, and memory is looked at.
@@ -36,6 +36,8 @@ pub enum Message {
     Happened(Input),
     /// The policies there are now.
     Offers(Vec<Offer>),
+    /// An error that people may want to see later.
+    Failed(PastError),
     /// Somebody wants to know.
     Look(oneshot::Sender<Snapshot>),
     /// End: wait for running requests this long, then end them.
@@ -81,6 +83,7 @@ pub struct Snapshot {
     pub free: Option<Memory>,
     pub budget: Option<Memory>,
     pub uptime: Duration,
+    pub errors: LastErrors,
 }
 
 impl Snapshot {
@@ -144,6 +147,7 @@ impl Owner {
             engines: BTreeMap::new(),
             offers: BTreeMap::new(),
             errors: BTreeMap::new(),
+            last: LastErrors::default(),
             free: None,
             learned,
             catalog,
@@ -188,9 +192,13 @@ impl Owner {
         self.notices.subscribe()
     }
 
-    /// Tells whoever watches.
+    /// Tells whoever watches. Errors are kept for those who look later.
     pub fn notify(&self, what: What) {
-        let _ = self.notices.send(Notice::new(what));
+        let notice = Notice::new(what);
+        if let Some(error) = PastError::of(&notice) {
+            self.send(Message::Failed(error));
+        }
+        let _ = self.notices.send(notice);
     }
 
     /// Waits until a request is let through. Dropping the future takes it out of the queue.
@@ -249,6 +257,8 @@ struct Task {
     offers: BTreeMap<String, Arc<Offer>>,
     /// The last error of each engine.
     errors: BTreeMap<String, String>,
+    /// The last errors of everything.
+    last: LastErrors,
     free: Option<Memory>,
     learned: memory::Learned,
     catalog: Arc<dyn Catalog>,
@@ -324,6 +334,7 @@ impl Task {
                 self.step(input);
             }
             Message::Offers(offers) => self.replace(offers),
+            Message::Failed(error) => self.last.push(error),
             Message::Look(answer) => drop(answer.send(self.snapshot())),
             Message::End(patience) => {
                 self.ending = Some(Instant::now() + patience);
@@ -438,7 +449,7 @@ impl Task {
                 load: engine.as_ref().map(|engine| engine.load),
                 engine,
                 idle: now.saturating_sub(view.used),
-                peak: self.learned.of(&offer),
+                peak: self.learned.peak(&offer),
                 error: failed,
                 offer,
                 view,
@@ -450,6 +461,7 @@ impl Task {
             free: self.free,
             budget: self.budget,
             uptime: now,
+            errors: self.last.clone(),
         }
     }
 }

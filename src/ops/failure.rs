@@ -177,6 +177,10 @@ pub enum Why {
     Removed,
     /// Both have it, with different requests; what each says.
     Changed { manifest: String, lock: String },
+    /// The files of its `path` source were edited since they were locked: earlier they were hashed here, and were those.
+    Edited,
+    /// The files of its `path` source are not those that were locked, and never were as far as this machine knows.
+    Differs,
     /// What a model is derived from is locked differently than before.
     Inputs,
     /// The lockfile's text has an unresolved merge conflict here.

@@ -10,7 +10,7 @@ use crate::report::{Unit, Verb};
 use crate::source::{self, SourceError, World};
 
 use super::failure::{Staleness, Why};
-use super::{Failure, Host, Project};
+use super::{Failure, Host, Project, edited};
 
 /// Which entries to resolve again although their request did not change.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -105,10 +105,21 @@ fn in_words(request: &Request) -> String {
 ///
 /// # Errors
 /// [`Failure::NoLock`], [`Failure::Stale`].
-pub fn require_current(project: &Project) -> Result<Lockfile, Failure> {
+pub fn require_current(host: &Host, project: &Project) -> Result<Lockfile, Failure> {
     let lock = require(project)?;
-    let entries = staleness(&project.manifest.value, &lock);
+    let mut entries = staleness(&project.manifest.value, &lock);
+    entries.extend(edited(host, project, &lock, &entries)?);
     if entries.is_empty() { Ok(lock) } else { Err(Failure::Stale { path: project.lock_path.clone(), entries }) }
+}
+
+/// The entries whose `path` source was edited and that are not stale for another reason.
+///
+/// # Errors
+/// As for [`edited::edited`].
+pub fn edited(host: &Host, project: &Project, lock: &Lockfile, stale: &[Staleness]) -> Result<Vec<Staleness>, Failure> {
+    edited::edited(host, project, lock, |kind, name| {
+        !stale.iter().any(|entry| entry.kind == kind && entry.name == *name)
+    })
 }
 
 /// The lockfile as it is.
@@ -132,7 +143,13 @@ pub fn run(host: &Host, project: &Project, upgrade: &Upgrade, resolve_conflicts:
     check_names(project, upgrade)?;
     super::demand::check_derivations(host, project)?;
     let old = previous(project, resolve_conflicts)?;
-    let lockfile = resolve(host, project, &old, upgrade)?;
+    let stale = edited(host, project, &old, &staleness(&project.manifest.value, &old))?;
+    let before = edited::fingerprints(host, project);
+    let lockfile = resolve(host, project, &old, &|kind, name| {
+        let is_edited = |entry: &Staleness| entry.why == Why::Edited && entry.kind == kind && entry.name == *name;
+        upgrade.covers(name) || stale.iter().any(is_edited)
+    })?;
+    edited::remember(host, project, &lockfile, &before);
     super::demand::check_layouts(project, &lockfile)?;
     let written = fs::write_if_changed(&project.lock_path, lockfile.to_text().as_bytes())?;
     Ok(Locked { changes: changes(&old, &lockfile), lockfile, written })
@@ -171,17 +188,23 @@ fn previous(project: &Project, resolve_conflicts: bool) -> Result<Lockfile, Fail
     Ok(project.lockfile()?.unwrap_or_default())
 }
 
-fn resolve(host: &Host, project: &Project, old: &Lockfile, upgrade: &Upgrade) -> Result<Lockfile, Failure> {
+/// `again`: the entries to resolve anew though their request did not change.
+fn resolve(
+    host: &Host,
+    project: &Project,
+    old: &Lockfile,
+    again: &dyn Fn(Kind, &Name) -> bool,
+) -> Result<Lockfile, Failure> {
     let world = host.world(project);
     let manifest = &project.manifest.value;
     let mut lockfile = Lockfile::default();
     for (name, request) in &manifest.tools {
-        let kept = old.tool(name).filter(|entry| entry.request == *request && !upgrade.covers(name));
+        let kept = old.tool(name).filter(|entry| entry.request == *request && !again(Kind::Tool, name));
         let entry = kept.cloned().map_or_else(|| resolve_tool(&world, name, request), Ok)?;
         lockfile.tools.push(entry);
     }
     for (name, spec) in &manifest.engines {
-        let kept = old.engine(name).filter(|entry| entry.origin.request() == spec.source && !upgrade.covers(name));
+        let kept = old.engine(name).filter(|entry| entry.origin.request() == spec.source && !again(Kind::Engine, name));
         let entry = kept.cloned().map_or_else(|| resolve_engine(&world, name, &spec.source), Ok)?;
         lockfile.engines.push(entry);
     }
@@ -194,7 +217,7 @@ fn resolve(host: &Host, project: &Project, old: &Lockfile, upgrade: &Upgrade) ->
                 let inputs = lockfile.inputs(&request).ok_or_else(|| outdated_inputs(project, name))?;
                 ModelPin::Derived { request, inputs }
             }
-            (request @ Request::Source(_), Some(entry)) if entry.request() == request && !upgrade.covers(name) => {
+            (request @ Request::Source(_), Some(entry)) if entry.request() == request && !again(Kind::Model, name) => {
                 entry.pin.clone()
             }
             (Request::Source(source), _) => resolve_model(&world, name, &source)?,

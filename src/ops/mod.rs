@@ -9,6 +9,7 @@ pub mod check;
 pub mod demand;
 pub mod derive;
 pub mod doctor;
+pub mod edited;
 pub mod failure;
 pub mod fetch;
 pub mod host;

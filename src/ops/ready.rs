@@ -1,14 +1,16 @@
 //! The verified inputs that one engine is started from: what `sync` leaves behind for one policy.
 
 use crate::base::diagnostic::Diagnostic;
+use crate::base::name::Name;
 use crate::base::platform;
 use crate::engine::Ready;
+use crate::format::manifest::Kind;
 use crate::plan::Step;
 
 use super::demand::demand;
 use super::install::Purpose;
 use super::project::PolicyFile;
-use super::{Failure, Host, Project, check, lock, sync};
+use super::{Failure, Host, Project, check, edited, lock, sync};
 
 /// Finds what a policy needs without changing anything.
 ///
@@ -22,6 +24,15 @@ pub fn ready(host: &Host, project: &Project, file: &PolicyFile) -> Result<(Ready
     // A link for people is not needed to run.
     if steps.iter().any(|step| !matches!(step, Step::LinkBuild { .. })) {
         return Err(Failure::NotSynced { steps });
+    }
+    let used = |kind: Kind, name: &Name| match kind {
+        Kind::Engine => demand.engines.iter().any(|engine| engine.required.name == *name),
+        Kind::Model => demand.models.iter().any(|model| model.required.name == *name),
+        Kind::Tool => false,
+    };
+    let entries = edited::edited(host, project, &lockfile, used)?;
+    if !entries.is_empty() {
+        return Err(Failure::Stale { path: project.lock_path.clone(), entries });
     }
     let (Some(engine), Some(model)) = (demand.engines.first(), demand.model()) else {
         return Err(Failure::NotSynced { steps });

@@ -125,7 +125,8 @@ pub fn run(host: &Host, project: &Project) -> Result<Status, Failure> {
         let (engines, models, policies) = (Vec::new(), Vec::new(), Vec::new());
         return Ok(Status { manifest, stale: None, engines, models, policies, steps: Vec::new() });
     };
-    let stale = lock::staleness(&project.manifest.value, &lockfile);
+    let mut stale = lock::staleness(&project.manifest.value, &lockfile);
+    stale.extend(lock::edited(host, project, &lockfile, &stale)?);
     let demand = match stale.is_empty() {
         true => demand(host, project, &lockfile, &[], Purpose::Install)?,
         false => match demand_as_locked(host, project, &lockfile) {

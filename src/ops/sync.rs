@@ -11,6 +11,7 @@ use crate::source::World;
 use crate::source::download::RESERVE_BYTES;
 
 use super::demand::{Demand, ModelDemand, demand};
+use super::failure::Why;
 use super::install::Purpose;
 use super::lock::{self, Locked, Upgrade};
 use super::survey::survey;
@@ -99,9 +100,13 @@ fn tell_what_was_kept(host: &Host, project: &Project) {
 fn lockfile(host: &Host, project: &Project, ask: &Ask<'_>) -> Result<(Lockfile, Option<Locked>), Failure> {
     match ask.mode {
         LockMode::Frozen => Ok((lock::require(project)?, None)),
-        LockMode::Locked => Ok((lock::require_current(project)?, None)),
-        LockMode::Update => match lock::require_current(project) {
+        LockMode::Locked => Ok((lock::require_current(host, project)?, None)),
+        LockMode::Update => match lock::require_current(host, project) {
             Ok(current) => Ok((current, None)),
+            // Fetching compares them, and shows both digests.
+            Err(Failure::Stale { entries, .. }) if entries.iter().all(|entry| entry.why == Why::Differs) => {
+                Ok((lock::require(project)?, None))
+            }
             Err(error @ (Failure::NoLock { .. } | Failure::Stale { .. })) if ask.dry_run => Err(error),
             Err(Failure::NoLock { .. } | Failure::Stale { .. }) => {
                 let locked = lock::run(host, project, &Upgrade::None, false)?;

@@ -7,7 +7,10 @@
 //!
 //! Fetching copies, by reflink where the file system can; never a hard link, since these files are being worked on.
 //!
-//! Absent: watching for changes. What changed since it was locked is a mismatch until `aitools lock --upgrade NAME`.
+//! Absent: watching for changes. Commands compare sizes and times with what they were when the files were hashed last
+//! ([`PathSpec::fingerprint`]): what was edited since makes the lockfile stale.
+
+mod stamps;
 
 use std::path::{Path, PathBuf};
 

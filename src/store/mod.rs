@@ -7,6 +7,7 @@
 //! tools/<package sha256>/       build tools, unpacked; tools/<package sha256>.list is their sealed listing
 //! artifacts/<fingerprint>/      engine installs; receipt.json in it is written last, sealed
 //! derived/<fingerprint>.json    which blobs came out of a derivation: a sealed receipt
+//! paths/<digest>                what a `path` source was when it was hashed last: sealed
 //! records.json                  what was hashed, by inode and times: sealed
 //! locks/                        lock files; never deleted
 //! scratch/                      partial downloads and git mirrors: nothing in it is trusted
@@ -22,6 +23,7 @@ pub mod artifacts;
 pub mod blobs;
 pub mod damage;
 pub mod derived;
+pub mod paths;
 pub mod records;
 pub mod seal;
 pub mod trees;
@@ -119,16 +121,13 @@ const CACHE_TAG: &str = "Signature: 8a477f597d28d172789f06886806bc55\n\
     # For information about cache directory tags see https://bford.info/cachedir/\n";
 
 impl Store {
-    /// Opens the store below `root`, made when missing.
+    /// Opens the store below `root`. A folder that is not there is made when something is written.
     ///
     /// # Errors
-    /// When the folders cannot be made.
+    /// When something else than a folder has the name.
     pub fn open(root: &Path, key: Key) -> Result<Self, StoreError> {
-        let tag = root.join("CACHEDIR.TAG");
-        if !fs::exists(&tag) {
-            let was_there = fs::exists(root);
-            let tagged = fs::create_dir_all(root).and_then(|()| fs::write_atomic(&tag, CACHE_TAG.as_bytes()));
-            tagged.or_else(|error| if was_there && error.is_read_only() { Ok(()) } else { Err(error) })?;
+        if fs::metadata(root).is_ok_and(|meta| !meta.is_dir()) {
+            return Err(FsError::new("open", root, std::io::ErrorKind::NotADirectory.into()).into());
         }
         let records = Records::load(&root.join("records.json"), &key);
         Ok(Self { root: root.to_owned(), key, records, swept: Mutex::default(), kept: Mutex::default() })
@@ -177,11 +176,23 @@ impl Store {
         }
     }
 
+    /// Makes the store's folder and the key, which every write needs. Commands that only look make neither.
+    fn make(&self) -> Result<(), StoreError> {
+        let tag = self.root.join("CACHEDIR.TAG");
+        if !fs::exists(&tag) {
+            let was_there = fs::exists(&self.root);
+            let tagged = fs::create_dir_all(&self.root).and_then(|()| fs::write_atomic(&tag, CACHE_TAG.as_bytes()));
+            tagged.or_else(|error| if was_there && error.is_read_only() { Ok(()) } else { Err(error) })?;
+        }
+        Ok(self.key.make()?)
+    }
+
     /// Holds the named lock until the guard is dropped. `waiting` is called when somebody else has it.
     ///
     /// # Errors
     /// When the user asked to stop, or the lock file cannot be made.
     pub fn lock(&self, name: &str, cancel: &Cancel, waiting: impl FnOnce()) -> Result<Lock, StoreError> {
+        self.make()?;
         Ok(lock::acquire(&self.root.join("locks").join(name), cancel, waiting)?)
     }
 

@@ -13,8 +13,9 @@ use crate::ops::{Failure, project};
 pub fn run(ask: &args::Lock, session: &Session<'_>, output: &Output) -> Result<u8, Failure> {
     let project = super::load(session, output)?;
     let shown = project::shown(&project.lock_path, &project.root);
+    let host = session.host(&project.root, None)?;
     if ask.check {
-        lock::require_current(&project)?;
+        lock::require_current(&host, &project)?;
         output.say(&format!("`{shown}` is up to date"));
         output.result("lock", true, &json!({ "lockfile": shown, "changes": [], "written": false }));
         return Ok(0);
@@ -24,7 +25,6 @@ pub fn run(ask: &args::Lock, session: &Session<'_>, output: &Output) -> Result<u
         Some(names) if names.is_empty() => Upgrade::All,
         Some(names) => Upgrade::Names(names.iter().cloned().collect()),
     };
-    let host = session.host(&project.root, None)?;
     let locked = lock::run(&host, &project, &upgrade, ask.resolve_conflicts)?;
     host.store.save_records()?;
     tell(&locked, &shown, output);

@@ -118,7 +118,7 @@ fn line(notice: &Notice) -> Option<String> {
         What::Loaded { policy, load_ms } => format!("loaded {policy} in {:.1} s", *load_ms as f64 / 1000.0),
         What::Unloaded { policy } => format!("unloaded {policy}"),
         What::Failed { policy, why } => format!("{policy} failed: {why}"),
-        What::Request { policy, path, status, duration_ms, completion_tokens, tokens_per_second } => {
+        What::Request { policy, path, status, duration_ms, completion_tokens, tokens_per_second, .. } => {
             let tokens = completion_tokens.map_or(String::new(), |tokens| format!(", {tokens} tokens"));
             let rate = tokens_per_second.map_or(String::new(), |rate| format!(", {rate:.1} tokens/s"));
             format!("{status} {path} {policy}: {:.2} s{tokens}{rate}", duration_ms / 1000.0)
