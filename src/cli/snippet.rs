@@ -170,7 +170,7 @@ mod tests {
         7 | runtime: {variant: vulkan, é: 1}
           |                            ^
           |
-          = expected: one of `batch_size`, `context_size`, `gpu_layers`, `parallel`, `threads`, `timeout`, `variant`, `vram_budget_gb`
+          = expected: one of `batch_size`, `context_size`, `gpu_layers`, `output`, `parallel`, `threads`, `timeout`, `variant`, `vram_budget_gb`
         "#);
     }
 
