@@ -61,6 +61,9 @@ pub trait Api: Conversation {
     /// Whether messages can be sent: the model has a chat template.
     fn has_chat_template(&self) -> bool;
 
+    /// Whether the chat template has a place for tools.
+    fn has_tools(&self) -> bool;
+
     /// The fields of a request that say how tokens are chosen.
     fn sampling(&self, sampling: &Sampling) -> Json;
 }

@@ -126,6 +126,9 @@ impl Model for LlamaModel {
         let template = chat_template(policy, self.0.header());
         let conversation = OpenAi::new(endpoint, DIALECT, template.is_some());
         let Some(template) = template else { return Ok(Arc::new(conversation)) };
+        // Templates name them `tools`, older ones `functions`.
+        let has_tools = template.contains("tool") || template.contains("function");
+        let conversation = if has_tools { conversation } else { conversation.without_tools() };
         let tokens = ControlTokens::new(self.0.header(), template)
             .map_err(|_| EngineError::Unsupported { engine: ID, what: "a vocabulary with this many special tokens" })?;
         Ok(Arc::new(conversation.without_control_tokens(tokens)))
@@ -309,7 +312,13 @@ fn launch(model: &Gguf, ask: &LaunchRequest<'_>) -> Launch {
         OPTIONS.iter().map(|(name, value)| (name.into(), value.into())).collect();
     match runtime.output {
         None | Some(Output::Text) => {}
-        Some(Output::Embeddings) => drop(env.insert("LLAMA_ARG_EMBEDDINGS".into(), "on".into())),
+        Some(Output::Embeddings) => {
+            env.insert("LLAMA_ARG_EMBEDDINGS".into(), "on".into());
+            // A model that says nothing, or 0, gives a vector for each token, which `/v1/embeddings` has no form for.
+            if model.header().architecture_uint("pooling_type").unwrap_or(0) == 0 {
+                env.insert("LLAMA_ARG_POOLING".into(), "mean".into());
+            }
+        }
         Some(Output::Ranking) => drop(env.insert("LLAMA_ARG_RERANKING".into(), "on".into())),
     }
     env.insert("LLAMA_ARG_FIT".into(), fit.map_or("off", |(_, fit)| fit).into());

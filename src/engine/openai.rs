@@ -44,6 +44,8 @@ pub struct OpenAi {
     dialect: Dialect,
     /// Whether the model has a chat template.
     chat: bool,
+    /// Whether that template has a place for tools.
+    tools: bool,
     /// The model to name, where a gateway serves several.
     model: Option<String>,
     /// What must not be in the text of a message.
@@ -54,13 +56,19 @@ impl OpenAi {
     /// A conversation with the engine that listens there. `chat`: whether it has a chat template for its model; without one,
     /// prompts go to `/v1/completions` as they are.
     pub fn new(endpoint: &Endpoint, dialect: Dialect, chat: bool) -> Self {
-        Self { client: Client::new(endpoint), dialect, chat, model: None, control_tokens: None }
+        Self { client: Client::new(endpoint), dialect, chat, tools: true, model: None, control_tokens: None }
     }
 
     /// A conversation with a gateway of ours: it knows the policy, so that only its name and the messages are sent.
     pub fn of_gateway(endpoint: &Endpoint, policy: &str) -> Self {
         let dialect = Dialect { checks_key: false, sampling: |_, _| (), extend: |_, _| () };
         Self { model: Some(policy.to_owned()), ..Self::new(endpoint, dialect, true) }
+    }
+
+    /// The same for a model whose chat template passes over tools.
+    #[must_use]
+    pub fn without_tools(self) -> Self {
+        Self { tools: false, ..self }
     }
 
     /// The same for an engine that reads these texts as control tokens wherever they are: none of them is left in a message.
@@ -144,6 +152,10 @@ impl OpenAi {
 impl Api for OpenAi {
     fn client(&self) -> &Client {
         &self.client
+    }
+
+    fn has_tools(&self) -> bool {
+        self.tools
     }
 
     fn has_chat_template(&self) -> bool {

@@ -223,7 +223,7 @@ async fn streamed(
         };
         if let Some(error) = failed {
             measure.fail(&error.message);
-            yield Ok(error_event(error.json().to_string().as_bytes(), shape.operation));
+            yield Ok(error_event(&error.json(Some(shape.operation)), shape.operation));
             return;
         }
         measure.usage.completion_tokens = used.completion_tokens.or(Some(measure.pieces));

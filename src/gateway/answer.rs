@@ -142,7 +142,7 @@ async fn held_back(
                 yield piece;
             }
         } else if let Ok(body) = body.collect().await {
-            yield Ok(error_event(&body.to_bytes(), operation));
+            yield Ok(error_event(&serde_json::from_slice(&body.to_bytes()).unwrap_or_default(), operation));
         }
     })
 }

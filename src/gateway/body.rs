@@ -18,6 +18,7 @@ use serde_json::Value as Json;
 use serde_json::value::{RawValue, to_raw_value};
 
 use super::error::{ApiError, Retry};
+use super::operation::Operation;
 
 /// Bytes of a request's body at most: pictures travel in it, as base64.
 pub const LIMIT_BYTES: usize = 64 << 20;
@@ -53,9 +54,9 @@ pub fn typed(status: StatusCode, media_type: &'static str, bytes: impl Into<Byte
     response
 }
 
-/// The response for an error.
-pub fn refusal(error: &ApiError) -> Response<Body> {
-    let mut response = json(error.status, &error.json());
+/// The response for an error of a request for an operation, or for something else.
+pub fn refusal(error: &ApiError, operation: Option<Operation>) -> Response<Body> {
+    let mut response = json(error.status, &error.json(operation));
     let headers = response.headers_mut();
     match error.retry {
         None => {}

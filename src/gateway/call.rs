@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use hyper::Response;
 use hyper::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderMap, HeaderValue};
+use serde_json::Value as Json;
 
 use super::body::{self, Body, Fields};
 use super::catalog::Offer;
@@ -34,7 +35,7 @@ pub struct Call {
 pub fn refused(mut measure: Measure, error: &ApiError) -> Response<Body> {
     measure.answered(error.status.as_u16());
     measure.fail(&error.message);
-    body::refusal(error)
+    body::refusal(error, Some(measure.operation))
 }
 
 /// A response of server-sent events.
@@ -56,7 +57,7 @@ pub fn ping(operation: Operation) -> Bytes {
 }
 
 /// An error in a stream whose status has been sent. No `[DONE]` follows.
-pub fn error_event(body: &[u8], operation: Operation) -> Bytes {
+pub fn error_event(body: &Json, operation: Operation) -> Bytes {
     let name = if operation == Operation::Messages { "event: error\n" } else { "" };
-    [name.as_bytes(), b"data: ", body, b"\n\n"].concat().into()
+    format!("{name}data: {body}\n\n").into()
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use hyper::StatusCode;
 use serde_json::{Value as Json, json};
 
+use super::operation::Operation;
 use super::scheduler::{Memory, Refusal};
 use crate::engine::EngineError;
 
@@ -172,11 +173,34 @@ impl ApiError {
         }
     }
 
-    /// The body.
-    pub fn json(&self) -> Json {
+    /// The body, in the words of the API that was asked.
+    pub fn json(&self, operation: Option<Operation>) -> Json {
         let code = self.code.map_or(Json::Null, Json::from);
-        json!({ "error": { "message": self.message, "type": self.kind, "param": self.param, "code": code } })
+        let body =
+            json!({ "error": { "message": self.message, "type": self.kind, "param": self.param, "code": code } });
+        worded(body, self.status, operation)
     }
+}
+
+/// An error's body in the words of the API that was asked: Anthropic's has a member `type` and names for types of its own
+/// (<https://docs.anthropic.com/en/api/errors>).
+pub fn worded(mut body: Json, status: StatusCode, operation: Option<Operation>) -> Json {
+    if operation.is_some_and(Operation::is_anthropic) {
+        body["type"] = "error".into();
+        body["error"]["type"] = match status.as_u16() {
+            401 => "authentication_error",
+            403 => "permission_error",
+            404 => "not_found_error",
+            413 => "request_too_large",
+            429 => "rate_limit_error",
+            503 => "overloaded_error",
+            504 => "timeout_error",
+            400..=499 => "invalid_request_error",
+            _ => "api_error",
+        }
+        .into();
+    }
+    body
 }
 
 /// An error object of an engine, as OpenAI has it: llama.cpp gives the status as the code, and no `param`.
@@ -184,7 +208,7 @@ pub fn normalized(body: &[u8], status: StatusCode) -> Json {
     let parsed: Option<Json> = serde_json::from_slice(body).ok();
     let Some(Json::Object(mut error)) = parsed.and_then(|mut body| body.get_mut("error").map(Json::take)) else {
         let text: String = String::from_utf8_lossy(body).chars().take(500).collect();
-        return ApiError { status, ..ApiError::upstream(format!("the engine answered {status}: {text}")) }.json();
+        return ApiError { status, ..ApiError::upstream(format!("the engine answered {status}: {text}")) }.json(None);
     };
     let is_ours = error.get("code").is_some_and(Json::is_string);
     if !is_ours {
@@ -192,9 +216,16 @@ pub fn normalized(body: &[u8], status: StatusCode) -> Json {
         let code = if too_long { "context_length_exceeded".into() } else { Json::Null };
         error.insert("code".to_owned(), code);
     }
-    error.entry("param").or_insert(Json::Null);
+    let field = error.get("message").and_then(Json::as_str).and_then(field_of);
+    error.entry("param").or_insert(field.map_or(Json::Null, Json::from));
     error.entry("type").or_insert("server_error".into());
     json!({ "error": error })
+}
+
+/// The field that a message of llama-server is about: `Field 'temperature': type must be number, but is string`.
+fn field_of(message: &str) -> Option<String> {
+    let (field, _) = message.strip_prefix("Field '")?.split_once("':")?;
+    Some(field.to_owned())
 }
 
 /// `3.2 GiB of memory and 4.0 GiB of GPU memory`
@@ -219,9 +250,22 @@ mod tests {
         let error = &normalized(long, StatusCode::BAD_REQUEST)["error"];
         assert_eq!((&error["code"], &error["param"]), (&json!("context_length_exceeded"), &Json::Null));
         assert_eq!((&error["n_ctx"], &error["message"]), (&json!(8), &json!("m")));
+        let typed =
+            br#"{"error":{"code":400,"message":"Field 'top_p': type must be number","type":"invalid_request_error"}}"#;
+        assert_eq!(normalized(typed, StatusCode::BAD_REQUEST)["error"]["param"], json!("top_p"));
         let page = &normalized(b"<html>", StatusCode::BAD_GATEWAY)["error"];
         assert_eq!(page["code"], json!("upstream_disconnected"));
         assert!(page["message"].as_str().unwrap().contains("<html>"));
+    }
+
+    #[test]
+    fn errors_of_anthropics_api_have_its_words() {
+        let error = ApiError::no_such_model("m", &[]);
+        let body = error.json(Some(Operation::Messages));
+        assert_eq!((&body["type"], &body["error"]["type"]), (&json!("error"), &json!("not_found_error")));
+        assert_eq!(body["error"]["message"], json!(error.message));
+        let body = error.json(Some(Operation::Chat));
+        assert_eq!((&body["type"], &body["error"]["type"]), (&Json::Null, &json!("invalid_request_error")));
     }
 
     #[test]

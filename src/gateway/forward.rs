@@ -17,6 +17,7 @@ use super::error::{self, ApiError};
 use super::measure::Measure;
 use super::operation::Operation;
 use super::owner::Lease;
+use super::responses::Numbering;
 use super::tap::{self, Tap};
 use crate::engine::client::{HttpError, Response as EngineResponse};
 use crate::engine::conversation::{Api, Sampling};
@@ -62,7 +63,12 @@ pub async fn send(
             let error = error::normalized(&body, status);
             measure.error = error["error"]["message"].as_str().map(str::to_owned);
             measure.complete();
-            body::json(status, &error)
+            let mut out = body::json(status, &error::worded(error, status, Some(call.operation)));
+            if status == StatusCode::NOT_IMPLEMENTED {
+                // The engine will not learn it.
+                out.headers_mut().insert("x-should-retry", HeaderValue::from_static("false"));
+            }
+            out
         }
     }
 }
@@ -130,6 +136,7 @@ fn stream_through(
 ) -> Response<Body> {
     events(stream! {
         let mut tap = Tap::new(strip_usage);
+        let mut numbering = (operation == Operation::Responses).then(Numbering::default);
         let broken = loop {
             // Dropping the wait for a piece loses nothing.
             match tokio::time::timeout(SILENCE, response.chunk()).await {
@@ -141,23 +148,26 @@ fn stream_through(
                     Ok(bytes) => {
                         take_over(&tap, &mut measure);
                         if !bytes.is_empty() {
-                            yield Ok(bytes);
+                            yield Ok(numbering.as_mut().map_or(bytes.clone(), |numbering| numbering.complete(&bytes)));
                         }
                     }
                 },
             }
         };
-        let rest = tap.rest();
-        if !rest.is_empty() {
-            yield Ok(rest);
-        }
         let unfinished = || ApiError::upstream("the engine ended the stream in the middle of an answer");
         match broken.or_else(|| (!tap.seen.complete && tap.seen.error.is_none()).then(unfinished)) {
             Some(error) => {
                 measure.fail(&error.message);
-                yield Ok(error_event(error.json().to_string().as_bytes(), operation));
+                // A part of an event would spoil the one that tells of the error.
+                yield Ok(error_event(&error.json(Some(operation)), operation));
             }
-            None => measure.complete(),
+            None => {
+                measure.complete();
+                let rest = tap.rest();
+                if !rest.is_empty() {
+                    yield Ok(rest);
+                }
+            }
         }
         drop(lease);
     })
@@ -177,9 +187,8 @@ fn take_over(tap: &Tap, measure: &mut Measure) {
 
 /// Puts the policy into a request. Gives whether the answer's usage is only for us.
 fn prepare(api: &dyn Api, call: &mut Call, policy: &Policy, measure: &mut Measure) -> Result<bool, ApiError> {
-    if matches!(call.operation, Operation::Chat | Operation::ApplyTemplate) && !api.has_chat_template() {
-        let message = "this model has no chat template: use `/v1/completions`, or set `generation.chat_template`";
-        return Err(ApiError::param("messages", message));
+    if call.operation.has_messages() {
+        has_template_for(api, call)?;
     }
     call.fields.set("model", &call.offer.name.as_str().into());
     if call.operation.generates() {
@@ -201,6 +210,23 @@ fn prepare(api: &dyn Api, call: &mut Call, policy: &Policy, measure: &mut Measur
     options["include_usage"] = true.into();
     call.fields.set("stream_options", &options);
     Ok(!asked)
+}
+
+/// Refuses messages and tools that would not reach the model, or in a form that it does not know.
+fn has_template_for(api: &dyn Api, call: &Call) -> Result<(), ApiError> {
+    if !api.has_chat_template() {
+        let field = if call.fields.has("input") { "input" } else { "messages" };
+        let message = "this model has no chat template: use `/v1/completions`, or set `generation.chat_template`";
+        return Err(ApiError::param(field, message));
+    }
+    let written = |key: &str| call.fields.raw(key).map_or("", RawValue::get);
+    let none = !call.fields.has("tools") || written("tools") == "[]" || written("tool_choice") == "\"none\"";
+    if none || api.has_tools() {
+        return Ok(());
+    }
+    let message =
+        "the chat template of this model has no place for tools: set `generation.chat_template` to one that has";
+    Err(ApiError::unsupported("tools", message.to_owned()))
 }
 
 /// The client's seed, else the policy's, else one that is drawn: the request log has it, so that an answer can be repeated.

@@ -22,7 +22,7 @@ use crate::engine::conversation::Usage;
 pub struct Measure {
     context: Arc<Context>,
     offer: Arc<Offer>,
-    operation: Operation,
+    pub operation: Operation,
     pub request_id: String,
     began: Instant,
     waited: Option<Duration>,

@@ -46,6 +46,9 @@ const TOKENS: [f64; 14] = [
 /// Seconds that the gateway itself adds.
 const OVERHEAD: [f64; 10] = [0.000_05, 0.000_1, 0.000_2, 0.000_3, 0.000_5, 0.001, 0.002, 0.005, 0.01, 0.1];
 
+/// Families of counters: their samples end in `_total`.
+const COUNTERS: [&str; 3] = ["aitools_requests", "aitools_client_cancelled", "aitools_generated_tokens"];
+
 /// Whose request it was.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct Labels {
@@ -154,13 +157,13 @@ impl Metrics {
         let help = "Tokens of a request: input is the prompt, output the answer";
         registry.register("gen_ai_client_token_usage", help, metrics.tokens.clone());
         let help = "Requests that have ended, by HTTP status and reason";
-        registry.register("aitools_requests", help, metrics.requests.clone());
+        registry.register(COUNTERS[0], help, metrics.requests.clone());
         let help = "Tokens that an engine has generated, those of unfinished answers included";
-        registry.register("aitools_generated_tokens", help, metrics.generated.clone());
+        registry.register(COUNTERS[2], help, metrics.generated.clone());
         let help = "Time in the queue, the start of the engine included";
         registry.register_with_unit("aitools_queue_wait", help, Unit::Seconds, metrics.waits.clone());
         let help = "Requests whose client left, by what was going on: queue, prefill or decode";
-        registry.register("aitools_client_cancelled", help, metrics.left.clone());
+        registry.register(COUNTERS[1], help, metrics.left.clone());
         let help = "Time that the gateway itself took for a request";
         registry.register_with_unit("aitools_gateway_overhead", help, Unit::Seconds, metrics.overhead.clone());
         Self { registry, ..metrics }
@@ -210,6 +213,13 @@ impl Metrics {
         let _ = prometheus_client::encoding::text::encode(&mut text, &self.registry);
         let _ = prometheus_client::encoding::text::encode(&mut text, &gauges(snapshot));
         let mut text = text.replace("# EOF\n", "");
+        // The encoder writes OpenMetrics, where a counter's family has a shorter name than its samples; in Prometheus' own format,
+        // which the engines write, both have the same.
+        for name in COUNTERS {
+            for comment in ["HELP", "TYPE"] {
+                text = text.replace(&format!("# {comment} {name} "), &format!("# {comment} {name}_total "));
+            }
+        }
         text.push_str(&relabelled(engines));
         text
     }
@@ -379,6 +389,7 @@ mod tests {
         assert!(text.contains(&format!("gen_ai_server_time_per_output_token_seconds_sum{{{labels}}} 0.02")), "{text}");
         assert!(text.contains("aitools_requests_total{policy=\"p\",code=\"200\",finish_reason=\"stop\"} 1"), "{text}");
         assert!(text.contains("aitools_generated_tokens_total{policy=\"p\"} 11"), "{text}");
+        assert!(text.contains("# TYPE aitools_requests_total counter\n"), "{text}");
         assert!(text.contains("aitools_build_info{version="), "{text}");
         assert!(!text.contains("# EOF"), "{text}");
     }

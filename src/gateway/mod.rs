@@ -7,7 +7,7 @@
 //! | `owner` | the one task that holds the state and does what the scheduler says; [`owner::Lease`] is a request let through |
 //! | `instance` | the task of one engine process |
 //! | `listener`, `access`, `routes` | connections, who may come in, which address does what |
-//! | `answer`, `call` | one request about a model: `forward` for engines that speak the API, `adapter` for others; `tap` watches streams |
+//! | `answer`, `call` | one request about a model: `forward` for engines that speak the API, `adapter` for others; `tap` watches streams, `responses` completes some |
 //! | `control`, `page` | lists, load and unload, state, metrics; the page at `/` |
 //! | `measure`, `metrics`, `log`, `notice` | what is told of a request: to Prometheus, to the request log, to whoever watches |
 //! | `catalog` | what the layer above provides: policies and their verified inputs |
@@ -34,6 +34,7 @@ pub mod notice;
 mod operation;
 mod owner;
 mod page;
+mod responses;
 mod routes;
 pub mod scheduler;
 mod tap;

@@ -88,6 +88,11 @@ impl Operation {
         matches!(self, O::Chat | O::ApplyTemplate | O::Responses | O::ResponsesTokens | O::Messages | O::MessagesTokens)
     }
 
+    /// Whether it is of Anthropic's API, which words errors in its own way.
+    pub fn is_anthropic(self) -> bool {
+        matches!(self, Self::Messages | Self::MessagesTokens)
+    }
+
     /// Whether its stream is OpenAI's older one: chunks with choices, usage on request, `[DONE]` at the end.
     pub fn has_chunks(self) -> bool {
         matches!(self, Self::Chat | Self::Completion)

@@ -29,7 +29,7 @@ pub async fn respond(
         Some(response) => response,
         None => match route(&context, &head, body, peer, began).await {
             Ok(response) => response,
-            Err(error) => body::refusal(&error),
+            Err(error) => body::refusal(&error, Operation::at(head.uri.path())),
         },
     };
     let headers = response.headers_mut();

@@ -5,6 +5,7 @@ mod fmt;
 mod powerinfer;
 mod powerinfer_cuda;
 pub mod quickstart;
+mod serve;
 mod sources;
 mod test;
 mod tidy;
@@ -17,7 +18,7 @@ use crate::step::{Job, Result, cargo};
 pub const CHECK: &[Job] = &[fmt::JOB, clippy::JOB, tidy::JOB];
 pub const TEST: &[Job] = &[test::JOB];
 /// The first [`ALWAYS`] are those that `cargo ci` runs.
-pub const E2E: &[Job] = &[quickstart::JOB, wire::JOB, powerinfer::JOB, powerinfer_cuda::JOB, sources::JOB];
+pub const E2E: &[Job] = &[quickstart::JOB, wire::JOB, powerinfer::JOB, powerinfer_cuda::JOB, sources::JOB, serve::JOB];
 
 /// How many of [`E2E`] `cargo ci` runs. The last of them, `powerinfer`, is skipped without a copy of its repository.
 pub const ALWAYS: usize = 3;

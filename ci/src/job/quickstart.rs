@@ -3,6 +3,7 @@
 //!
 //! It uses the cache folder of the machine (or `AITOOLS_CACHE_DIR`), so a second run builds nothing.
 
+use std::path::PathBuf;
 use std::time::Instant;
 
 use xshell::{Shell, cmd};
@@ -23,13 +24,18 @@ fn run(sh: &Shell) -> Result<()> {
     if !answer.contains(EXPECTED) {
         return Err(format!("the answer does not name {EXPECTED}").into());
     }
-    let aitools = crate::step::root().join("target/release").join(format!("aitools{}", std::env::consts::EXE_SUFFIX));
+    let aitools = program();
     cmd!(sh, "{aitools} -m quickstart lock --check").run()?;
     let begun = Instant::now();
     cmd!(sh, "{aitools} -m quickstart sync --locked --offline").run()?;
     println!("a sync with nothing to do took {:.0} ms", begun.elapsed().as_secs_f64() * 1000.0);
     cmd!(sh, "{aitools} -m quickstart verify").run()?;
     real_engine(sh)
+}
+
+/// The program as `cargo build --release` makes it.
+pub fn program() -> PathBuf {
+    crate::step::root().join("target/release").join(format!("aitools{}", std::env::consts::EXE_SUFFIX))
 }
 
 /// The adapter's own tests, with the engine and the weights that are there now.

@@ -140,6 +140,18 @@ fn launches_say_what_the_policy_says() {
 }
 
 #[test]
+fn embeddings_are_one_vector_for_a_text() {
+    let set = |launch: Launch| {
+        ["LLAMA_ARG_EMBEDDINGS", "LLAMA_ARG_POOLING", "LLAMA_ARG_RERANKING"]
+            .map(|name| launch.env.get(&OsString::from(name)).map(|value| value.to_str().unwrap().to_owned()))
+    };
+    let on = |value: &str| Some(value.to_owned());
+    assert_eq!(set(launched("", Variant::Cpu).0), [None, None, None]);
+    assert_eq!(set(launched("runtime: {output: embeddings}", Variant::Cpu).0), [on("on"), on("mean"), None]);
+    assert_eq!(set(launched("runtime: {output: ranking}", Variant::Cpu).0), [None, None, on("on")]);
+}
+
+#[test]
 fn templates_travel_as_files() {
     let (launch, line) = launched("generation: {chat_template: '{{ x }}'}", Variant::Cpu);
     assert!(line.contains("--chat-template-file"));
