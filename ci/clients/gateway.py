@@ -77,6 +77,11 @@ class Gateway:
         """The requests that have ended so far, oldest first."""
         return [event for event in list(self.seen) if event.get("event") == "request"]
 
+    def counted(self, policy, code):
+        """How many requests for a policy have ended with that status."""
+        start = f'aitools_requests_total{{policy="{policy}",code="{code}"'
+        return sum(int(line.split()[-1]) for line in self.get("/metrics").splitlines() if line.startswith(start))
+
     def get(self, path):
         with urllib.request.urlopen(self.url + path, timeout=LIMIT_S) as response:
             return response.read().decode()
@@ -123,7 +128,13 @@ class Gateway:
 
 def gone(processes):
     """Waits until these processes have ended, and gives how many seconds that took."""
+    def ended(process):
+        # One that has ended may wait for a parent that looks after it.
+        try:
+            return process.status() == psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return True
+
     began = time.monotonic()
-    _, alive = psutil.wait_procs(processes, timeout=10)
-    assert not alive, f"left behind: {alive}"
+    until(f"{processes} have ended", lambda: all(map(ended, processes)), limit_s=10)
     return time.monotonic() - began
