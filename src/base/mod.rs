@@ -16,6 +16,7 @@ pub mod name;
 pub mod parallel;
 pub mod platform;
 pub mod process;
+pub mod random;
 pub mod tree;
 
 #[cfg(test)]

@@ -275,9 +275,6 @@ fn address(text: &str) -> Result<IpAddr, String> {
 pub struct Chat {
     /// The policy, by name or file
     pub policy: String,
-    /// Write prompts and answers to the generation log
-    #[arg(long)]
-    pub log_prompts: bool,
     #[command(flatten)]
     pub build: BuildWith,
 }

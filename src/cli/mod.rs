@@ -10,6 +10,7 @@ pub mod invocation;
 pub mod jsonl;
 pub mod output;
 pub mod prompt;
+pub mod said;
 pub mod settings;
 pub mod snippet;
 pub mod terminal;

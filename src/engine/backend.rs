@@ -25,9 +25,9 @@ use self::output::{Log, Output};
 use self::port::{free_port, is_listened_on};
 use super::conversation::{Conversation, Events, Request};
 use super::{Endpoint, EngineError, Launch, Ready, StartupCheck};
-use crate::base::digest;
 use crate::base::fs::{self, FsError};
 use crate::base::process::{ProcessError, Program, Running};
+use crate::base::random;
 
 /// How often an engine that is loading is asked whether it is ready.
 const POLL: Duration = Duration::from_millis(10);
@@ -147,7 +147,7 @@ impl Backend {
         let began = Instant::now();
         for _ in 0..PORT_ATTEMPTS {
             let (port, claim) = free_port().map_err(BackendError::Port)?;
-            let endpoint = Endpoint { port, key: random_key()? };
+            let endpoint = Endpoint { port, key: random::key().map_err(BackendError::Random)? };
             let conversation = ready.model.connect(&ready.policy, &endpoint)?;
             let request = ready.launch_request(&endpoint, supervision.scratch);
             ready.model.prepare(&request)?;
@@ -342,10 +342,4 @@ impl Process {
             tokio::time::sleep(POLL).await;
         }
     }
-}
-
-fn random_key() -> Result<String, BackendError> {
-    let mut bytes = [0; 24];
-    getrandom::fill(&mut bytes).map_err(BackendError::Random)?;
-    Ok(digest::hex(&bytes))
 }

@@ -23,9 +23,9 @@ pub const JOINER: char = '\u{2060}';
 /// Fields of a message that never reach a prompt as text, or that are large and hold no text.
 const NOT_TEXT: &[&str] = &["type", "image_url", "input_audio", "input_video", "source"];
 /// Fields of a body that hold messages: of `/v1/chat/completions`, `/v1/messages` and `/v1/responses`.
-const MESSAGES: &[&str] = &["messages", "input"];
+pub const MESSAGES: &[&str] = &["messages", "input"];
 /// Fields of a body whose whole text reaches the template.
-const CONTEXT: &[&str] = &["tools", "functions", "documents", "chat_template_kwargs", "system", "instructions"];
+pub const CONTEXT: &[&str] = &["tools", "functions", "documents", "chat_template_kwargs", "system", "instructions"];
 /// Roles that clients send. Others are text of a client that reaches the prompt.
 const ROLES: &[&str] = &["system", "developer", "user", "assistant", "tool", "function"];
 

@@ -253,6 +253,14 @@ pub struct Sampling {
     pub seed: u32,
 }
 
+/// A policy's seed, or one that is drawn: 31 bits, since the largest numbers mean "draw one" to some engines.
+///
+/// # Errors
+/// When the system gives no random numbers.
+pub fn seed(policy: &Policy) -> Result<u32, getrandom::Error> {
+    policy.generation.seed.map_or_else(|| getrandom::u32().map(|seed| seed >> 1), Ok)
+}
+
 impl Sampling {
     /// A policy's values, and defaults for what it leaves open. The seed is the caller's: drawn ones are recorded.
     pub fn new(policy: &Policy, seed: u32) -> Self {

@@ -3,6 +3,7 @@
 //! The types below are the format: parsing, the JSON Schema of `aitools schema policy` and "did you mean" come from them.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -255,6 +256,13 @@ pub struct Runtime {
     pub output: Option<Output>,
     /// Which build to use; chosen by detection when not given.
     pub variant: Option<crate::base::platform::Variant>,
+}
+
+impl Runtime {
+    /// The longest time for one answer, the start of the engine included: 600 seconds when the policy does not say.
+    pub fn time_limit(&self) -> Duration {
+        Duration::from_secs(self.timeout.unwrap_or(600).into())
+    }
 }
 
 /// What an engine gives for a text.

@@ -18,7 +18,7 @@ use super::operation::Operation;
 use super::owner::Lease;
 use crate::engine::answer::Answer;
 use crate::engine::conversation::{
-    Conversation, Event, Events, Finish, Message, Part, Piece, Prompt, Request, Role, Usage,
+    self, Conversation, Event, Events, Finish, Message, Part, Piece, Prompt, Request, Role, Usage,
 };
 use crate::format::policy::Policy;
 
@@ -276,8 +276,10 @@ fn request(
             return Err(ApiError::unsupported(key, format!("engine `{engine}` does not support `{key}`")));
         }
     }
-    let drawn = || getrandom::u32().map_or(0, |seed| seed >> 1);
-    let seed = fields.get::<u32>("seed")?.or(policy.generation.seed).unwrap_or_else(drawn);
+    let seed = match fields.get::<u32>("seed")? {
+        Some(seed) => seed,
+        None => conversation::seed(policy)?,
+    };
     let mut request = Request::new(policy, "", seed, deadline);
     request.prompt = match operation {
         Operation::Chat => Prompt::Messages(messages(fields, policy)?),

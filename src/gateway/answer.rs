@@ -24,8 +24,6 @@ use crate::format::policy::Policy;
 
 /// How long the status of a stream is held back: an engine that cannot start is told by a true status.
 const GRACE: Duration = Duration::from_secs(2);
-/// Seconds for one answer when the policy has no `runtime.timeout`.
-const TIMEOUT_S: u32 = 600;
 
 /// Members of requests that say what is asked, not how it is sampled: clients may send them whatever the policy says.
 const ALWAYS: &[&str] = &[
@@ -96,8 +94,7 @@ async fn work(context: Arc<Context>, call: Call, mut measure: Measure) -> Respon
         Err(error) => return refused(measure, &error),
     };
     measure.sent(&lease);
-    let limit_s = call.offer.policy.runtime.timeout.unwrap_or(TIMEOUT_S);
-    let deadline = Instant::now() + Duration::from_secs(limit_s.into());
+    let deadline = Instant::now() + call.offer.policy.runtime.time_limit();
     let conversation = Arc::clone(&lease.engine.conversation);
     match conversation.openai() {
         Some(api) => forward::send(api, call, lease, measure, deadline).await,

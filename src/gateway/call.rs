@@ -17,6 +17,7 @@ use super::operation::Operation;
 
 /// How long a stream may be silent before a comment is sent: proxies and clients give up on silent ones.
 pub const SILENCE: Duration = Duration::from_secs(10);
+
 /// A request about a model.
 #[derive(Debug)]
 pub struct Call {

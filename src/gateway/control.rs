@@ -20,7 +20,7 @@ use super::forward;
 use super::metrics::word;
 use super::notice::What;
 use super::owner::{Message, Status};
-use super::scheduler::{Input, Memory, State};
+use super::scheduler::{Input, State};
 use crate::engine::answer::ms;
 
 /// The process answers.
@@ -134,15 +134,14 @@ pub async fn running(context: &Context) -> Result<Response<Body>, ApiError> {
 /// Everything about the gateway, for its page, `aitools ps` and scripts. Sizes in bytes, times in milliseconds.
 pub async fn status(context: &Context) -> Result<Response<Body>, ApiError> {
     let snapshot = context.owner.look().await?;
-    let memory = |memory: Option<Memory>| json!(memory);
     let policies: Vec<Json> = snapshot.policies.iter().map(|status| policy(context, status)).collect();
     let body = json!({
         "version": 1,
         "pid": std::process::id(),
         "uptime_ms": ms(snapshot.uptime),
         "running": snapshot.running,
-        "free": memory(snapshot.free),
-        "budget": memory(snapshot.budget),
+        "free": snapshot.free,
+        "budget": snapshot.budget,
         "policies": policies,
         "errors": snapshot.errors.iter().collect::<Vec<_>>(),
     });
@@ -157,7 +156,7 @@ fn policy(context: &Context, status: &Status) -> Json {
         State::Stopping => "unloading",
         State::Failed { .. } => "failed",
     };
-    let model = status.offer.model.as_ref();
+    let (model, engine) = (status.offer.model.as_ref(), status.engine.as_ref());
     json!({
         "name": status.offer.name,
         "aliases": status.offer.aliases,
@@ -175,8 +174,8 @@ fn policy(context: &Context, status: &Status) -> Json {
         "waiting": status.view.waiting,
         "slots": status.offer.policy.runtime.parallel.unwrap_or(1),
         "completion_tokens": context.metrics.generated(&status.offer.name).get(),
-        "pid": status.pid,
-        "load_ms": status.load.map(ms),
+        "pid": engine.map(|engine| engine.pid),
+        "load_ms": engine.map(|engine| ms(engine.load)),
         "idle_ms": (status.view.state == State::Ready).then(|| ms(status.idle)),
         "estimate": model.ok().map(|model| model.need),
         "measured": status.peak,

@@ -32,6 +32,13 @@ pub enum Retry {
     After(Duration),
 }
 
+impl From<getrandom::Error> for ApiError {
+    fn from(error: getrandom::Error) -> Self {
+        let message = format!("the system gives no random numbers: {error}");
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "server_error", None, message)
+    }
+}
+
 impl ApiError {
     fn new(status: StatusCode, kind: &'static str, code: Option<&'static str>, message: impl Into<String>) -> Self {
         Self { status, kind, code, param: None, message: message.into(), retry: None }

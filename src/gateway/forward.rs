@@ -20,7 +20,8 @@ use super::owner::Lease;
 use super::responses::Numbering;
 use super::tap::{self, Tap};
 use crate::engine::client::{HttpError, Response as EngineResponse};
-use crate::engine::conversation::{Api, Sampling};
+use crate::engine::control_tokens::{CONTEXT, MESSAGES};
+use crate::engine::conversation::{self, Api, Sampling};
 use crate::format::policy::Policy;
 
 /// Bytes of an answer that is not a stream at most.
@@ -234,7 +235,7 @@ fn seed(policy: &Policy, fields: &Fields) -> Result<u32, ApiError> {
     if let Some(seed) = fields.get::<i64>("seed")? {
         return Ok(u32::try_from(seed & 0xFFFF_FFFF).unwrap_or(0));
     }
-    Ok(policy.generation.seed.unwrap_or_else(|| getrandom::u32().map_or(0, |seed| seed >> 1)))
+    Ok(conversation::seed(policy)?)
 }
 
 /// What the client leaves open is the policy's, or the same default for every engine.
@@ -286,14 +287,10 @@ fn system_prompt(call: &mut Call, policy: &Policy) -> Result<(), ApiError> {
     Ok(())
 }
 
-/// Members whose text reaches the model's chat template.
-const TEMPLATED: &[&str] =
-    &["messages", "input", "tools", "functions", "documents", "chat_template_kwargs", "system", "instructions"];
-
 /// No message may forge a control token of the model. What has none stays as it was written.
 fn without_control_tokens(api: &dyn Api, fields: &mut Fields) -> Result<(), ApiError> {
     let mut sent = serde_json::Map::new();
-    for key in TEMPLATED {
+    for key in MESSAGES.iter().chain(CONTEXT) {
         if let Some(value) = fields.get::<Json>(key)? {
             sent.insert((*key).to_owned(), value);
         }

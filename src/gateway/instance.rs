@@ -16,8 +16,6 @@ use crate::engine::Ready;
 use crate::engine::backend::{Backend, BackendError, Driver, Supervision};
 use crate::engine::conversation::Conversation;
 
-/// Seconds that an engine may take to start when the policy has no `runtime.timeout`.
-const TIMEOUT_S: u32 = 600;
 /// How often an engine that serves is looked at.
 const WATCH: Duration = Duration::from_millis(100);
 /// How many looks make one at its memory.
@@ -78,7 +76,8 @@ pub async fn run(
         // Dropping the start ends the engine.
         _ = &mut stop => return tell(&reports, Report::Over(Input::Stopped(policy))),
     };
-    let (backend, engine) = match started {
+    // The scratch folder is the engine's working directory: it stays until the engine has ended.
+    let (backend, engine, _scratch) = match started {
         Ok(started) => started,
         Err((why, permanent)) => {
             return tell(&reports, Report::Over(Input::StartFailed { policy, why, permanent }));
@@ -102,31 +101,28 @@ async fn start(
     policy: &str,
     catalog: Arc<dyn Catalog>,
     surroundings: &Surroundings,
-) -> Result<(Backend, Engine), (String, bool)> {
+) -> Result<(Backend, Engine, tempfile::TempDir), (String, bool)> {
     let name = policy.to_owned();
     let ready = tokio::task::spawn_blocking(move || catalog.ready(&name)).await;
     let ready = ready.map_err(|error| (error.to_string(), false))?.map_err(|why| (why, true))?;
     let io = |error: fs::FsError| (error.to_string(), false);
     let scratch = fs::temporary_dir(&surroundings.scratch).map_err(io)?;
-    let limit_s = ready.policy.runtime.timeout.unwrap_or(TIMEOUT_S);
     let log = surroundings.logs.join(format!("{policy}.log"));
     let supervision = Supervision {
         driver: surroundings.driver.as_ref(),
         env: &surroundings.env,
         scratch: scratch.path(),
         log: &log,
-        deadline: Instant::now() + Duration::from_secs(limit_s.into()),
+        deadline: Instant::now() + ready.policy.runtime.time_limit(),
     };
     let backend = Backend::start(&ready, &supervision).await.map_err(|error| {
         // What the engine cannot do it cannot do later, either.
         let permanent = matches!(error, BackendError::Engine(_));
         (last_words(&error.to_string(), error.tail()), permanent)
     })?;
-    // Engines read their small files while they start.
-    drop(scratch);
     let conversation = Arc::clone(backend.conversation());
     let engine = Engine { ready, conversation, pid: backend.pid(), load: backend.load() };
-    Ok((backend, engine))
+    Ok((backend, engine, scratch))
 }
 
 /// Waits for the engine's end (its status), or for the order to end it (None).

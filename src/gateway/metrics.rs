@@ -46,9 +46,6 @@ const TOKENS: [f64; 14] = [
 /// Seconds that the gateway itself adds.
 const OVERHEAD: [f64; 10] = [0.000_05, 0.000_1, 0.000_2, 0.000_3, 0.000_5, 0.001, 0.002, 0.005, 0.01, 0.1];
 
-/// Families of counters: their samples end in `_total`.
-const COUNTERS: [&str; 3] = ["aitools_requests", "aitools_client_cancelled", "aitools_generated_tokens"];
-
 /// Whose request it was.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct Labels {
@@ -157,13 +154,13 @@ impl Metrics {
         let help = "Tokens of a request: input is the prompt, output the answer";
         registry.register("gen_ai_client_token_usage", help, metrics.tokens.clone());
         let help = "Requests that have ended, by HTTP status and reason";
-        registry.register(COUNTERS[0], help, metrics.requests.clone());
+        registry.register("aitools_requests", help, metrics.requests.clone());
         let help = "Tokens that an engine has generated, those of unfinished answers included";
-        registry.register(COUNTERS[2], help, metrics.generated.clone());
+        registry.register("aitools_generated_tokens", help, metrics.generated.clone());
         let help = "Time in the queue, the start of the engine included";
         registry.register_with_unit("aitools_queue_wait", help, Unit::Seconds, metrics.waits.clone());
         let help = "Requests whose client left, by what was going on: queue, prefill or decode";
-        registry.register(COUNTERS[1], help, metrics.left.clone());
+        registry.register("aitools_client_cancelled", help, metrics.left.clone());
         let help = "Time that the gateway itself took for a request";
         registry.register_with_unit("aitools_gateway_overhead", help, Unit::Seconds, metrics.overhead.clone());
         Self { registry, ..metrics }
@@ -212,14 +209,7 @@ impl Metrics {
         // Writing to a string does not fail.
         let _ = prometheus_client::encoding::text::encode(&mut text, &self.registry);
         let _ = prometheus_client::encoding::text::encode(&mut text, &gauges(snapshot));
-        let mut text = text.replace("# EOF\n", "");
-        // The encoder writes OpenMetrics, where a counter's family has a shorter name than its samples; in Prometheus' own format,
-        // which the engines write, both have the same.
-        for name in COUNTERS {
-            for comment in ["HELP", "TYPE"] {
-                text = text.replace(&format!("# {comment} {name} "), &format!("# {comment} {name}_total "));
-            }
-        }
+        let mut text = in_prometheus_format(&text);
         text.push_str(&relabelled(engines));
         text
     }
@@ -292,6 +282,25 @@ fn gauges(snapshot: &Snapshot) -> Registry {
     build.get_or_create(&Build { version: env!("CARGO_PKG_VERSION") }).set(1);
     registry.register("aitools_build_info", "The version of the gateway", build);
     registry
+}
+
+/// OpenMetrics, as the encoder writes it, in Prometheus' own format, which the engines write: there a counter's family is named as
+/// its samples are, and no mark ends the text.
+fn in_prometheus_format(text: &str) -> String {
+    let is_counter = |family: &str| text.contains(&format!("\n# TYPE {family} counter\n"));
+    let mut out = String::with_capacity(text.len());
+    for line in text.lines().filter(|line| *line != "# EOF") {
+        let mut words = line.splitn(4, ' ');
+        match (words.next(), words.next(), words.next(), words.next()) {
+            (Some("#"), Some(kind @ ("HELP" | "TYPE")), Some(family), Some(rest)) if is_counter(family) => {
+                let _ = writeln!(out, "# {kind} {family}_total {rest}");
+            }
+            _ => {
+                let _ = writeln!(out, "{line}");
+            }
+        }
+    }
+    out
 }
 
 /// Metrics of engines, by policy, in one text: each sample with the label `policy`, and each family once.

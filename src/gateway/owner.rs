@@ -63,9 +63,6 @@ pub struct Status {
     pub view: View,
     /// The engine, once it is ready.
     pub engine: Option<Arc<Engine>>,
-    pub pid: Option<u32>,
-    /// How long the engine took to start.
-    pub load: Option<Duration>,
     /// How long ago it was last used.
     pub idle: Duration,
     /// The most memory that its engine has held, in this or an earlier run.
@@ -439,15 +436,12 @@ impl Task {
         let now = self.began.elapsed();
         let status = |(name, view): (&str, View)| {
             let offer = Arc::clone(self.offers.get(name)?);
-            let engine = self.engines.get(name).and_then(|running| running.engine.clone());
             let failed = match &view.state {
                 State::Failed { why, .. } => Some(why.clone()),
                 _ => self.errors.get(name).cloned(),
             };
             Some(Status {
-                pid: engine.as_ref().map(|engine| engine.pid),
-                load: engine.as_ref().map(|engine| engine.load),
-                engine,
+                engine: self.engines.get(name).and_then(|running| running.engine.clone()),
                 idle: now.saturating_sub(view.used),
                 peak: self.learned.peak(&offer),
                 error: failed,

@@ -58,68 +58,52 @@ async fn route(
     context.access.admit(&head.headers)?;
     let path = head.uri.path();
     // What tells nothing needs no key.
-    match path {
-        "/health" | "/v1/health" => return only(Method::GET, head, || Ok(control::health())),
-        "/" => return only(Method::GET, head, || Ok(page::index())),
-        _ => {}
+    if !matches!(path, "/" | "/health" | "/v1/health") {
+        context.access.authorize(&head.headers)?;
     }
-    context.access.authorize(&head.headers)?;
+    let method = method(path).ok_or_else(|| ApiError::no_such_path(path))?;
+    if head.method != method && !(method == Method::GET && head.method == Method::HEAD) {
+        return Err(ApiError::method(method.as_str()));
+    }
     if let Some(operation) = Operation::at(path) {
-        only(Method::POST, head, || Ok(()))?;
         let body = body::read(body).await?;
         return model_request(context, head, operation, &body, peer, began).await;
     }
     match path {
+        "/" => Ok(page::index()),
+        "/health" | "/v1/health" => Ok(control::health()),
         "/models/load" | "/models/unload" => {
-            only(Method::POST, head, || Ok(()))?;
             let fields = Fields::parse(&body::read(body).await?)?;
             control::change(context, &fields, path == "/models/load").await
         }
         "/aitools/shutdown" => {
-            only(Method::POST, head, || Ok(()))?;
             context.access.require_control(&head.headers)?;
             context.stop.cancel();
             Ok(control::health())
         }
-        "/v1/models" | "/models" => {
-            only(Method::GET, head, || Ok(()))?;
-            control::models(context).await
-        }
-        "/models/sse" => only(Method::GET, head, || Ok(control::watch(context))),
-        "/ready" => {
-            only(Method::GET, head, || Ok(()))?;
-            control::ready(context).await
-        }
-        "/running" => {
-            only(Method::GET, head, || Ok(()))?;
-            control::running(context).await
-        }
-        "/aitools/status" => {
-            only(Method::GET, head, || Ok(()))?;
-            control::status(context).await
-        }
-        "/metrics" => {
-            only(Method::GET, head, || Ok(()))?;
-            control::metrics(context).await
-        }
-        "/props" => {
-            only(Method::GET, head, || Ok(()))?;
-            control::props(context, head.uri.query().unwrap_or_default(), &client(&head.headers, peer)).await
-        }
-        _ => match path.strip_prefix("/v1/models/") {
-            Some(name) => {
-                only(Method::GET, head, || Ok(()))?;
-                control::model(context, name).await
-            }
-            None => Err(ApiError::no_such_path(path)),
-        },
+        "/v1/models" | "/models" => control::models(context).await,
+        "/models/sse" => Ok(control::watch(context)),
+        "/ready" => control::ready(context).await,
+        "/running" => control::running(context).await,
+        "/aitools/status" => control::status(context).await,
+        "/metrics" => control::metrics(context).await,
+        "/props" => control::props(context, head.uri.query().unwrap_or_default(), &client(&head.headers, peer)).await,
+        _ => control::model(context, path.strip_prefix(MODEL).unwrap_or_default()).await,
     }
 }
 
-/// Refuses other methods.
-fn only<T>(method: Method, head: &Parts, then: impl FnOnce() -> Result<T, ApiError>) -> Result<T, ApiError> {
-    let is_head = method == Method::GET && head.method == Method::HEAD;
-    if head.method == method || is_head { then() } else { Err(ApiError::method(method.as_str())) }
+/// What comes before the name of one model.
+const MODEL: &str = "/v1/models/";
+
+/// The method of an address (HEAD goes with GET); None when there is nothing.
+fn method(path: &str) -> Option<Method> {
+    match path {
+        "/models/load" | "/models/unload" | "/aitools/shutdown" => Some(Method::POST),
+        "/" | "/health" | "/v1/health" | "/v1/models" | "/models" | "/models/sse" | "/ready" | "/running"
+        | "/aitools/status" | "/metrics" | "/props" => Some(Method::GET),
+        _ if Operation::at(path).is_some() => Some(Method::POST),
+        _ => path.starts_with(MODEL).then_some(Method::GET),
+    }
 }
 
 async fn model_request(

@@ -1,7 +1,7 @@
 //! `chat`: a conversation of several turns, with a running gateway or an engine of our own.
 
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use tokio::runtime::Runtime;
 
@@ -13,12 +13,9 @@ use crate::base::process::GRACE;
 use crate::engine::Ready;
 use crate::engine::answer::Generated;
 use crate::engine::backend::{Backend, Supervision};
-use crate::engine::conversation::{Conversation as _, Finish, Message, Part, Prompt, Request, Role};
+use crate::engine::conversation::{self, Conversation as _, Message, Part, Prompt, Request, Role};
 use crate::engine::openai::OpenAi;
-use crate::report::{Task, Unit, Verb};
-
-/// Seconds for one answer when the policy has no `runtime.timeout`.
-const TIMEOUT_S: u32 = 600;
+use crate::report::Task;
 
 /// A conversation under way.
 #[derive(Debug)]
@@ -42,11 +39,16 @@ impl Chat {
     ///
     /// # Errors
     /// When the engine does not start.
-    pub fn open(ready: Ready, gateway: Option<&Running>, ask: &run::Ask<'_>, task: &Task) -> Result<Self, RunError> {
+    pub fn open(
+        ready: Ready,
+        gateway: Option<&Running>,
+        supervision: &Supervision<'_>,
+        task: &Task,
+    ) -> Result<Self, RunError> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(RunError::Runtime)?;
         let talk = match gateway.and_then(remote::endpoint) {
             Some(endpoint) => Talk::Gateway(OpenAi::of_gateway(&endpoint, ready.name.as_str())),
-            None => Talk::Own(Some(runtime.block_on(start(&ready, ask, task))?)),
+            None => Talk::Own(Some(runtime.block_on(run::start(&ready, supervision, task))?)),
         };
         let mut chat = Self { runtime, talk, messages: Vec::new(), ready };
         chat.reset();
@@ -86,13 +88,8 @@ impl Chat {
 
     fn answer(&self, cancel: &Cancel, sink: &mut Sink<'_>) -> Result<Generated, RunError> {
         let policy = &self.ready.policy;
-        let limit_s = policy.runtime.timeout.unwrap_or(TIMEOUT_S);
-        let deadline = Instant::now() + Duration::from_secs(limit_s.into());
-        let seed = match policy.generation.seed {
-            Some(seed) => seed,
-            None => run::drawn_seed()?,
-        };
-        let mut request = Request::new(policy, "", seed, deadline);
+        let seed = conversation::seed(policy).map_err(RunError::Random)?;
+        let mut request = Request::new(policy, "", seed, Instant::now() + policy.runtime.time_limit());
         request.prompt = Prompt::Messages(self.messages.clone());
         let events = match &self.talk {
             Talk::Gateway(api) => api.generate(request),
@@ -121,24 +118,6 @@ impl Drop for Chat {
     }
 }
 
-async fn start(ready: &Ready, ask: &run::Ask<'_>, task: &Task) -> Result<Backend, RunError> {
-    let limit_s = ready.policy.runtime.timeout.unwrap_or(TIMEOUT_S);
-    let supervision = Supervision {
-        driver: ask.driver,
-        env: ask.env,
-        scratch: ask.scratch,
-        log: ask.log,
-        deadline: Instant::now() + Duration::from_secs(limit_s.into()),
-    };
-    let progress = task.start(Verb::Start, ready.engine.id(), None, Unit::None);
-    let started = tokio::select! {
-        started = Backend::start(ready, &supervision) => started?,
-        () = run::cancelled(task.cancel()) => return Err(crate::base::cancel::Cancelled.into()),
-    };
-    progress.finish(format!("ready in {:.1} s", started.load().as_secs_f64()));
-    Ok(started)
-}
-
 /// Writes the turns as JSON: an array of messages as the OpenAI API has them.
 ///
 /// # Errors
@@ -160,9 +139,4 @@ pub fn save(messages: &[Message], file: &Path) -> Result<(), Failure> {
         .collect();
     let text = serde_json::to_string_pretty(&turns).unwrap_or_default() + "\n";
     Ok(crate::base::fs::write_atomic(file, text.as_bytes())?)
-}
-
-/// Whether an answer was stopped by the user.
-pub fn was_stopped(answer: &Generated) -> bool {
-    answer.finish == Finish::Cancelled
 }

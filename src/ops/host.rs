@@ -1,10 +1,12 @@
 //! This machine, as far as the verbs need it: the store, the environment at start, and what the user set.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use crate::base::platform::Variant;
 use crate::engine::Engine;
+use crate::engine::backend::{Driver, passed_on};
 use crate::report::Task;
 use crate::source::World;
 use crate::store::Store;
@@ -41,6 +43,16 @@ impl Host {
     /// The environment as programs are given it.
     pub fn os_env(&self) -> crate::build::settings::Env {
         self.env.iter().map(|(name, value)| (name.into(), value.into())).collect()
+    }
+
+    /// The environment of engines.
+    pub fn engine_env(&self) -> BTreeMap<OsString, OsString> {
+        passed_on(self.env.iter().map(|(name, value)| (name.as_ref(), value.as_ref())))
+    }
+
+    /// Ties the lives of engines to this process.
+    pub fn engine_driver(&self) -> Driver {
+        Driver { program: self.driver.clone(), args: vec!["internal".into(), "exec".into()] }
     }
 
     /// Lets the user interrupt hashing.

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use crate::base::diagnostic::{Diagnostic, Diagnostics};
 use crate::base::digest::Digest;
-use crate::base::fs;
+use crate::base::fs::{self, FsError};
 use crate::base::name::Name;
 use crate::format::Parsed;
 use crate::format::lockfile::{self, Lockfile};
@@ -64,6 +64,11 @@ pub fn find_manifest(asked: Option<&str>, from: &Path) -> Result<PathBuf, Failur
     candidates.into_iter().find(|path| fs::exists(path)).ok_or_else(missing)
 }
 
+/// Where [`Project::make_state_dir`] makes the folder of a project.
+pub fn state_dir(root: &Path) -> PathBuf {
+    root.join(".aitools")
+}
+
 /// The project folder of a manifest: the parent of its `manifests` folder, else the folder it is in.
 fn root_of(manifest: &Path) -> PathBuf {
     let folder = fs::parent(manifest);
@@ -106,6 +111,17 @@ impl Project {
         policies.sort_by(|a, b| a.name.cmp(&b.name));
         let lock_path = manifest_path.with_extension("lock");
         Ok(Self { root, manifest_path: manifest_path.to_owned(), lock_path, manifest, policies, warnings })
+    }
+
+    /// The folder of what aitools keeps in a project: logs and records. It is made, and ignored by git.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn make_state_dir(&self) -> Result<PathBuf, FsError> {
+        let folder = state_dir(&self.root);
+        fs::create_dir_all(&folder)?;
+        fs::write_if_changed(&folder.join(".gitignore"), b"*\n")?;
+        Ok(folder)
     }
 
     /// The lockfile, or None when there is none.

@@ -17,16 +17,14 @@ use crate::base::fs::{self, FsError};
 use crate::base::process::GRACE;
 use crate::engine::answer::{Answer, Generated, ms};
 use crate::engine::backend::{Backend, BackendError, Driver, Supervision};
-use crate::engine::conversation::{Event, Events, Piece, Request};
+use crate::engine::conversation::{self, Event, Events, Piece, Request};
 use crate::engine::metrics::{Measured, Metrics, Record};
 use crate::engine::{EngineError, Ready};
 use crate::report::{Task, Unit, Verb};
 
-/// Seconds for a whole run when the policy has no `runtime.timeout`.
-const TIMEOUT_S: u32 = 600;
-/// How often to look whether the user wants to stop.
 /// After this many bytes the record begins anew; the part before is kept beside it as `generations.jsonl.old`.
 const RECORD_LIMIT_BYTES: u64 = 16 << 20;
+/// How often to look whether the user wants to stop.
 const POLL: Duration = Duration::from_millis(10);
 
 /// Receives the pieces of an answer as they arrive; returns false to stop.
@@ -79,7 +77,7 @@ pub enum RunError {
     #[error("{error}{}", died(.status.as_ref()))]
     Engine { error: EngineError, status: Option<ExitStatus>, tail: Vec<String> },
     #[error("the run took longer than {limit_s} s")]
-    Timeout { limit_s: u32, tail: Vec<String> },
+    Timeout { limit_s: u64, tail: Vec<String> },
     #[error("could not get random numbers from the system: {0}")]
     Random(getrandom::Error),
     #[error("could not wait for the engine: {0}")]
@@ -107,10 +105,7 @@ impl RunError {
 /// # Errors
 /// [`RunError`]; the engine has ended then. Pieces handed over before remain valid.
 pub fn run(ready: &Ready, ask: &Ask<'_>, task: &Task, sink: &mut Sink<'_>) -> Result<Ran, RunError> {
-    let seed = match ready.policy.generation.seed {
-        Some(seed) => seed,
-        None => drawn_seed()?,
-    };
+    let seed = conversation::seed(&ready.policy).map_err(RunError::Random)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(RunError::Runtime)?;
     let result = runtime.block_on(attempt(ready, ask, seed, task, sink));
     if let Err(error) = write_record(ready, ask, seed, result.as_ref()) {
@@ -119,9 +114,21 @@ pub fn run(ready: &Ready, ask: &Ask<'_>, task: &Task, sink: &mut Sink<'_>) -> Re
     result.map(|(answer, metrics)| Ran { answer, metrics, seed })
 }
 
-/// 31 bits: the largest numbers mean "draw one" to some engines.
-pub(super) fn drawn_seed() -> Result<u32, RunError> {
-    getrandom::u32().map(|seed| seed >> 1).map_err(RunError::Random)
+/// Starts the engine of a policy, unless the user stops that, and tells when it is ready.
+pub(super) async fn start(ready: &Ready, supervision: &Supervision<'_>, task: &Task) -> Result<Backend, RunError> {
+    let progress = task.start(Verb::Start, ready.engine.id(), None, Unit::None);
+    let started = tokio::select! {
+        started = Backend::start(ready, supervision) => started,
+        () = cancelled(task.cancel(), POLL) => return Err(Cancelled.into()),
+    };
+    let backend = match started {
+        Err(BackendError::NotReady { tail, .. }) => {
+            return Err(RunError::Timeout { limit_s: ready.policy.runtime.time_limit().as_secs(), tail });
+        }
+        other => other?,
+    };
+    progress.finish(format!("{:.1} s", backend.load().as_secs_f64()));
+    Ok(backend)
 }
 
 async fn attempt(
@@ -132,24 +139,15 @@ async fn attempt(
     sink: &mut Sink<'_>,
 ) -> Result<(Generated, Metrics), RunError> {
     let began = Instant::now();
-    let limit_s = ready.policy.runtime.timeout.unwrap_or(TIMEOUT_S);
-    let deadline = began + Duration::from_secs(limit_s.into());
+    let limit = ready.policy.runtime.time_limit();
+    let deadline = began + limit;
     let scratch = fs::temporary_dir(ask.scratch)?;
     let supervision = Supervision { driver: ask.driver, env: ask.env, scratch: scratch.path(), log: ask.log, deadline };
-    let progress = task.start(Verb::Start, ready.engine.id(), None, Unit::None);
-    let started = tokio::select! {
-        started = Backend::start(ready, &supervision) => started,
-        () = cancelled(task.cancel()) => return Err(Cancelled.into()),
-    };
-    let backend = match started {
-        Err(BackendError::NotReady { tail, .. }) => return Err(RunError::Timeout { limit_s, tail }),
-        other => other?,
-    };
-    progress.finish(format!("{:.1} s", backend.load().as_secs_f64()));
+    let backend = start(ready, &supervision, task).await?;
     let request = Request::new(&ready.policy, ask.prompt, seed, deadline);
     let answer = match listen(backend.generate(request), task.cancel(), sink).await {
         Ok(answer) => answer,
-        Err(EngineError::Timeout) => return Err(RunError::Timeout { limit_s, tail: backend.tail() }),
+        Err(EngineError::Timeout) => return Err(RunError::Timeout { limit_s: limit.as_secs(), tail: backend.tail() }),
         Err(error) => {
             let status = if matches!(error, EngineError::Unanswered(_)) { backend.ending().await } else { None };
             let tail = if status.is_some() { backend.final_lines().await } else { backend.tail() };
@@ -173,7 +171,7 @@ pub(super) async fn listen(mut events: Events, cancel: &Cancel, sink: &mut Sink<
     loop {
         let event = tokio::select! {
             event = events.next() => event,
-            () = cancelled(cancel) => None,
+            () = cancelled(cancel, POLL) => None,
         };
         // What is already in the socket when the user stops is not shown.
         if cancel.is_cancelled() {
@@ -192,10 +190,10 @@ pub(super) async fn listen(mut events: Events, cancel: &Cancel, sink: &mut Sink<
     }
 }
 
-/// Resolves when the user has asked to stop.
-pub(super) async fn cancelled(cancel: &Cancel) {
+/// Resolves when the user has asked to stop, which is looked at this often.
+pub(super) async fn cancelled(cancel: &Cancel, poll: Duration) {
     while !cancel.is_cancelled() {
-        tokio::time::sleep(POLL).await;
+        tokio::time::sleep(poll).await;
     }
 }
 

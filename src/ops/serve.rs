@@ -14,11 +14,10 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::broadcast::error::RecvError;
 
 use crate::base::cancel::Cancel;
-use crate::base::digest::{self, Digest};
-use crate::base::lock;
-use crate::base::{fs, platform};
+use crate::base::digest::Digest;
+use crate::base::{fs, lock, platform, random};
 use crate::engine::Ready;
-use crate::engine::backend::{Driver, passed_on};
+use crate::format::lockfile;
 use crate::gateway::access::Access;
 use crate::gateway::catalog::{Catalog, Model, Offer};
 use crate::gateway::listener;
@@ -27,7 +26,8 @@ use crate::gateway::scheduler::{Limits, Memory};
 use crate::gateway::{Gateway, Setup, Surroundings, memory};
 
 use super::failure::ServeError;
-use super::project::PolicyFile;
+use super::project::{PolicyFile, state_dir};
+use super::run::cancelled;
 use super::{Failure, Host, Project, ready};
 
 /// How often to look whether the user wants to stop.
@@ -81,17 +81,12 @@ pub struct Running {
     pub key: String,
 }
 
-/// The project folder's own state.
-fn state(root: &Path) -> PathBuf {
-    root.join(".aitools")
-}
-
 /// The gateway that serves this project.
 ///
 /// # Errors
 /// [`ServeError::NotRunning`].
 pub fn running(root: &Path) -> Result<Running, Failure> {
-    let folder = state(root);
+    let folder = state_dir(root);
     // Whoever runs holds the lock: a file that was left behind by one that was killed says nothing.
     if lock::try_acquire(&folder.join("serve.lock"))?.is_some() {
         return Err(ServeError::NotRunning.into());
@@ -168,10 +163,19 @@ struct Shelf {
     host: Host,
     manifest: PathBuf,
     chosen: BTreeSet<String>,
-    /// What the last look saw.
-    seen: Mutex<Option<Digest>>,
+    /// What the last look saw; None when everything is to be looked at again.
+    seen: Mutex<Option<Seen>>,
     /// The last problem that was told.
     told: Mutex<Option<String>>,
+}
+
+/// What tells that a project is as it was, without a look at models and engines.
+#[derive(Debug, PartialEq)]
+struct Seen {
+    /// Of the manifest, the lockfile and the policies.
+    files: Digest,
+    /// The policies that could not be started, and why: the reason may go without a change of these files.
+    problems: Vec<(String, String)>,
 }
 
 impl Shelf {
@@ -179,28 +183,40 @@ impl Shelf {
         Project::load(&self.manifest)
     }
 
+    fn seen(&self) -> std::sync::MutexGuard<'_, Option<Seen>> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn offers_now(&self) -> Result<Option<Vec<Offer>>, Failure> {
         let project = self.load()?;
-        let mut wanted =
-            project.policies.iter().filter(|file| self.chosen.is_empty() || self.chosen.contains(&file.name));
-        let offers: Vec<Offer> = wanted.by_ref().map(|file| offer(&self.host, &project, file)).collect();
-        let mut text = String::new();
-        for offer in &offers {
-            text += &format!(
-                "{} {:?} {}\n",
-                offer.name,
-                offer.terms(None),
-                offer.model.as_ref().err().map_or("", |why| why)
-            );
+        let wanted: Vec<&PolicyFile> =
+            project.policies.iter().filter(|file| self.chosen.is_empty() || self.chosen.contains(&file.name)).collect();
+        let files = digest_of(&project, &wanted);
+        let mut seen = self.seen();
+        if let Some(seen) = seen.as_ref().filter(|seen| seen.files == files) {
+            let failing = wanted.iter().filter(|file| seen.problems.iter().any(|(name, _)| *name == file.name));
+            if problems(failing.map(|file| offer(&self.host, &project, file))) == seen.problems {
+                return Ok(None);
+            }
         }
-        let now = Some(Digest::of(text.as_bytes()));
-        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        if *seen == now {
-            return Ok(None);
-        }
-        *seen = now;
+        let offers: Vec<Offer> = wanted.into_iter().map(|file| offer(&self.host, &project, file)).collect();
+        *seen = Some(Seen { files, problems: problems(offers.iter().cloned()) });
         Ok(Some(offers))
     }
+}
+
+fn digest_of(project: &Project, policies: &[&PolicyFile]) -> Digest {
+    let mut text = project.manifest.document.source.text.to_string();
+    let lock = fs::read_bounded(&project.lock_path, lockfile::MAX_BYTES as u64).unwrap_or_default();
+    text += &format!("\n{}\n", Digest::of(&lock));
+    for file in policies {
+        text += &format!("{} {}\n", file.name, file.digest);
+    }
+    Digest::of(text.as_bytes())
+}
+
+fn problems(offers: impl Iterator<Item = Offer>) -> Vec<(String, String)> {
+    offers.filter_map(|offer| offer.model.err().map(|why| (offer.name, why))).collect()
 }
 
 impl Catalog for Shelf {
@@ -230,7 +246,11 @@ impl Catalog for Shelf {
             self.host.store.save_records()?;
             Ok(ready)
         };
-        prepared().map_err(|failure: Failure| told(&failure))
+        prepared().map_err(|failure: Failure| {
+            // Something has changed that the project's files do not tell.
+            *self.seen() = None;
+            told(&failure)
+        })
     }
 }
 
@@ -243,10 +263,7 @@ pub fn run(host: Host, project: &Project, ask: Ask, tell: &mut dyn FnMut(&Notice
     if !ask.address.is_loopback() && ask.keys.is_empty() && !ask.insecure {
         return Err(ServeError::Open(address).into());
     }
-    check(&host, project, &ask.policies)?;
-    let folder = state(&project.root);
-    fs::create_dir_all(&folder)?;
-    fs::write_if_changed(&folder.join(".gitignore"), b"*\n")?;
+    let folder = project.make_state_dir()?;
     let Some(_alone) = lock::try_acquire(&folder.join("serve.lock"))? else {
         let other = running(&project.root).ok();
         let (url, pid) = other.map_or(("an unknown address".to_owned(), 0), |other| (other.url, other.pid));
@@ -261,7 +278,7 @@ pub fn run(host: Host, project: &Project, ask: Ask, tell: &mut dyn FnMut(&Notice
     } else {
         None
     };
-    let key = random_key()?;
+    let key = random::key().map_err(|error| ServeError::Runtime(io::Error::other(error)))?;
     let access = Access::new(&ask.keys, &key, &ask.hosts, &ask.origins).map_err(ServeError::Key)?;
     let scheme = if tls.is_some() { "https" } else { "http" };
     let control_address = control.as_ref().and_then(|control| control.local_addr().ok()).unwrap_or(address);
@@ -274,11 +291,9 @@ pub fn run(host: Host, project: &Project, ask: Ask, tell: &mut dyn FnMut(&Notice
     };
     host.store.sweep()?;
     let staging = host.store.stage()?;
-    let environment = host.os_env();
-    let driver = Driver { program: host.driver.clone(), args: vec!["internal".into(), "exec".into()] };
     let surroundings = Surroundings {
-        driver: Some(driver),
-        env: passed_on(environment.iter().map(|(name, value)| (name.as_os_str(), value.as_os_str()))),
+        driver: Some(host.engine_driver()),
+        env: host.engine_env(),
         scratch: staging.path().to_owned(),
         logs: folder.clone(),
     };
@@ -312,12 +327,6 @@ pub fn run(host: Host, project: &Project, ask: Ask, tell: &mut dyn FnMut(&Notice
     served.map_err(|error| ServeError::Runtime(error).into())
 }
 
-fn random_key() -> Result<String, ServeError> {
-    let mut bytes = [0; 24];
-    getrandom::fill(&mut bytes).map_err(|error| ServeError::Runtime(io::Error::other(error)))?;
-    Ok(digest::hex(&bytes))
-}
-
 /// Writes where the gateway is, for its owner alone.
 fn publish(file: &Path, running: &Running) -> Result<(), Failure> {
     if fs::exists(file) {
@@ -344,7 +353,7 @@ fn block_on(
         loop {
             tokio::select! {
                 notice = news.recv() => hear(notice, tell),
-                () = cancelled(cancel) => break,
+                () = cancelled(cancel, POLL) => break,
             }
         }
         let end = gateway.end(grace);
@@ -365,11 +374,5 @@ fn hear(notice: Result<Notice, RecvError>, tell: &mut dyn FnMut(&Notice)) {
     // Some may be missed by a terminal that is too slow: none that matters to the gateway.
     if let Ok(notice) = notice {
         tell(&notice);
-    }
-}
-
-async fn cancelled(cancel: &Cancel) {
-    while !cancel.is_cancelled() {
-        tokio::time::sleep(POLL).await;
     }
 }

@@ -1,22 +1,22 @@
 //! `aitools chat`, and `aitools run` on a terminal without a prompt.
 
-use std::io::{self, Write as _};
 use std::path::Path;
+use std::time::Instant;
 
 use rustyline::DefaultEditor;
 use rustyline::error::ReadlineError;
 use serde_json::json;
 
-use crate::base::fs;
 use crate::cli::args;
 use crate::cli::exit;
 use crate::cli::output::Output;
+use crate::cli::said::Said;
 use crate::cli::settings::Session;
 use crate::engine::Ready;
-use crate::engine::backend::{Driver, passed_on};
-use crate::engine::conversation::Piece;
+use crate::engine::backend::Supervision;
+use crate::engine::conversation::Finish;
 use crate::ops::chat::{self, Chat};
-use crate::ops::{Failure, Host, Project, ready, run, serve};
+use crate::ops::{Failure, Host, Project, ready, serve};
 
 const HELP: &str = "/system TEXT   replace the system prompt
 /reset         forget the conversation
@@ -51,27 +51,19 @@ pub fn talk(
     output: &Output,
 ) -> Result<u8, Failure> {
     let gateway = serve::running(&project.root).ok();
-    let state = project.root.join(".aitools");
-    fs::create_dir_all(&state)?;
-    fs::write_if_changed(&state.join(".gitignore"), b"*\n")?;
-    let staging = host.store.stage()?;
-    let env = host.os_env();
-    let env = passed_on(env.iter().map(|(name, value)| (name.as_os_str(), value.as_os_str())));
-    let driver = Driver { program: host.driver.clone(), args: vec!["internal".into(), "exec".into()] };
-    let ask = run::Ask {
-        prompt: "",
+    let (state, staging) = (project.make_state_dir()?, host.store.stage()?);
+    let (env, driver) = (host.engine_env(), host.engine_driver());
+    let supervision = Supervision {
         driver: Some(&driver),
         env: &env,
         scratch: staging.path(),
         log: &state.join(format!("{}.log", ready.name)),
-        record: &state.join("generations.jsonl"),
-        keep_text: false,
-        time: "",
+        deadline: Instant::now() + ready.policy.runtime.time_limit(),
     };
     let policy = ready.name.clone();
     let through = gateway.as_ref().map_or("an engine started for this chat".to_owned(), |found| found.url.clone());
     let mut chat =
-        Chat::open(ready, gateway.as_ref(), &ask, &host.task).map_err(|error| Failure::run(&policy, error))?;
+        Chat::open(ready, gateway.as_ref(), &supervision, &host.task).map_err(|error| Failure::run(&policy, error))?;
     output.say(&format!("chat with {policy} ({through}); /help lists the commands, Ctrl-D ends"));
     let turns = converse(&mut chat, host, session, output)?;
     output.result("chat", true, &json!({ "policy": policy, "turns": turns }));
@@ -142,22 +134,13 @@ fn answer(chat: &mut Chat, text: &str, host: &Host, output: &Output) -> bool {
     let cancel = host.task.cancel();
     // A Ctrl-C before this turn was not meant for it.
     cancel.take();
-    let mut ends_line = true;
-    let answered = chat.say(text, cancel, &mut |piece| match piece {
-        Piece::Text(text) => {
-            ends_line = text.ends_with('\n');
-            output.text(text)
-        }
-        Piece::Reasoning(text) => io::stderr().lock().write_all(text.as_bytes()).is_ok(),
-        Piece::ToolCall(_) => true,
-    });
+    let mut said = Said::new(output);
+    let answered = chat.say(text, cancel, &mut |piece| said.piece(piece));
+    said.end();
     cancel.take();
-    if !ends_line {
-        output.text("\n");
-    }
     match answered {
         Ok(answer) => {
-            if chat::was_stopped(&answer) {
+            if answer.finish == Finish::Cancelled {
                 output.say("(stopped)");
             }
             true

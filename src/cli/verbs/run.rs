@@ -1,19 +1,16 @@
 //! `aitools run`.
 
-use std::io::{self, Write as _};
-
 use serde_json::json;
 
-use crate::base::fs;
 use crate::cli::args;
 use crate::cli::exit;
 use crate::cli::output::Output;
 use crate::cli::prompt;
+use crate::cli::said::Said;
 use crate::cli::settings::Session;
 use crate::cli::wording::size;
 use crate::engine::Ready;
-use crate::engine::backend::{Driver, passed_on};
-use crate::engine::conversation::{Finish, Piece};
+use crate::engine::conversation::Finish;
 use crate::engine::metrics::Metrics;
 use crate::ops::project::PolicyFile;
 use crate::ops::run::{self, Ran};
@@ -71,15 +68,11 @@ fn answer(
     keep_text: bool,
     output: &Output,
 ) -> Result<Ran, Failure> {
-    let state = project.root.join(".aitools");
-    fs::create_dir_all(&state)?;
-    fs::write_if_changed(&state.join(".gitignore"), b"*\n")?;
+    let state = project.make_state_dir()?;
     // Some machines run `sync` once and then only `run`.
     host.store.sweep()?;
     let staging = host.store.stage()?;
-    let env = host.os_env();
-    let env = passed_on(env.iter().map(|(name, value)| (name.as_os_str(), value.as_os_str())));
-    let driver = Driver { program: host.driver.clone(), args: vec!["internal".into(), "exec".into()] };
+    let (env, driver) = (host.engine_env(), host.engine_driver());
     let time = humantime::format_rfc3339_millis(std::time::SystemTime::now()).to_string();
     let ask = run::Ask {
         prompt,
@@ -91,42 +84,10 @@ fn answer(
         keep_text,
         time: &time,
     };
-    let mut said = Said { output, ends_line: true, open: true };
+    let mut said = Said::new(output);
     let ran = run::run(ready, &ask, &host.task, &mut |piece| said.piece(piece));
     said.end();
     ran.map_err(|error| Failure::run(&ready.name, error))
-}
-
-/// Writes the answer as it arrives: text to stdout, a model's reasoning to stderr.
-struct Said<'o> {
-    output: &'o Output,
-    ends_line: bool,
-    /// Whether stdout is still open.
-    open: bool,
-}
-
-impl Said<'_> {
-    fn piece(&mut self, piece: &Piece) -> bool {
-        match piece {
-            Piece::Text(text) => {
-                self.open = self.output.text(text);
-                self.ends_line = text.ends_with('\n');
-            }
-            Piece::Reasoning(_) if self.output.json => {}
-            Piece::Reasoning(text) => {
-                let _ = io::stderr().lock().write_all(text.as_bytes());
-            }
-            // `run` offers the model no tools.
-            Piece::ToolCall(_) => {}
-        }
-        self.open
-    }
-
-    fn end(&mut self) {
-        if !self.ends_line && self.open && !self.output.json {
-            self.output.text("\n");
-        }
-    }
 }
 
 fn tell(ran: &Ran, ready: &Ready, output: &Output) {
