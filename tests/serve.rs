@@ -149,6 +149,7 @@ impl Catalog for Shelf {
                 aliases: ready.policy.serve.aliases.clone(),
                 policy_sha256: ready.policy_sha256,
                 policy: ready.policy,
+                failed: 0,
                 changed: SystemTime::UNIX_EPOCH,
                 model: Ok(model),
             }

@@ -5,6 +5,7 @@ import os
 import random
 import signal
 import socket
+import subprocess
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -238,6 +239,27 @@ def gateway_killed(program, project):
         assert "Paris" in client(again).chat.completions.create(model=CHAT, messages=ASK).choices[0].message.content
 
 
+def synced_meanwhile(program, project):
+    """A policy that could not be started is served once `sync` has put right what was wrong with it."""
+    weights = os.path.join(project, "models", "llama-cpp", CHAT, "model.gguf")
+    with Gateway(program, project) as gateway:
+        api = client(gateway, max_retries=0)
+        ask = {"model": CHAT, "messages": ASK, "max_tokens": 8}
+        os.rename(weights, weights + ".gone")
+        error = raises(openai.InternalServerError, lambda: api.chat.completions.create(**ask))
+        assert "run `aitools sync`" in error.message, error.message
+        os.rename(weights + ".gone", weights)
+        subprocess.run([program, "-C", project, "sync"], check=True, timeout=LIMIT_S)
+
+        def answered():
+            try:
+                return api.chat.completions.create(**ask)
+            except openai.InternalServerError:
+                return None
+
+        assert "Paris" in until("it is served again", answered, pause_s=0.5).choices[0].message.content
+
+
 def raises_any(stream):
     """The stream breaks off with an error of the client's transport."""
     try:
@@ -248,4 +270,4 @@ def raises_any(stream):
 
 
 ON_ONE = [many_clients, malformed_requests, engine_killed]
-OWN = [swaps, queue_full, keys, terminated, gateway_killed]
+OWN = [swaps, queue_full, keys, terminated, synced_meanwhile, gateway_killed]

@@ -35,6 +35,8 @@ pub struct Offer {
     pub policy: Policy,
     /// Of the policy's file.
     pub policy_sha256: Digest,
+    /// How many times [`Catalog::ready`] has failed for it: after each time it counts as changed, so that it is tried again.
+    pub failed: u32,
     /// When the policy's file was changed.
     pub changed: SystemTime,
     /// What its engine is started from; or why it cannot be started now.
@@ -65,7 +67,12 @@ impl Offer {
         let (fingerprint, weights) =
             model.map_or((None, None), |model| (Some(model.fingerprint), Some(model.weights_sha256)));
         Terms {
-            version: format!("{} {fingerprint:?} {weights:?} {}", self.policy_sha256, self.model.is_ok()),
+            version: format!(
+                "{} {fingerprint:?} {weights:?} {} {}",
+                self.policy_sha256,
+                self.model.is_ok(),
+                self.failed
+            ),
             slots: self.policy.runtime.parallel.unwrap_or(1),
             need: learned.or(model.map(|model| model.need)).unwrap_or_default(),
             idle_timeout: self.policy.serve.idle_timeout.map(|seconds| Duration::from_secs(seconds.into())),

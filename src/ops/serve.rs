@@ -3,7 +3,7 @@
 //! The gateway asks for the policies and for the verified inputs of each engine through [`Shelf`], which reads the project anew
 //! each time: an edited policy is taken over, and nothing starts from bytes that were changed since they were verified.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
@@ -123,6 +123,7 @@ fn offer(host: &Host, project: &Project, file: &PolicyFile) -> Offer {
         aliases: file.policy.value.serve.aliases.clone(),
         policy: file.policy.value.clone(),
         policy_sha256: file.digest,
+        failed: 0,
         changed: metadata.and_then(|metadata| metadata.modified().ok()).unwrap_or(SystemTime::UNIX_EPOCH),
         model: ready::ready(host, project, file).map(|(ready, _)| model(&ready)).map_err(|failure| told(&failure)),
     }
@@ -165,6 +166,8 @@ struct Shelf {
     chosen: BTreeSet<String>,
     /// What the last look saw; None when everything is to be looked at again.
     seen: Mutex<Option<Seen>>,
+    /// How many times each policy could not be made ready.
+    failed: Mutex<BTreeMap<String, u32>>,
     /// The last problem that was told.
     told: Mutex<Option<String>>,
 }
@@ -194,12 +197,23 @@ impl Shelf {
         let files = digest_of(&project, &wanted);
         let mut seen = self.seen();
         if let Some(seen) = seen.as_ref().filter(|seen| seen.files == files) {
+            if seen.problems.is_empty() {
+                return Ok(None);
+            }
+            self.host.store.reload_records();
             let failing = wanted.iter().filter(|file| seen.problems.iter().any(|(name, _)| *name == file.name));
             if problems(failing.map(|file| offer(&self.host, &project, file))) == seen.problems {
                 return Ok(None);
             }
         }
-        let offers: Vec<Offer> = wanted.into_iter().map(|file| offer(&self.host, &project, file)).collect();
+        // A `sync` beside the server may have verified what this process does not know.
+        self.host.store.reload_records();
+        let failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let offer = |file: &PolicyFile| Offer {
+            failed: failed.get(&file.name).copied().unwrap_or(0),
+            ..offer(&self.host, &project, file)
+        };
+        let offers: Vec<Offer> = wanted.into_iter().map(offer).collect();
         *seen = Some(Seen { files, problems: problems(offers.iter().cloned()) });
         Ok(Some(offers))
     }
@@ -242,12 +256,14 @@ impl Catalog for Shelf {
     fn ready(&self, policy: &str) -> Result<Ready, String> {
         let prepared = || {
             let project = self.load()?;
+            self.host.store.reload_records();
             let (ready, _) = ready::ready(&self.host, &project, project.policy(policy)?)?;
             self.host.store.save_records()?;
             Ok(ready)
         };
         prepared().map_err(|failure: Failure| {
-            // Something has changed that the project's files do not tell.
+            // Something has changed that the project's files do not tell: everything is looked at again.
+            *self.failed.lock().unwrap_or_else(PoisonError::into_inner).entry(policy.to_owned()).or_default() += 1;
             *self.seen() = None;
             told(&failure)
         })
@@ -309,7 +325,8 @@ pub fn run(host: Host, project: &Project, ask: Ask, tell: &mut dyn FnMut(&Notice
     let cancel = host.task.cancel().clone();
     let chosen = chosen(project, &ask.policies)?;
     let manifest = project.manifest_path.clone();
-    let shelf = Shelf { host, manifest, chosen, seen: Mutex::default(), told: Mutex::default() };
+    let shelf =
+        Shelf { host, manifest, chosen, seen: Mutex::default(), failed: Mutex::default(), told: Mutex::default() };
     let setup = Setup {
         catalog: Arc::new(shelf),
         surroundings,
