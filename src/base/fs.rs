@@ -266,6 +266,17 @@ pub fn read_dir(path: &Path) -> Result<Vec<PathBuf>> {
     Ok(entries)
 }
 
+/// The entries of a folder, sorted, with what each is (links are not followed). One call to the system for many entries.
+pub fn read_dir_kinds(path: &Path) -> Result<Vec<(PathBuf, fs::FileType)>> {
+    let read = || -> io::Result<Vec<_>> {
+        let kind = |entry: fs::DirEntry| Ok((entry.path(), entry.file_type()?));
+        fs::read_dir(path)?.map(|entry| kind(entry?)).collect()
+    };
+    let mut entries = read().map_err(naming("list folder", path))?;
+    entries.sort_by(|(one, _), (other, _)| one.cmp(other));
+    Ok(entries)
+}
+
 /// Clears or sets the permission to write (on unix: for everybody / for the owner).
 pub fn set_read_only(path: &Path, read_only: bool) -> Result<()> {
     platform::set_read_only(path, read_only).map_err(naming("change permissions of", path))

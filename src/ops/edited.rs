@@ -12,7 +12,7 @@ use crate::base::name::Name;
 use crate::format::lockfile::{FilePin, FilesOrigin, Lockfile, ModelPin, Origin};
 use crate::format::manifest::{Kind, PathSpec, SourceSpec};
 use crate::source::{Source as _, SourceError, TreeSource as _, World};
-use crate::store::paths::PathState;
+use crate::store::records::PathState;
 
 use super::failure::{Staleness, Why};
 use super::{Failure, Host, Project};
@@ -56,7 +56,8 @@ fn difference(host: &Host, world: &World, entry: &PathEntry<'_>) -> Result<Optio
     }
     let (source, content) = (source_of(world, entry), entry.content);
     let before = entry.request.fingerprint(world)?;
-    let (now, last) = (before.map(|fingerprint| PathState { fingerprint, content }), host.store.path_state(&source));
+    let (now, last) =
+        (before.map(|fingerprint| PathState { fingerprint, content }), host.store.records().path_state(&source));
     if now.is_some() && last == now {
         return Ok(None);
     }
@@ -70,7 +71,7 @@ fn difference(host: &Host, world: &World, entry: &PathEntry<'_>) -> Result<Optio
         return Ok(Some(if was_locked { Why::Edited } else { Why::Differs }));
     }
     if before == entry.request.fingerprint(world)? {
-        now.inspect(|state| host.store.remember_path(&source, state));
+        now.inspect(|state| host.store.records().learn_path(&source, *state));
     }
     Ok(None)
 }
@@ -102,7 +103,7 @@ pub fn remember(host: &Host, project: &Project, lock: &Lockfile, before: &Finger
         let key = (entry.kind, entry.name.clone());
         if let Some(fingerprint) = after.get(&key).filter(|after| before.get(&key) == Some(after)) {
             let state = PathState { fingerprint: *fingerprint, content: entry.content };
-            host.store.remember_path(&source_of(&world, &entry), &state);
+            host.store.records().learn_path(&source_of(&world, &entry), state);
         }
     }
 }

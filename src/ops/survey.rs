@@ -2,6 +2,7 @@
 
 use crate::base::fs;
 use crate::plan::{PackageRequirement, Survey};
+use crate::store::blobs::Presence;
 
 use super::demand::Demand;
 use super::{Failure, Host, Project};
@@ -27,8 +28,11 @@ pub fn survey(host: &Host, project: &Project, demand: &Demand<'_>) -> Result<Sur
     for model in &demand.models {
         for (file, place) in model.required.files.iter().zip(&model.required.places) {
             let presence = |path: &std::path::Path| host.store.presence(path, file);
-            survey.blobs.insert(file.sha256, presence(&host.store.blob_path(&file.sha256)));
-            survey.places.insert(place.clone(), presence(&place.under(&project.root)));
+            let placed = presence(&place.under(&project.root));
+            survey.places.insert(place.clone(), placed);
+            if placed != Presence::Verified {
+                survey.blobs.insert(file.sha256, presence(&host.store.blob_path(&file.sha256)));
+            }
         }
         packages(host, model.required.derive.iter().flat_map(|derive| &derive.packages), &mut survey)?;
     }

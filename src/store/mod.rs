@@ -7,8 +7,7 @@
 //! tools/<package sha256>/       build tools, unpacked; tools/<package sha256>.list is their sealed listing
 //! artifacts/<fingerprint>/      engine installs; receipt.json in it is written last, sealed
 //! derived/<fingerprint>.json    which blobs came out of a derivation: a sealed receipt
-//! paths/<digest>                what a `path` source was when it was hashed last: sealed
-//! records.json                  what was hashed, by inode and times: sealed
+//! records.json                  what was hashed, by inode and times, and what `path` sources were then: sealed
 //! locks/                        lock files; never deleted
 //! scratch/                      partial downloads and git mirrors: nothing in it is trusted
 //! staging/                      what is being made; leftovers of killed runs go when nobody holds them
@@ -23,7 +22,6 @@ pub mod artifacts;
 pub mod blobs;
 pub mod damage;
 pub mod derived;
-pub mod paths;
 pub mod records;
 pub mod seal;
 pub mod trees;
@@ -159,12 +157,12 @@ impl Store {
     }
 
     /// Writes what was learnt about files. Call once at the end of a command; losing it costs only hashing, so a cache that
-    /// is read-only is no error. With nothing to write, nothing is locked.
+    /// is read-only is no error. With nothing to write, and in a cache that is not there yet, nothing is made.
     ///
     /// # Errors
     /// When the file cannot be written.
     pub fn save_records(&self) -> Result<(), StoreError> {
-        if !self.records.is_changed() {
+        if !self.records.is_changed() || !fs::exists(&self.root) {
             return Ok(());
         }
         let saved = self

@@ -1,4 +1,5 @@
-//! What was hashed: the digest of each file, bound to what identifies the file's content without reading it.
+//! What was hashed: the digest of each file, bound to what identifies the file's content without reading it; and what `path`
+//! sources were when they were hashed.
 //!
 //! A record counts only while device, inode, size and both times are what they were when the file was hashed
 //! ([`hashed::Record`]). It makes a `sync` with nothing to do free of hashing; `verify` hashes regardless.
@@ -9,6 +10,7 @@ use std::sync::{Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
+use crate::base::digest::Digest;
 use crate::base::fs::{self, FsError, Stamp};
 use crate::base::hashed::{self, Hashed, Record};
 
@@ -30,6 +32,16 @@ enum Known {
     Unreadable {
         unreadable: Stamp,
     },
+    Path(PathState),
+}
+
+/// What a `path` source was when it was hashed last. Losing it costs hashing once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PathState {
+    /// Of names, sizes and times.
+    pub fingerprint: Digest,
+    /// Of the content that was locked.
+    pub content: Digest,
 }
 
 type ByFile = BTreeMap<String, Known>;
@@ -51,6 +63,10 @@ pub struct Records(Mutex<State>);
 /// A file's name in the records: its inode where there is one, so that all hard links share a record; else its path.
 fn name_of(path: &Path, stamp: &Stamp) -> String {
     if stamp.inode == 0 { path.display().to_string() } else { format!("{}:{}", stamp.device, stamp.inode) }
+}
+
+fn path_name(source: &Digest) -> String {
+    format!("path:{source}")
 }
 
 impl Records {
@@ -75,9 +91,9 @@ impl Records {
         if let Some(fresh) = state.fresh.get(&name) {
             return fresh.clone().through(path, || Ok::<_, FsError>(())).ok().filter(Hashed::is_current);
         }
-        match state.learnt.get(&name).or_else(|| state.saved.get(&name))? {
+        match state.get(&name)? {
             Known::Hashed(record) => record.prove(path, now),
-            Known::Unreadable { .. } => None,
+            Known::Unreadable { .. } | Known::Path(_) => None,
         }
     }
 
@@ -85,8 +101,7 @@ impl Records {
     pub fn is_unreadable(&self, path: &Path) -> bool {
         let Ok(stamp) = fs::stamp(path) else { return false };
         let (name, state) = (name_of(path, &stamp), self.state());
-        let known = state.learnt.get(&name).or_else(|| state.saved.get(&name));
-        known == Some(&Known::Unreadable { unreadable: stamp })
+        state.get(&name) == Some(&Known::Unreadable { unreadable: stamp })
     }
 
     /// Remembers what hashing has shown, unless the file was touched since.
@@ -110,6 +125,19 @@ impl Records {
         if let Ok(unreadable) = fs::stamp(path) {
             self.state().learn(name_of(path, &unreadable), Known::Unreadable { unreadable });
         }
+    }
+
+    /// The state in which a `path` source was hashed last, if it was hashed here. `source` is a digest of its name.
+    pub fn path_state(&self, source: &Digest) -> Option<PathState> {
+        match self.state().get(&path_name(source))? {
+            Known::Path(state) => Some(*state),
+            Known::Hashed(_) | Known::Unreadable { .. } => None,
+        }
+    }
+
+    /// Remembers the state of a `path` source.
+    pub fn learn_path(&self, source: &Digest, path: PathState) {
+        self.state().learn(path_name(source), Known::Path(path));
     }
 
     /// The proof for the file, from the records or by hashing it now; `seen` as for [`Hashed::of_file`].
@@ -180,8 +208,12 @@ impl Records {
 }
 
 impl State {
+    fn get(&self, name: &str) -> Option<&Known> {
+        self.learnt.get(name).or_else(|| self.saved.get(name))
+    }
+
     fn learn(&mut self, name: String, known: Known) {
-        if self.learnt.get(&name).or_else(|| self.saved.get(&name)) != Some(&known) {
+        if self.get(&name) != Some(&known) {
             self.learnt.insert(name, known);
         }
     }
@@ -195,7 +227,6 @@ fn read(path: &Path, key: &Key) -> ByFile {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::base::digest::Digest;
 
     fn digest(records: &Records, path: &Path) -> Option<Digest> {
         records.known(path).map(|hashed| hashed.sha256())

@@ -1,7 +1,7 @@
 //! Whether a path changed since it was hashed, told by sizes and times, without reading a file: as cargo does for path
 //! dependencies.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::base::digest::Digest;
 use crate::base::fs::{self, Stamp};
@@ -23,25 +23,23 @@ impl PathSpec {
         let (mut folders, mut count) = (vec![(root.clone(), 0)], 0);
         if !fs::metadata(&root).is_ok_and(|meta| meta.is_dir()) {
             folders.clear();
-            if !add(&root, &mut text) {
+            if !add(&root, fs::read_link(&root).ok(), &mut text) {
                 return Ok(None);
             }
         }
         while let Some((folder, depth)) = folders.pop() {
             world.task.check()?;
-            let mut paths = fs::read_dir(&folder)?;
-            paths.sort();
-            for path in paths.into_iter().filter(|path| path.file_name().is_none_or(|name| name != ".git")) {
+            let mut entries = fs::read_dir_kinds(&folder)?;
+            entries.retain(|(path, _)| path.file_name().is_none_or(|name| name != ".git"));
+            for (path, kind) in entries {
                 count += 1;
                 if count > MAX_FILES || depth > MAX_DEPTH {
                     return Ok(None);
                 }
-                let is_folder = fs::symlink_metadata(&path)?.is_dir();
-                if !is_folder && !add(&path, &mut text) {
-                    return Ok(None);
-                }
-                if is_folder {
+                if kind.is_dir() {
                     folders.push((path, depth + 1));
+                } else if !add(&path, kind.is_symlink().then(|| fs::read_link(&path).ok()).flatten(), &mut text) {
+                    return Ok(None);
                 }
             }
         }
@@ -49,10 +47,9 @@ impl PathSpec {
     }
 }
 
-/// Adds a line for a file or a link; false when its times prove nothing.
-fn add(path: &Path, text: &mut String) -> bool {
+/// Adds a line for a file, or for a link with its text; false when its times prove nothing.
+fn add(path: &Path, link: Option<PathBuf>, text: &mut String) -> bool {
     use std::fmt::Write as _;
-    let link = fs::read_link(path).ok();
     let stamp = match fs::stamp(path) {
         Ok(stamp) if stamp.is_recent() => return false,
         Ok(stamp) => Some(stamp),
