@@ -146,13 +146,18 @@ pub fn run(host: &Host, project: &Project, upgrade: &Upgrade, resolve_conflicts:
     let stale = edited(host, project, &old, &staleness(&project.manifest.value, &old))?;
     let before = edited::fingerprints(host, project);
     let lockfile = resolve(host, project, &old, &|kind, name| {
-        let is_edited = |entry: &Staleness| entry.why == Why::Edited && entry.kind == kind && entry.name == *name;
-        upgrade.covers(name) || stale.iter().any(is_edited)
+        upgrade.covers(name) || is_there(&stale, kind, name, &Why::Edited)
     })?;
-    edited::remember(host, project, &lockfile, &before);
+    edited::remember(host, project, (&old, &lockfile), &before, |kind, name| {
+        !upgrade.covers(name) && is_there(&stale, kind, name, &Why::Differs)
+    });
     super::demand::check_layouts(project, &lockfile)?;
     let written = fs::write_if_changed(&project.lock_path, lockfile.to_text().as_bytes())?;
     Ok(Locked { changes: changes(&old, &lockfile), lockfile, written })
+}
+
+fn is_there(stale: &[Staleness], kind: Kind, name: &Name, why: &Why) -> bool {
+    stale.iter().any(|entry| entry.why == *why && entry.kind == kind && entry.name == *name)
 }
 
 /// A stranger's project may have a link in place of its `manifests` folder: nothing is written through it.
