@@ -469,6 +469,58 @@ fn u6_an_edited_path_source_is_noticed() {
     world.run(&["sync", "--locked"]).expect(0);
 }
 
+/// Times that prove nothing, as those of a file that was written a moment ago, do not make the program forget what it locked.
+#[test]
+fn u6_an_edit_right_after_locking_is_noticed() {
+    let world = World::new();
+    let weights = world.project().join("weights/modèle.gguf");
+    let write = |end: &[u8]| {
+        fs::write_atomic(&weights, &[&world::tiny_gguf()[..], end].concat()).unwrap();
+        let soon = std::time::SystemTime::now() + std::time::Duration::from_secs(600);
+        fs::open(&weights).unwrap().set_modified(soon).unwrap();
+    };
+    write(b"one");
+    world.run(&["sync"]).expect(0);
+    write(b"two");
+    assert!(world.run(&["lock", "--check"]).expect(1).stderr.contains("the files at its `path` have changed"));
+    world.run(&["sync"]).expect(0);
+    let placed = fs::read_bounded(&world.project().join("models/tiny/m/model.gguf"), 1 << 20).unwrap();
+    assert!(placed.ends_with(b"two"));
+}
+
+/// What was to be locked is remembered before the lockfile is written.
+#[test]
+fn u6_a_kill_before_the_lockfile_is_written_hides_no_edit() {
+    let world = World::new();
+    world.run(&["sync"]).expect(0);
+    let before = world.read("manifests/default.lock");
+    fs::write_atomic(&world.project().join("weights/modèle.gguf"), &[&world::tiny_gguf()[..], b"x"].concat()).unwrap();
+    world.run(&["lock"]).expect(0);
+    let after = world.read("manifests/default.lock");
+    // As a kill leaves it.
+    world.write("manifests/default.lock", &before);
+    world.run(&["sync"]).expect(0);
+    assert_eq!(world.read("manifests/default.lock"), after);
+}
+
+/// A pin that `lock` kept, although the source never was that, does not become true by it.
+#[test]
+fn u6_a_source_that_differs_stays_different_after_lock() {
+    let world = World::new();
+    world.run(&["sync"]).expect(0);
+    fs::remove_file(&world.cache().join("records.json")).unwrap();
+    fs::write_atomic(&world.project().join("weights/modèle.gguf"), &[&world::tiny_gguf()[..], b"x"].concat()).unwrap();
+    world.run(&["lock"]).expect(0);
+    for args in [&["lock", "--check"][..], &["run", "p", "-p", "hi"], &["sync", "--locked"]] {
+        let said = world.run(args).expect(1).stderr;
+        assert!(said.contains("are not those that were locked"), "{args:?}: {said}");
+    }
+    let synced = world.run(&["sync"]).expect(0).stderr;
+    assert!(synced.contains("run `aitools lock --upgrade m`"), "{synced}");
+    world.run(&["lock", "--upgrade", "m"]).expect(0);
+    world.run(&["lock", "--check"]).expect(0);
+}
+
 /// On a machine that has nothing yet, commands that only look leave nothing behind.
 #[test]
 fn check_has_no_side_effects() {

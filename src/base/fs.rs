@@ -93,10 +93,14 @@ pub fn open_or_create(path: &Path) -> Result<File> {
 /// As [`open_or_create`], for a lock file that programs of other users open, too: they may write it where the folder lets
 /// them in, and one that only they may write is opened for reading, which is enough to lock it.
 pub fn open_or_create_shared(path: &Path) -> Result<File> {
-    if let Ok(file) = create_new(path) {
-        // Only a file that was made here gets other permissions.
-        let _ = platform::share(&file);
-        return Ok(file);
+    match create_new(path) {
+        Ok(file) => {
+            // Only a file that was made here gets other permissions.
+            let _ = platform::share(&file);
+            return Ok(file);
+        }
+        Err(error) if error.source.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+        Err(_) => {}
     }
     match platform::open_no_link(path).map_err(naming("open", path)) {
         Err(error) if error.source.kind() == io::ErrorKind::PermissionDenied => open(path),

@@ -56,9 +56,9 @@ fn difference(host: &Host, world: &World, entry: &PathEntry<'_>) -> Result<Optio
     }
     let (source, content) = (source_of(world, entry), entry.content);
     let before = entry.request.fingerprint(world)?;
-    let (now, last) =
-        (before.map(|fingerprint| PathState { fingerprint, content }), host.store.records().path_state(&source));
-    if now.is_some() && last == now {
+    let last = host.store.records().path_state(&source);
+    let is_last = |fingerprint| last.is_some_and(|last| (last.fingerprint, last.content) == (fingerprint, content));
+    if before.is_some() && is_last(before) {
         return Ok(None);
     }
     let found = match hashed(world, entry) {
@@ -67,11 +67,12 @@ fn difference(host: &Host, world: &World, entry: &PathEntry<'_>) -> Result<Optio
         found => Some(found?),
     };
     if found != Some(content) {
-        let was_locked = last.is_some_and(|last| last.content == content);
+        let was_locked = last.is_some_and(|last| last.content == content || last.earlier == Some(content));
         return Ok(Some(if was_locked { Why::Edited } else { Why::Differs }));
     }
-    if before == entry.request.fingerprint(world)? {
-        now.inspect(|state| host.store.records().learn_path(&source, *state));
+    let fingerprint = if before == entry.request.fingerprint(world)? { before } else { None };
+    if !is_last(fingerprint) {
+        host.store.records().learn_path(&source, PathState { fingerprint, content, earlier: None });
     }
     Ok(None)
 }
@@ -96,15 +97,22 @@ pub fn fingerprints(host: &Host, project: &Project) -> Fingerprints {
     engines.chain(models).filter_map(of).collect()
 }
 
-/// Remembers the sources that have the same fingerprint now as before they were locked.
-pub fn remember(host: &Host, project: &Project, lock: &Lockfile, before: &Fingerprints) {
-    let (world, after) = (host.world(project), fingerprints(host, project));
-    for entry in entries(lock) {
+/// Remembers what is about to replace the lockfile `old`, with the fingerprints that sources have now as before. Entries that
+/// `differing` names were kept although their source is something else: nothing is remembered of them.
+pub fn remember(
+    host: &Host,
+    project: &Project,
+    (old, lock): (&Lockfile, &Lockfile),
+    before: &Fingerprints,
+    differing: impl Fn(Kind, &Name) -> bool,
+) {
+    let (world, after, old) = (host.world(project), fingerprints(host, project), entries(old));
+    for entry in entries(lock).into_iter().filter(|entry| !differing(entry.kind, entry.name)) {
         let key = (entry.kind, entry.name.clone());
-        if let Some(fingerprint) = after.get(&key).filter(|after| before.get(&key) == Some(after)) {
-            let state = PathState { fingerprint: *fingerprint, content: entry.content };
-            host.store.records().learn_path(&source_of(&world, &entry), state);
-        }
+        let fingerprint = after.get(&key).filter(|after| before.get(&key) == Some(after)).copied();
+        let earlier = old.iter().find(|old| (old.kind, old.name) == (entry.kind, entry.name)).map(|old| old.content);
+        let state = PathState { fingerprint, content: entry.content, earlier };
+        host.store.records().learn_path(&source_of(&world, &entry), state);
     }
 }
 

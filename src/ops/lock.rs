@@ -109,6 +109,7 @@ pub fn require_current(host: &Host, project: &Project) -> Result<Lockfile, Failu
     let lock = require(project)?;
     let mut entries = staleness(&project.manifest.value, &lock);
     entries.extend(edited(host, project, &lock, &entries)?);
+    host.store.save_records()?;
     if entries.is_empty() { Ok(lock) } else { Err(Failure::Stale { path: project.lock_path.clone(), entries }) }
 }
 
@@ -145,14 +146,19 @@ pub fn run(host: &Host, project: &Project, upgrade: &Upgrade, resolve_conflicts:
     let old = previous(project, resolve_conflicts)?;
     let stale = edited(host, project, &old, &staleness(&project.manifest.value, &old))?;
     let before = edited::fingerprints(host, project);
-    let lockfile = resolve(host, project, &old, &|kind, name| {
-        let is_edited = |entry: &Staleness| entry.why == Why::Edited && entry.kind == kind && entry.name == *name;
-        upgrade.covers(name) || stale.iter().any(is_edited)
-    })?;
-    edited::remember(host, project, &lockfile, &before);
+    let lockfile =
+        resolve(host, project, &old, &|kind, name| upgrade.covers(name) || is_there(&stale, kind, name, &Why::Edited))?;
+    edited::remember(host, project, (&old, &lockfile), &before, |kind, name| {
+        !upgrade.covers(name) && is_there(&stale, kind, name, &Why::Differs)
+    });
     super::demand::check_layouts(project, &lockfile)?;
+    host.store.save_records()?;
     let written = fs::write_if_changed(&project.lock_path, lockfile.to_text().as_bytes())?;
     Ok(Locked { changes: changes(&old, &lockfile), lockfile, written })
+}
+
+fn is_there(stale: &[Staleness], kind: Kind, name: &Name, why: &Why) -> bool {
+    stale.iter().any(|entry| entry.why == *why && entry.kind == kind && entry.name == *name)
 }
 
 /// A stranger's project may have a link in place of its `manifests` folder: nothing is written through it.

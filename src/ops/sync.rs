@@ -11,7 +11,7 @@ use crate::source::World;
 use crate::source::download::RESERVE_BYTES;
 
 use super::demand::{Demand, ModelDemand, demand};
-use super::failure::Why;
+use super::failure::{Staleness, Why};
 use super::install::Purpose;
 use super::lock::{self, Locked, Upgrade};
 use super::survey::survey;
@@ -103,8 +103,13 @@ fn lockfile(host: &Host, project: &Project, ask: &Ask<'_>) -> Result<(Lockfile, 
         LockMode::Locked => Ok((lock::require_current(host, project)?, None)),
         LockMode::Update => match lock::require_current(host, project) {
             Ok(current) => Ok((current, None)),
-            // Fetching compares them, and shows both digests.
+            // Fetching compares them, and shows both digests. What was locked may be in the store already.
             Err(Failure::Stale { entries, .. }) if entries.iter().all(|entry| entry.why == Why::Differs) => {
+                for Staleness { kind, name, .. } in entries {
+                    let what =
+                        format!("{} `{name}`: the files at its `path` are not those that were locked", kind.as_str());
+                    host.task.warn(format!("{what}; to lock them, run `aitools lock --upgrade {name}`"));
+                }
                 Ok((lock::require(project)?, None))
             }
             Err(error @ (Failure::NoLock { .. } | Failure::Stale { .. })) if ask.dry_run => Err(error),

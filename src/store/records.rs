@@ -35,13 +35,16 @@ enum Known {
     Path(PathState),
 }
 
-/// What a `path` source was when it was hashed last. Losing it costs hashing once.
+/// What a `path` source was when it was hashed last. Without it, files are hashed, and a source that was edited looks like one
+/// that never was what the lockfile says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PathState {
-    /// Of names, sizes and times.
-    pub fingerprint: Digest,
+    /// Of names, sizes and times; none where these proved nothing.
+    pub fingerprint: Option<Digest>,
     /// Of the content that was locked.
     pub content: Digest,
+    /// Of the content that was locked before: the lockfile still has it when the program was killed before writing it.
+    pub earlier: Option<Digest>,
 }
 
 type ByFile = BTreeMap<String, Known>;

@@ -11,7 +11,7 @@ mod measure;
 mod noop_sync;
 mod powerinfer;
 mod run;
-mod server;
+pub mod server;
 mod verify;
 
 use std::process::ExitCode;

@@ -1,6 +1,8 @@
 //! One file per job. A new job is one file and one line in a list below.
 
 mod clippy;
+#[cfg(target_os = "linux")]
+mod faults;
 mod fmt;
 mod powerinfer;
 mod powerinfer_cuda;
@@ -18,7 +20,16 @@ use crate::step::{Job, Result, cargo};
 pub const CHECK: &[Job] = &[fmt::JOB, clippy::JOB, tidy::JOB];
 pub const TEST: &[Job] = &[test::JOB];
 /// The first [`ALWAYS`] are those that `cargo ci` runs.
-pub const E2E: &[Job] = &[quickstart::JOB, wire::JOB, powerinfer::JOB, powerinfer_cuda::JOB, sources::JOB, serve::JOB];
+pub const E2E: &[Job] = &[
+    quickstart::JOB,
+    wire::JOB,
+    powerinfer::JOB,
+    powerinfer_cuda::JOB,
+    sources::JOB,
+    serve::JOB,
+    #[cfg(target_os = "linux")]
+    faults::JOB,
+];
 
 /// How many of [`E2E`] `cargo ci` runs. The last of them, `powerinfer`, is skipped without a copy of its repository.
 pub const ALWAYS: usize = 3;

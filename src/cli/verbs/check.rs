@@ -29,9 +29,7 @@ pub fn run(ask: &args::Check, session: &Session<'_>, output: &Output) -> Result<
             if policy.weights_checked { "model file checked" } else { "model not downloaded: run `aitools sync`" };
         output.say(&format!("policy {}: OK ({depth})", policy.policy));
     }
-    let current = lock::require_current(&host, &project);
-    host.store.save_records()?;
-    current?;
+    lock::require_current(&host, &project)?;
     if checked.is_empty() {
         output.say("the manifest and its lockfile are OK; the manifest includes no policies");
     }
