@@ -511,6 +511,7 @@ fn u6_a_source_that_differs_stays_different_after_lock() {
     fs::remove_file(&world.cache().join("records.json")).unwrap();
     fs::write_atomic(&world.project().join("weights/modèle.gguf"), &[&world::tiny_gguf()[..], b"x"].concat()).unwrap();
     world.run(&["lock"]).expect(0);
+    world.run(&["sync", "--frozen"]).expect(0);
     for args in [&["lock", "--check"][..], &["run", "p", "-p", "hi"], &["sync", "--locked"]] {
         let said = world.run(args).expect(1).stderr;
         assert!(said.contains("are not those that were locked"), "{args:?}: {said}");
