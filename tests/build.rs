@@ -14,7 +14,9 @@ use aitools::base::cancel::Cancel;
 use aitools::base::fs;
 use aitools::build::settings::Env;
 use aitools::build::toolchain::Finder;
-use aitools::build::{self, BuildError, BuildRecipe, BuildRequest, Built, OutputRule, Phase, SourceEdit, ToolPath};
+use aitools::build::{
+    self, BuildError, BuildRecipe, BuildRequest, Built, Network, OutputRule, Phase, SourceEdit, ToolPath,
+};
 use aitools::report::{Event, Reporter, Task};
 
 const HELLO: &[(&str, &str)] = &[
@@ -82,7 +84,7 @@ fn bench(files: &[(&str, &str)]) -> Bench {
         ninja: Some(tool(&tools.ninja)),
         compilers: finder.toolchain(false, false).unwrap(),
         jobs: 2,
-        offline: false,
+        network: Network::Avoided,
         env,
         log: root.path().join("logs/build.log"),
         label: "hello".to_owned(),
@@ -592,6 +594,24 @@ const SPY: &str = "import os, socket, sys\n\
 #[cfg(target_os = "linux")]
 #[test]
 fn a_build_reaches_no_private_file_socket_or_network() {
+    let (built, log) = spied(Network::Avoided);
+    assert!(!built.notes["confined"].contains("network") || log.contains("refused tcp"), "{log}");
+    assert_ne!(built.notes["network"], "allowed by the manifest");
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_build_that_may_use_the_network_is_confined_otherwise() {
+    let (built, log) = spied(Network::Allowed);
+    assert!(log.contains("REACHED tcp"), "{log}");
+    assert_eq!(built.notes["network"], "allowed by the manifest");
+    assert_eq!(built.warnings, [""; 0]);
+    assert!(!built.notes["confined"].contains("network"));
+}
+
+/// Builds a program that tries to reach what is not its own; what confines it otherwise is checked.
+#[cfg(target_os = "linux")]
+fn spied(network: Network) -> (Built, String) {
     let list = "cmake_minimum_required(VERSION 3.20)\nproject(x C)\nfind_package(Python3 REQUIRED COMPONENTS Interpreter)\n\
                 add_custom_target(hello ALL COMMAND ${Python3_EXECUTABLE} ${CMAKE_SOURCE_DIR}/spy.py ${SPY_HOME} ${SPY_PORT} \
                 ${SPY_OUTSIDE} ${SPY_PARENT})\n";
@@ -602,6 +622,7 @@ fn a_build_reaches_no_private_file_socket_or_network() {
     fs::write_atomic(&home.join(".ssh/id"), b"secret").unwrap();
     let _agent = std::os::unix::net::UnixListener::bind(home.join("agent.sock")).unwrap();
     let server = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    bench.ask.network = network;
     bench.ask.env.insert("HOME".into(), home.clone().into());
     bench.ask.recipe.outputs.clear();
     bench.ask.recipe.define = [
@@ -623,9 +644,6 @@ fn a_build_reaches_no_private_file_socket_or_network() {
         }
     };
     let confined = &built.notes["confined"];
-    if confined.contains("network") {
-        refused(&["tcp"]);
-    }
     if confined.contains("files") {
         refused(&["key", "write", "outside"]);
         // Whoever may watch the whole machine (CAP_PERFMON) may read that, too.
@@ -639,6 +657,7 @@ fn a_build_reaches_no_private_file_socket_or_network() {
         assert!(!home.join("left").exists());
     }
     assert!(log.contains("refused") || confined == "nothing", "{confined}");
+    (built, log)
 }
 
 #[cfg(target_os = "linux")]
@@ -653,12 +672,12 @@ fn h4_offline_no_build_runs_that_has_a_network() {
     fs::write_atomic(&driver, script.replace("DRIVER", env!("CARGO_BIN_EXE_aitools")).as_bytes()).unwrap();
     fs::set_executable(&driver).unwrap();
     bench.ask.driver = driver;
-    bench.ask.offline = true;
+    bench.ask.network = Network::Never;
     let refused = bench.run().unwrap_err();
     assert!(matches!(refused, BuildError::NotIsolated { .. }), "{refused:?}\n{}", bench.log());
     assert!(refused.to_string().contains("`--offline` forbids"), "{refused}");
     assert!(bench.prefix_is_empty() && !bench.ask.binary().exists());
-    bench.ask.offline = false;
+    bench.ask.network = Network::Avoided;
     let built = bench.built();
     assert_eq!(built.notes["network"], "discouraged");
     assert!(

@@ -29,21 +29,26 @@ fn an_engine_connects_to_nothing_and_writes_to_its_own_folder_alone() {
     fs::write_atomic(&other.path().join("weights"), b"w").unwrap();
     let server = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = server.local_addr().unwrap().port().to_string();
-    let ran = Command::new(env!("CARGO_BIN_EXE_aitools"))
-        .args(["internal", "exec", &std::process::id().to_string(), "/usr/bin/env", "python3", "-c", ENGINE])
-        .arg(other.path())
-        .arg(&port)
-        .current_dir(own.path())
-        .output()
-        .unwrap();
-    let said = String::from_utf8_lossy(&ran.stdout).into_owned();
-    assert!(said.contains("serving") && said.contains("REACHED read"), "{ran:?}");
+    let run = |verb: &str| {
+        let ran = Command::new(env!("CARGO_BIN_EXE_aitools"))
+            .args(["internal", verb, &std::process::id().to_string(), "/usr/bin/env", "python3", "-c", ENGINE])
+            .arg(other.path())
+            .arg(&port)
+            .current_dir(own.path())
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&ran.stdout).into_owned();
+        assert!(said.contains("serving") && said.contains("REACHED read"), "{ran:?}");
+        said
+    };
+    let (said, networked) = (run("exec"), run("exec-with-network"));
+    assert!(networked.contains("REACHED tcp"), "{networked}");
     assert!(own.path().join("own").exists());
     // Without Landlock (Linux 5.13, for connections 6.7) nothing is refused.
     let mut probe = Command::new(env!("CARGO_BIN_EXE_aitools"));
     let probed = probe.args(["internal", "confinement"]).arg(own.path()).output().unwrap();
     if String::from_utf8_lossy(&probed.stdout).contains("files") {
-        assert!(said.contains("refused write 13"), "{said}");
+        assert!(said.contains("refused write 13") && networked.contains("refused write 13"), "{said}{networked}");
         assert!(!other.path().join("left").exists());
         let release = fs::read_bounded(Path::new("/proc/sys/kernel/osrelease"), 256).unwrap();
         let release = String::from_utf8(release).unwrap();

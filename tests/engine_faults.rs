@@ -149,6 +149,7 @@ impl Scene {
             fingerprint: Digest::of(b"artifact"),
             weights_sha256: Digest::of(b"weights"),
             cores: 2,
+            network: false,
         };
         Self { folder, ready, env, cancel: Cancel::default() }
     }

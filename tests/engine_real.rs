@@ -16,7 +16,7 @@ use aitools::base::digest::Digest;
 use aitools::base::fs;
 use aitools::base::platform::{Variant, executable};
 use aitools::engine::answer::{Answer, Generated};
-use aitools::engine::backend::{Backend, Driver, Supervision, passed_on};
+use aitools::engine::backend::{Backend, Supervision, passed_on};
 use aitools::engine::conversation::{Event, Finish, Piece, Request};
 use aitools::engine::gguf::Gguf;
 use aitools::engine::llama_cpp::{LlamaCpp, LlamaModel};
@@ -34,7 +34,7 @@ struct Scene {
     ready: Ready,
     model: LlamaModel,
     env: BTreeMap<OsString, OsString>,
-    driver: Driver,
+    driver: PathBuf,
     cancel: Cancel,
 }
 
@@ -62,12 +62,12 @@ impl Scene {
             fingerprint: Digest::of(b"artifact"),
             weights_sha256: Digest::of(b"weights"),
             cores: 2,
+            network: false,
         };
         let vars: Vec<_> = std::env::vars_os().collect();
         let env = passed_on(vars.iter().map(|(name, value)| (name.as_os_str(), value.as_os_str())));
         let program = env!("CARGO_BIN_EXE_aitools").into();
-        let driver = Driver { program, args: vec!["internal".into(), "exec".into()] };
-        Self { folder, ready, model, env, driver, cancel: Cancel::default() }
+        Self { folder, ready, model, env, driver: program, cancel: Cancel::default() }
     }
 
     async fn start(&self) -> Backend {

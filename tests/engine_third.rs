@@ -15,7 +15,7 @@ use aitools::base::cancel::Cancel;
 use aitools::base::fs;
 use aitools::base::platform::{Platform, Variant};
 use aitools::build::{BuildRecipe, OutputRule};
-use aitools::engine::backend::{Driver, passed_on};
+use aitools::engine::backend::passed_on;
 use aitools::engine::cmake::{CmakeProject, RecipeRequest};
 use aitools::engine::conversation::{Conversation, Finish, Piece};
 use aitools::engine::finding::{Finding, error};
@@ -228,11 +228,10 @@ fn a_third_engine_goes_through_the_whole_pipeline() {
     assert!(warnings.is_empty(), "{warnings:?}");
     let os_env = host.os_env();
     let env = passed_on(os_env.iter().map(|(name, value)| (name.as_os_str(), value.as_os_str())));
-    let driver = Driver { program: host.driver.clone(), args: vec!["internal".into(), "exec".into()] };
     let state = world.project().join(".aitools");
     let ask = Ask {
         prompt: "hello",
-        driver: Some(&driver),
+        driver: Some(&host.driver),
         env: &env,
         scratch: &world.cache(),
         log: &state.join("p.log"),

@@ -124,6 +124,7 @@ impl Shelf {
             fingerprint: Digest::of(b"artifact"),
             weights_sha256: Digest::of(b"weights"),
             cores: 1,
+            network: false,
         })
     }
 }

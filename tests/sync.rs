@@ -522,6 +522,22 @@ fn u6_a_source_that_differs_stays_different_after_lock() {
     world.run(&["lock", "--check"]).expect(0);
 }
 
+#[test]
+fn what_an_engine_is_allowed_is_locked_and_told() {
+    let world = World::new();
+    world.run(&["sync"]).expect(0);
+    world.edit("manifests/default.toml", "[engines.tiny]", "[engines.tiny]\nallow = [\"network\"]");
+    let stale = world.run(&["sync", "--locked"]).expect(1).stderr;
+    assert!(stale.contains(r#"allow: [] -> ["network"]"#), "{stale}");
+    let synced = world.run(&["sync"]).expect(0).stderr;
+    assert!(synced.contains("with access to the network"), "{synced}");
+    assert!(world.read("manifests/default.lock").contains("allow = [\"network\"]"));
+    let why = world.run(&["status", "--why", "tiny", "--json"]).expect(0).stdout;
+    assert!(why.contains("\"network\":\"allowed\""), "{why}");
+    let again = world.run(&["sync", "--json", "--locked"]).expect(0);
+    assert_eq!(again.json()["result"]["plan"]["steps"], serde_json::json!([]), "{}", again.stdout);
+}
+
 /// On a machine that has nothing yet, commands that only look leave nothing behind.
 #[test]
 fn check_has_no_side_effects() {

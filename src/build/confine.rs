@@ -50,6 +50,15 @@ pub struct View {
     pub hidden: Vec<PathBuf>,
 }
 
+/// What may be connected to by TCP, as far as the network that a process has goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Connect {
+    /// Everything.
+    Anywhere,
+    /// This one port, or nothing.
+    Only(Option<u16>),
+}
+
 /// The barriers that hold.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Barriers {
@@ -122,16 +131,15 @@ pub fn hide(view: &View) -> std::io::Result<()> {
 }
 
 /// Forbids this process and what it starts to read and write anything that the view does not show. `is_hidden`: [`hide`] was
-/// successful. `connect`: the one TCP port that may be connected to, where there is a network after all. Says whether it
-/// is forbidden now.
-pub fn restrict(view: &View, is_hidden: bool, connect: Option<Option<u16>>) -> bool {
+/// successful. Says whether it is forbidden now.
+pub fn restrict(view: &View, is_hidden: bool, connect: Connect) -> bool {
     platform::restrict(view, is_hidden, connect)
 }
 
-/// Forbids this process, and the engine that it becomes, to connect to anything by TCP, and to write anywhere but to
-/// `writable` and devices. What the system cannot forbid stays allowed.
-pub fn restrict_engine(writable: &[PathBuf]) {
-    platform::restrict_engine(writable);
+/// Forbids this process, and the engine that it becomes, to write anywhere but to `writable` and devices, and, without
+/// `network`, to connect to anything by TCP. What the system cannot forbid stays allowed.
+pub fn restrict_engine(writable: &[PathBuf], network: bool) {
+    platform::restrict_engine(writable, network);
 }
 
 #[cfg(target_os = "linux")]
@@ -174,11 +182,11 @@ mod platform {
         Ok(())
     }
 
-    pub fn restrict(view: &View, is_hidden: bool, connect: Option<Option<u16>>) -> bool {
+    pub fn restrict(view: &View, is_hidden: bool, connect: Connect) -> bool {
         let ruled = || -> Result<bool, RulesetError> {
             let mut rules = Ruleset::default().handle_access(AccessFs::from_all(LANDLOCK))?;
             rules = rules.scope(Scope::from_all(LANDLOCK))?;
-            if connect.is_some() {
+            if connect != Connect::Anywhere {
                 rules = rules.handle_access(AccessNet::ConnectTcp | AccessNet::ConnectSendUdp)?;
             }
             let mut rules = rules.create()?;
@@ -191,7 +199,7 @@ mod platform {
                 rules = allow(rules, &scratch, AccessFs::from_all(LANDLOCK))?;
             }
             rules = allow(rules, &[PathBuf::from("/dev")], device_access())?;
-            if let Some(Some(port)) = connect {
+            if let Connect::Only(Some(port)) = connect {
                 rules = rules.add_rule(NetPort::new(port, AccessNet::ConnectTcp))?;
             }
             Ok(rules.restrict_self()?.ruleset != RulesetStatus::NotEnforced)
@@ -199,10 +207,12 @@ mod platform {
         ruled().unwrap_or(false)
     }
 
-    pub fn restrict_engine(writable: &[PathBuf]) {
+    pub fn restrict_engine(writable: &[PathBuf], network: bool) {
         let ruled = || -> Result<(), RulesetError> {
-            let rules = Ruleset::default().handle_access(AccessFs::from_write(LANDLOCK))?;
-            let rules = rules.handle_access(AccessNet::ConnectTcp | AccessNet::ConnectSendUdp)?;
+            let mut rules = Ruleset::default().handle_access(AccessFs::from_write(LANDLOCK))?;
+            if !network {
+                rules = rules.handle_access(AccessNet::ConnectTcp | AccessNet::ConnectSendUdp)?;
+            }
             let rules = rules.scope(Scope::from_all(LANDLOCK))?.create()?;
             let rules = allow(rules, writable, AccessFs::from_write(LANDLOCK))?;
             let rules = allow(rules, &[PathBuf::from("/dev/shm")], AccessFs::from_write(LANDLOCK))?;
@@ -277,11 +287,11 @@ mod platform {
         Err(std::io::ErrorKind::Unsupported.into())
     }
 
-    pub fn restrict(_: &View, _: bool, _: Option<Option<u16>>) -> bool {
+    pub fn restrict(_: &View, _: bool, _: Connect) -> bool {
         false
     }
 
-    pub fn restrict_engine(_: &[PathBuf]) {}
+    pub fn restrict_engine(_: &[PathBuf], _: bool) {}
 }
 
 #[cfg(test)]

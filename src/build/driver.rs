@@ -15,9 +15,9 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::confine::{self, Barriers, View};
+use super::confine::{self, Barriers, Connect, View};
 use super::mounts::BuildMounts;
-use super::{Phase, isolation, settings};
+use super::{Network, Phase, isolation, settings};
 use crate::base::{fs, lifeline};
 
 /// What the parent asks. The environment is the process's own.
@@ -45,8 +45,8 @@ pub struct Request {
     pub network: PathBuf,
     /// What the build sees of the file system.
     pub view: View,
-    /// Whether the build must not run where it would have a network.
-    pub offline: bool,
+    /// What the build may do with the network.
+    pub access: Network,
 }
 
 /// What the driver could do for the build, as one line of JSON.
@@ -60,6 +60,8 @@ pub struct Report {
     pub place: Option<PathBuf>,
 }
 
+/// Why a build has a network that the manifest gave it.
+pub const ALLOWED: &str = "the manifest allows it";
 /// Longer requests are not ours.
 const MAX_REQUEST_BYTES: u64 = 4 << 20;
 
@@ -83,9 +85,10 @@ fn read(path: &Path) -> Result<Request, Box<dyn std::error::Error>> {
 
 fn drive(mut request: Request) -> i32 {
     platform::usual_permissions();
-    let left = isolation::leave_network();
+    let allowed = request.access == Network::Allowed;
+    let left = if allowed { Err(std::io::Error::other(ALLOWED)) } else { isolation::leave_network() };
     let mut report = Report { network: left.err().map(|why| why.to_string()), ..Report::default() };
-    if request.offline && report.network.is_some() {
+    if request.access == Network::Never && report.network.is_some() {
         report_to(&request.network, &report);
         return 1;
     }
@@ -97,8 +100,11 @@ fn drive(mut request: Request) -> i32 {
         (request.source, request.folder) = (mounts.source.clone(), mounts.folder);
         report.place = Some(mounts.source);
     }
-    let trap = isolation::Trap::bind().ok();
-    let connect = report.network.as_ref().map(|_| trap.as_ref().map(isolation::Trap::port));
+    let trap = isolation::Trap::bind().ok().filter(|_| !allowed);
+    let connect = match &report.network {
+        Some(_) if !allowed => Connect::Only(trap.as_ref().map(isolation::Trap::port)),
+        _ => Connect::Anywhere,
+    };
     let files = confine::restrict(&request.view, hidden, connect);
     report.confined = Barriers { network: report.network.is_none(), hidden, files }.words();
     report_to(&request.network, &report);
@@ -125,7 +131,7 @@ pub fn probe(env: &settings::Env, folder: &Path) -> Report {
     let left = isolation::leave_network();
     let view = View::new(env, &[folder], &[]);
     let hidden = confine::hide(&view).is_ok();
-    let files = confine::restrict(&view, hidden, None);
+    let files = confine::restrict(&view, hidden, Connect::Anywhere);
     let confined = Barriers { network: left.is_ok(), hidden, files }.words();
     Report { network: left.err().map(|why| why.to_string()), confined, place: None }
 }

@@ -33,6 +33,8 @@ pub struct Ingredients<'a> {
     pub env: &'a Env,
     /// [`super::toolchain::processor`], for builds made for exactly this machine.
     pub processor: &'a str,
+    /// Whether the build may use the network.
+    pub network: bool,
 }
 
 /// Names and values, as receipts keep them.
@@ -57,6 +59,9 @@ pub fn inputs(of: &Ingredients<'_>) -> BTreeMap<String, String> {
     let tools = tools.into_iter().filter_map(|(name, identity)| Some((name, identity?))).chain(compilers);
     all.extend(tools.map(|(name, identity)| (format!("tool.{name}"), identity.to_owned())));
     all.extend(recipe.define.iter().map(|(name, value)| (format!("define.{name}"), value.clone())));
+    if of.network {
+        all.insert("network".to_owned(), "allowed".to_owned());
+    }
     if !recipe.evidence.is_empty() {
         all.insert("evidence".to_owned(), recipe.evidence.join("\n"));
     }
@@ -186,6 +191,7 @@ mod tests {
             ninja: case.ninja.as_ref().map(|ninja| ninja.identity.as_str()),
             env: &case.env,
             processor: case.processor,
+            network: false,
         })
     }
 

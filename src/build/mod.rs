@@ -49,6 +49,18 @@ use crate::format::receipt::InstalledFile;
 use settings::Env;
 use toolchain::Toolchain;
 
+/// What a build may do with the network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Network {
+    /// It has none, or fails where it cannot be cut off.
+    Never,
+    /// It is cut off where the system allows that.
+    Avoided,
+    /// The manifest allows it.
+    Allowed,
+}
+
 /// A build as an adapter defines it. Every field is an input of the fingerprint.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BuildRecipe {
@@ -125,8 +137,8 @@ pub struct BuildRequest {
     pub compilers: Toolchain,
     /// Compilers at a time.
     pub jobs: u32,
-    /// Fail where the build cannot be cut off the network.
-    pub offline: bool,
+    /// What the build may do with the network.
+    pub network: Network,
     /// The caller's environment; [`settings::environment`] takes from it what a build may see.
     pub env: Env,
     /// Where everything that the tools say is written.

@@ -11,8 +11,8 @@ use super::confine::View;
 use super::log::Findings;
 use super::mounts::{self, BuildMounts};
 use super::{
-    BuildError, BuildRecipe, BuildRequest, Built, Failure, NMAKE, Phase, SourceEdit, cmake_cache, driver, isolation,
-    outputs, settings, toolchain, watch,
+    BuildError, BuildRecipe, BuildRequest, Built, Failure, NMAKE, Network, Phase, SourceEdit, cmake_cache, driver,
+    isolation, outputs, settings, toolchain, watch,
 };
 use crate::base::fs::{self, FsError};
 use crate::base::process::Program;
@@ -23,6 +23,8 @@ const MAX_LOG_BYTES: u64 = 256 << 20;
 /// Larger sources are not text to edit.
 const MAX_EDITED_BYTES: u64 = 16 << 20;
 const MAX_COMMANDS_BYTES: u64 = 128 << 20;
+/// The note of a build that has a network because the system left it one.
+const DISCOURAGED: &str = "discouraged";
 /// CMakeCache entries that go into the notes.
 const NOTED: &[&str] = &[
     "CMAKE_GENERATOR",
@@ -203,7 +205,7 @@ impl<'a> Job<'a> {
             targets: ask.recipe.targets.clone(),
             network: network.clone(),
             view: self.view(),
-            offline: ask.offline,
+            access: ask.network,
         });
         let text = text.map_err(|why| FsError::new("write", &request, io::Error::other(why)))?;
         fs::write_atomic(&request, &text)?;
@@ -254,7 +256,11 @@ impl<'a> Job<'a> {
         let (ask, compilers) = (self.ask, &self.ask.compilers);
         let tools = [Some(&ask.cmake), ask.ninja.as_ref(), Some(&compilers.cc), Some(&compilers.cxx)];
         let tools = tools.into_iter().chain([compilers.cuda.as_ref(), compilers.hip.as_ref()]).flatten();
-        let tools: Vec<&Path> = tools.map(|tool| tool.path.as_path()).collect();
+        let mut tools: Vec<&Path> = tools.map(|tool| tool.path.as_path()).collect();
+        if ask.network == Network::Allowed {
+            // Often a link to a folder that is hidden.
+            tools.push(Path::new("/etc/resolv.conf"));
+        }
         View::new(&ask.env, &[&ask.source, &ask.folder], &tools)
     }
 
@@ -262,11 +268,15 @@ impl<'a> Job<'a> {
     fn hear(&mut self, path: &Path) -> Result<(), BuildError> {
         let mut lines = isolation::heard(path).into_iter();
         if let Some(report) = lines.next().and_then(|line| serde_json::from_str::<driver::Report>(&line).ok()) {
-            let network = if report.network.is_none() { "isolated" } else { "discouraged" };
+            let network = match &report.network {
+                None => "isolated",
+                Some(_) if self.ask.network == Network::Allowed => "allowed by the manifest",
+                Some(_) => DISCOURAGED,
+            };
             let place = report.place.map_or_else(|| "its own folders".to_owned(), |place| place.display().to_string());
             let notes = [("network", network.to_owned()), ("confined", report.confined), ("place", place)];
             self.notes.extend(notes.map(|(name, value)| (name.to_owned(), value)));
-            if let Some(why) = report.network.filter(|_| self.ask.offline) {
+            if let Some(why) = report.network.filter(|_| self.ask.network == Network::Never) {
                 return Err(BuildError::NotIsolated { why });
             }
         }
@@ -351,7 +361,7 @@ impl<'a> Job<'a> {
     }
 
     fn finish(mut self) -> (BTreeMap<String, String>, Vec<String>) {
-        if self.notes.get("network").is_some_and(|network| network != "isolated") {
+        if self.notes.get("network").is_some_and(|network| network == DISCOURAGED) {
             self.warnings.push("this system cannot run builds without network access: see `aitools doctor`".to_owned());
         }
         self.warnings.extend(self.network.iter().map(|line| format!("the build tried to use the network: {line}")));

@@ -10,8 +10,8 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-use super::BuildRequest;
 use super::mounts::BuildMounts;
+use super::{BuildRequest, Network};
 
 /// An environment: names and values.
 pub type Env = BTreeMap<OsString, OsString>;
@@ -80,20 +80,23 @@ pub const LOCALE: &str = if cfg!(target_os = "linux") { "C.UTF-8" } else { "C" }
 pub const PROXY_NAMES: &[&str] =
     &["http_proxy", "https_proxy", "ftp_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "FTP_PROXY", "ALL_PROXY"];
 
+/// The names under which tools look for hosts that need no proxy.
+const NO_PROXY_NAMES: &[&str] = &["no_proxy", "NO_PROXY"];
+
 /// The environment of a build.
 pub fn environment(ask: &BuildRequest) -> Env {
     let given = |name: &str| lookup(&ask.env, name).map(|value| (OsString::from(name), value.clone()));
     let mut env: Env = PASSED.iter().filter_map(|name| given(name)).collect();
+    if ask.network == Network::Allowed {
+        for (name, value) in PROXY_NAMES.iter().chain(NO_PROXY_NAMES).filter_map(|name| given(name)) {
+            env.insert(name, value);
+        }
+    } else {
+        env.extend(OFFLINE.iter().map(|(name, value)| (name.into(), value.into())));
+        env.extend(PROXY_NAMES.iter().map(|name| (name.into(), format!("http://{NO_NETWORK_HOST}:9").into())));
+        env.extend(NO_PROXY_NAMES.iter().map(|name| (name.into(), "localhost,127.0.0.1,::1".into())));
+    }
     let mut set = |name: &str, value: OsString| drop(env.insert(name.into(), value));
-    for (name, value) in OFFLINE {
-        set(name, value.into());
-    }
-    for name in PROXY_NAMES {
-        set(name, format!("http://{NO_NETWORK_HOST}:9").into());
-    }
-    for name in ["no_proxy", "NO_PROXY"] {
-        set(name, "localhost,127.0.0.1,::1".into());
-    }
     set("PATH", search_path(ask));
     set("LC_ALL", LOCALE.into());
     set("TZ", "UTC".into());

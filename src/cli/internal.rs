@@ -23,9 +23,9 @@ const NOT_STARTED: i32 = 127;
 pub fn run(args: &[OsString]) -> i32 {
     match args {
         [verb, request] if verb == "build" => build(Path::new(request)),
-        [verb, parent, program, args @ ..] if verb == "exec" => {
+        [verb, parent, program, args @ ..] if verb == "exec" || verb == "exec-with-network" => {
             let Some(parent) = parent.to_str().and_then(|id| id.parse().ok()) else { return USAGE };
-            confine::restrict_engine(&engine_folders());
+            confine::restrict_engine(&engine_folders(), verb == "exec-with-network");
             exec(parent, program, args)
         }
         [verb, request, program, args @ ..] if verb == "offline-exec" => {
@@ -37,7 +37,7 @@ pub fn run(args: &[OsString]) -> i32 {
                 let _ = writeln!(std::io::stderr(), "{why}");
                 return NOT_ISOLATED;
             }
-            confine::restrict_engine(&request.writable);
+            confine::restrict_engine(&request.writable, false);
             exec(request.parent, program, args)
         }
         [verb, folder] if verb == "confinement" => {

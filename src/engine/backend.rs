@@ -1,6 +1,6 @@
 //! The supervised process that serves one policy: started, watched until it is ready, and ended.
 //!
-//! Invariant: an engine never outlives its [`Backend`]; with a [`Driver`] it does not outlive this process either, however
+//! Invariant: an engine never outlives its [`Backend`]; with a driver it does not outlive this process either, however
 //! that one ends. Whatever an engine prints before it fails reaches the user, and nothing it prints can fill the disk.
 //!
 //! Everything that waits is asynchronous and needs a tokio runtime. Dropping the future of [`Backend::start`] ends the engine.
@@ -15,7 +15,7 @@ use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::net::UdpSocket;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitStatus;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -36,20 +36,12 @@ const PORT_ATTEMPTS: u32 = 3;
 /// How long to wait for the last output, and for the exit status, of an engine that is ending.
 const DRAIN: Duration = Duration::from_millis(500);
 
-/// Our own program as `aitools internal exec`: it ties the engine's life to ours.
-#[derive(Debug, Clone)]
-pub struct Driver {
-    /// The program's file.
-    pub program: PathBuf,
-    /// What comes before the parent's process id, the engine's program and its arguments.
-    pub args: Vec<OsString>,
-}
-
 /// What a start needs beside the engine's own command.
 #[derive(Debug)]
 pub struct Supervision<'a> {
-    /// Without one the engine is started directly, and outlives us when we are killed.
-    pub driver: Option<&'a Driver>,
+    /// Our own program: as `internal exec` it ties the engine's life to ours, and confines it. Without it the engine is started
+    /// directly, and outlives us when we are killed.
+    pub driver: Option<&'a Path>,
     /// The whole environment but for the launch's own additions: see [`passed_on`].
     pub env: &'a BTreeMap<OsString, OsString>,
     /// A folder of this start alone.
@@ -152,7 +144,7 @@ impl Backend {
             let request = ready.launch_request(&endpoint, supervision.scratch);
             ready.model.prepare(&request)?;
             let (launch, check) = (ready.model.launch(&request)?, ready.model.startup_check(&request));
-            let process = Process::spawn(launch, supervision, endpoint, claim)?;
+            let process = Process::spawn(launch, ready.network, supervision, endpoint, claim)?;
             if process.is_ready(conversation.as_ref(), supervision.deadline, began).await? {
                 let load = began.elapsed();
                 process.check_output(check).await?;
@@ -239,6 +231,7 @@ impl Backend {
 impl Process {
     fn spawn(
         launch: Launch,
+        network: bool,
         supervision: &Supervision<'_>,
         endpoint: Endpoint,
         claim: UdpSocket,
@@ -253,8 +246,9 @@ impl Process {
             None => (launch.program, launch.args),
             Some(driver) => {
                 let own = std::process::id().to_string();
-                let before = driver.args.iter().cloned().chain([own.into(), launch.program.into()]);
-                (driver.program.clone(), before.chain(launch.args).collect())
+                let verb = if network { "exec-with-network" } else { "exec" };
+                let before = ["internal".into(), verb.into(), own.into(), launch.program.into()].into_iter();
+                (driver.to_owned(), before.chain(launch.args).collect())
             }
         };
         let log = Log::open(supervision.log)?;

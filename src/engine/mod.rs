@@ -232,6 +232,8 @@ pub struct Ready {
     pub weights_sha256: Digest,
     /// Physical processor cores.
     pub cores: u32,
+    /// Whether the engine may connect to other machines.
+    pub network: bool,
 }
 
 impl Ready {

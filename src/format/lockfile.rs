@@ -14,6 +14,7 @@
 mod conflict;
 mod read;
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
 use schemars::JsonSchema;
@@ -26,7 +27,9 @@ use crate::base::digest::Digest;
 use crate::base::name::{Name, RelPath};
 
 use super::Parsed;
-use super::manifest::{DeriveSpec, GitSpec, HfSpec, Kind, PathSpec, PypiSpec, Request, SourceSpec, UrlSpec};
+use super::manifest::{
+    DeriveSpec, GitSpec, HfSpec, Kind, PathSpec, Permission, PypiSpec, Request, SourceSpec, UrlSpec,
+};
 
 pub use conflict::{Conflicted, parse_conflicted};
 #[cfg(test)]
@@ -91,6 +94,8 @@ pub struct EngineEntry {
     pub origin: Origin,
     /// Digest of the source tree it is built from (see [`crate::base::tree`]), after `subdir` is applied.
     pub tree: Digest,
+    /// What its build and its process may do beyond what all may.
+    pub allow: BTreeSet<Permission>,
 }
 
 /// A locked model.
@@ -410,6 +415,9 @@ fn write_entry(text: &mut String, entry: Entry<'_>) {
         Entry::Engine(entry) => {
             write_commit(text, entry.origin.commit());
             write_digest(text, "tree", &entry.tree);
+            if !entry.allow.is_empty() {
+                let _ = writeln!(text, "allow = {}", inline(&entry.allow));
+            }
             write_origin(text, &entry.origin);
         }
         Entry::Model(ModelEntry { pin: ModelPin::Derived { inputs, .. }, .. }) => write_digest(text, "inputs", inputs),

@@ -6,7 +6,7 @@
 mod check;
 mod derive;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -129,9 +129,20 @@ pub struct EngineSpec {
     /// Build for exactly this machine's processor instead of for named features. The result then runs on no other processor.
     #[serde(default)]
     pub native: bool,
+    /// What its build and its process may do beyond what all may. The lockfile shows it.
+    #[serde(default)]
+    pub allow: BTreeSet<Permission>,
     /// What each accelerator adds (`cpu`, `cuda`, `rocm`, `metal`). An engine without any has the variant `cpu` alone.
     #[serde(default)]
     pub variant: BTreeMap<Variant, VariantSpec>,
+}
+
+/// What an engine may do beyond what all may.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Permission {
+    /// Use the network, in its build and while it runs.
+    Network,
 }
 
 /// What one accelerator adds to an engine's build.

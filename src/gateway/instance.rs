@@ -13,7 +13,7 @@ use super::scheduler::{Input, Memory};
 use crate::base::fs;
 use crate::base::process::GRACE;
 use crate::engine::Ready;
-use crate::engine::backend::{Backend, BackendError, Driver, Supervision};
+use crate::engine::backend::{Backend, BackendError, Supervision};
 use crate::engine::conversation::Conversation;
 
 /// How often an engine that serves is looked at.
@@ -27,7 +27,7 @@ const LAST_WORDS: usize = 8;
 #[derive(Debug)]
 pub struct Surroundings {
     /// Ties the engines' lives to ours.
-    pub driver: Option<Driver>,
+    pub driver: Option<PathBuf>,
     /// The whole environment but for what an engine's adapter adds.
     pub env: BTreeMap<OsString, OsString>,
     /// A folder for the files of each start.
@@ -109,7 +109,7 @@ async fn start(
     let scratch = fs::temporary_dir(&surroundings.scratch).map_err(io)?;
     let log = surroundings.logs.join(format!("{policy}.log"));
     let supervision = Supervision {
-        driver: surroundings.driver.as_ref(),
+        driver: surroundings.driver.as_deref(),
         env: &surroundings.env,
         scratch: scratch.path(),
         log: &log,

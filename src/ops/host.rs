@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use crate::base::platform::Variant;
 use crate::engine::Engine;
-use crate::engine::backend::{Driver, passed_on};
+use crate::engine::backend::passed_on;
 use crate::report::Task;
 use crate::source::World;
 use crate::store::Store;
@@ -48,11 +48,6 @@ impl Host {
     /// The environment of engines.
     pub fn engine_env(&self) -> BTreeMap<OsString, OsString> {
         passed_on(self.env.iter().map(|(name, value)| (name.as_ref(), value.as_ref())))
-    }
-
-    /// Ties the lives of engines to this process.
-    pub fn engine_driver(&self) -> Driver {
-        Driver { program: self.driver.clone(), args: vec!["internal".into(), "exec".into()] }
     }
 
     /// Lets the user interrupt hashing.

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use crate::base::fs;
 use crate::base::name::Name;
 use crate::format::lockfile::{self, EngineEntry, Entry, Lockfile, ModelEntry, ModelPin, ToolEntry};
-use crate::format::manifest::{Kind, Manifest, PypiSpec, Request, SourceSpec};
+use crate::format::manifest::{Kind, Manifest, Permission, PypiSpec, Request, SourceSpec};
 use crate::report::{Unit, Verb};
 use crate::source::{self, SourceError, World};
 
@@ -79,6 +79,9 @@ pub fn staleness(manifest: &Manifest, lock: &Lockfile) -> Vec<Staleness> {
             Some(entry) if entry.request() != *request => {
                 Why::Changed { manifest: in_words(request), lock: in_words(&entry.request()) }
             }
+            Some(Entry::Engine(entry)) if entry.allow != manifest.engines[name].allow => {
+                Why::Changed { manifest: permissions(&manifest.engines[name].allow), lock: permissions(&entry.allow) }
+            }
             Some(Entry::Model(ModelEntry { pin: ModelPin::Derived { request, inputs }, .. }))
                 if lock.inputs(request) != Some(*inputs) =>
             {
@@ -94,6 +97,10 @@ pub fn staleness(manifest: &Manifest, lock: &Lockfile) -> Vec<Staleness> {
         }
     }
     stale
+}
+
+fn permissions(allow: &BTreeSet<Permission>) -> String {
+    serde_json::json!({ "allow": allow }).to_string()
 }
 
 /// A request as one line of JSON: what differs shows.
@@ -212,7 +219,7 @@ fn resolve(
     for (name, spec) in &manifest.engines {
         let kept = old.engine(name).filter(|entry| entry.origin.request() == spec.source && !again(Kind::Engine, name));
         let entry = kept.cloned().map_or_else(|| resolve_engine(&world, name, &spec.source), Ok)?;
-        lockfile.engines.push(entry);
+        lockfile.engines.push(EngineEntry { allow: spec.allow.clone(), ..entry });
     }
     for name in manifest.models_in_order() {
         let Some(request) = manifest.models[name].request() else { continue };
@@ -246,7 +253,7 @@ fn resolve_tool(world: &World, name: &Name, request: &PypiSpec) -> Result<ToolEn
 }
 
 fn resolve_engine(world: &World, name: &Name, request: &SourceSpec) -> Result<EngineEntry, Failure> {
-    let entry = |(origin, tree)| EngineEntry { name: name.clone(), origin, tree };
+    let entry = |(origin, tree)| EngineEntry { name: name.clone(), origin, tree, allow: BTreeSet::new() };
     let resolve = || source::resolve_tree(request, world).map(entry);
     resolve_one(world, Kind::Engine, name, resolve, |entry| Entry::Engine(entry))
 }

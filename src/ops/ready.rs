@@ -4,7 +4,7 @@ use crate::base::diagnostic::Diagnostic;
 use crate::base::name::Name;
 use crate::base::platform;
 use crate::engine::Ready;
-use crate::format::manifest::Kind;
+use crate::format::manifest::{Kind, Permission};
 use crate::plan::Step;
 
 use super::demand::demand;
@@ -54,6 +54,7 @@ pub fn ready(host: &Host, project: &Project, file: &PolicyFile) -> Result<(Ready
         fingerprint: engine.required.fingerprint,
         weights_sha256: model.required.files[main].sha256,
         cores: platform::physical_cores(),
+        network: engine.entry.allow.contains(&Permission::Network) && !host.offline,
     };
     Ok((ready, warnings))
 }

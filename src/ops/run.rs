@@ -16,7 +16,7 @@ use crate::base::cancel::{Cancel, Cancelled};
 use crate::base::fs::{self, FsError};
 use crate::base::process::GRACE;
 use crate::engine::answer::{Answer, Generated, ms};
-use crate::engine::backend::{Backend, BackendError, Driver, Supervision};
+use crate::engine::backend::{Backend, BackendError, Supervision};
 use crate::engine::conversation::{self, Event, Events, Piece, Request};
 use crate::engine::metrics::{Measured, Metrics, Record};
 use crate::engine::{EngineError, Ready};
@@ -35,8 +35,8 @@ pub type Sink<'a> = dyn FnMut(&Piece) -> bool + 'a;
 pub struct Ask<'a> {
     /// The prompt.
     pub prompt: &'a str,
-    /// Ties the engine's life to this process; see [`Driver`].
-    pub driver: Option<&'a Driver>,
+    /// Ties the engine's life to this process: see [`Supervision::driver`].
+    pub driver: Option<&'a Path>,
     /// The whole environment of the engine: [`crate::engine::backend::passed_on`].
     pub env: &'a BTreeMap<OsString, OsString>,
     /// A folder in which this run makes one of its own.

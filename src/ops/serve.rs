@@ -308,7 +308,7 @@ pub fn run(host: Host, project: &Project, ask: Ask, tell: &mut dyn FnMut(&Notice
     host.store.sweep()?;
     let staging = host.store.stage()?;
     let surroundings = Surroundings {
-        driver: Some(host.engine_driver()),
+        driver: Some(host.driver.clone()),
         env: host.engine_env(),
         scratch: staging.path().to_owned(),
         logs: folder.clone(),

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use crate::base::fs;
 use crate::format::lockfile::Lockfile;
+use crate::format::manifest::Permission;
 use crate::plan::{self, Lane, Plan, Step};
 use crate::report::{Task, Unit, Verb};
 use crate::source::World;
@@ -127,9 +128,12 @@ fn announce(host: &Host, demand: &Demand<'_>, plan: &Plan) {
     for step in &plan.steps {
         match step {
             Step::Build { at, engine, .. } => {
-                let origin = demand.engine_at(*at).entry.origin.in_words();
+                let entry = demand.engine_at(*at).entry;
+                let network =
+                    if entry.allow.contains(&Permission::Network) { ", with access to the network" } else { "" };
+                let origin = entry.origin.in_words();
                 host.task.note(format!(
-                    "engine `{engine}`: compiling code from {origin}, which later runs with your rights"
+                    "engine `{engine}`: compiling code from {origin}{network}, which later runs with your rights"
                 ));
             }
             Step::Derive { at, model, how, .. } => {

@@ -52,9 +52,9 @@ pub fn talk(
 ) -> Result<u8, Failure> {
     let gateway = serve::running(&project.root).ok();
     let (state, staging) = (project.make_state_dir()?, host.store.stage()?);
-    let (env, driver) = (host.engine_env(), host.engine_driver());
+    let env = host.engine_env();
     let supervision = Supervision {
-        driver: Some(&driver),
+        driver: Some(&host.driver),
         env: &env,
         scratch: staging.path(),
         log: &state.join(format!("{}.log", ready.name)),

@@ -72,11 +72,11 @@ fn answer(
     // Some machines run `sync` once and then only `run`.
     host.store.sweep()?;
     let staging = host.store.stage()?;
-    let (env, driver) = (host.engine_env(), host.engine_driver());
+    let env = host.engine_env();
     let time = humantime::format_rfc3339_millis(std::time::SystemTime::now()).to_string();
     let ask = run::Ask {
         prompt,
-        driver: Some(&driver),
+        driver: Some(&host.driver),
         env: &env,
         scratch: staging.path(),
         log: &state.join(format!("{}.log", ready.name)),

@@ -61,6 +61,7 @@ async fn serve_with(model: &Tiny, program: &Path, context: u32) -> Served {
         fingerprint: Digest::of(b""),
         weights_sha256: Digest::of(b""),
         cores: 1,
+        network: false,
     };
     let supervision = Supervision {
         driver: None,

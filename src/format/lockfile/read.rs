@@ -1,6 +1,6 @@
 //! From the text of a lockfile to entries: every key belongs to the entry's kind of source, or the file is refused.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -11,7 +11,7 @@ use crate::base::digest::Digest;
 use crate::base::name::{Name, RelPath};
 use crate::format::Parsed;
 use crate::format::document::{Document, Syntax};
-use crate::format::manifest::{Kind, Request, SourceSpec, check_source};
+use crate::format::manifest::{Kind, Permission, Request, SourceSpec, check_source};
 use crate::format::schema::Schema;
 
 use super::{
@@ -40,6 +40,8 @@ pub(in crate::format) struct RawEntry {
     request: Request,
     commit: Option<Commit>,
     tree: Option<Digest>,
+    #[serde(default)]
+    allow: BTreeSet<Permission>,
     inputs: Option<Digest>,
     #[serde(default)]
     submodules: Vec<SubmodulePin>,
@@ -139,7 +141,8 @@ impl Reader<'_> {
         let tree = self.raw.tree.take();
         let (origin, tree) = (self.source().and_then(|source| self.origin(source)), self.given("tree", tree));
         let FilesOrigin::Other(origin) = origin? else { return None };
-        Some(EngineEntry { name: self.raw.name.clone(), origin, tree: tree? })
+        let allow = std::mem::take(&mut self.raw.allow);
+        Some(EngineEntry { name: self.raw.name.clone(), origin, tree: tree?, allow })
     }
 
     fn model(&mut self) -> Option<ModelEntry> {
@@ -212,6 +215,7 @@ impl Reader<'_> {
         let left = [
             ("commit", raw.commit.is_some()),
             ("tree", raw.tree.is_some()),
+            ("allow", !raw.allow.is_empty()),
             ("inputs", raw.inputs.is_some()),
             ("submodules", !raw.submodules.is_empty()),
             ("downloads", !raw.downloads.is_empty()),

@@ -1,12 +1,14 @@
 //! The lockfile: what is written is read back, and what is refused, with its words. Absent: files on a disk.
 
+use std::collections::BTreeSet;
+
 use crate::base::diagnostic::Diagnostics;
 use crate::base::digest::Digest;
 use crate::format::lockfile::{
     Conflicted, EngineEntry, FilePin, FilesOrigin, GitPin, Lockfile, ModelEntry, ModelPin, Origin, SubmodulePin,
     ToolEntry, parse, parse_conflicted,
 };
-use crate::format::manifest::{DeriveSpec, GitSpec, HfSpec, Kind, PathSpec, PypiSpec, UrlSpec};
+use crate::format::manifest::{DeriveSpec, GitSpec, HfSpec, Kind, PathSpec, Permission, PypiSpec, UrlSpec};
 
 fn file(path: &str) -> FilePin {
     FilePin { path: path.parse().expect(path), size: path.len() as u64, sha256: Digest::of(path.as_bytes()) }
@@ -62,7 +64,12 @@ fn sample() -> Lockfile {
     };
     let url = FilesOrigin::Other(Origin::Url { request: url, download: file("m.gguf") });
     let path = Origin::Path { request: PathSpec { path: "../engine".to_owned(), files: Vec::new() } };
-    let engine = |name: &str, origin, tree| EngineEntry { name: name.parse().expect(name), origin, tree };
+    let engine = |name: &str, origin, tree| EngineEntry {
+        name: name.parse().expect(name),
+        origin,
+        tree,
+        allow: BTreeSet::new(),
+    };
     Lockfile {
         tools: vec![ToolEntry {
             name: "cmake".parse().expect("name"),
@@ -71,7 +78,7 @@ fn sample() -> Lockfile {
         }],
         engines: vec![
             engine("a", Origin::Git { request, pin }, Digest::of(b"tree")),
-            engine("b", path, Digest::of(b"x")),
+            EngineEntry { allow: BTreeSet::from([Permission::Network]), ..engine("b", path, Digest::of(b"x")) },
         ],
         models: vec![hf("m1", 'a'), model("m2", url, vec![file("m.gguf")])],
     }
@@ -111,6 +118,7 @@ fn written_for_reviews() {
     name = "b"
     request = { path = "../engine" }
     tree = "sha256:2d711642b726b04401627ca9fbac32f5c8530fb1903cc4db02258717921a4881"
+    allow = ["network"]
 
     [[model]]
     name = "m1"

@@ -10,10 +10,10 @@ use crate::build::accelerator::{self, Accelerators, Definitions, Unfit};
 use crate::build::fingerprint::{self, Ingredients};
 use crate::build::settings::Env;
 use crate::build::toolchain::{self, Finder, ToolError, Toolchain};
-use crate::build::{self, BuildRecipe, BuildRequest, Built, ToolPath};
+use crate::build::{self, BuildRecipe, BuildRequest, Built, Network, ToolPath};
 use crate::engine::cmake::{CmakeProject, RecipeRequest};
 use crate::format::lockfile::{Lockfile, ToolEntry};
-use crate::format::manifest::{self, EngineSpec};
+use crate::format::manifest::{self, EngineSpec, Permission};
 use crate::ops::{Failure, Host};
 use crate::plan::PackageRequirement;
 use crate::source::pypi;
@@ -73,6 +73,8 @@ struct CmakeBuild {
     compilers: Toolchain,
     cmake: Tool,
     ninja: Option<Tool>,
+    /// Whether the manifest lets the build use the network.
+    network: bool,
 }
 
 impl<'a> Cmake<'a> {
@@ -217,6 +219,7 @@ impl Cmake<'_> {
             Some(locked) => Some(locked),
             None => self.finder.ninja().map_err(broken)?.map(Tool::Found),
         };
+        let network = entry.allow.contains(&Permission::Network);
         let inputs = fingerprint::inputs(&Ingredients {
             engine: name.as_str(),
             variant,
@@ -228,9 +231,10 @@ impl Cmake<'_> {
             ninja: ninja.as_ref().map(Tool::identity).as_deref(),
             env: self.env,
             processor: &toolchain::processor(self.env),
+            network,
         });
         let engine = name.clone();
-        let installation = Box::new(CmakeBuild { engine, recipe, compilers, cmake, ninja });
+        let installation = Box::new(CmakeBuild { engine, recipe, compilers, cmake, ninja, network });
         Ok(Decided { variant, inputs, packages, installation })
     }
 
@@ -260,10 +264,22 @@ impl Cmake<'_> {
                 ninja: ninja.as_deref(),
                 env: self.env,
                 processor: &toolchain::processor(self.env),
+                network: wanted.entry.allow.contains(&Permission::Network),
             }))
         };
         let locked: Vec<&str> = packages.iter().map(|required| required.name.as_str()).collect();
         super::kept(self.host, wanted, &variants, &locked, &expected)
+    }
+}
+
+impl CmakeBuild {
+    /// `--offline` is stronger than the manifest.
+    fn network(&self, host: &Host) -> Network {
+        match (host.offline, self.network) {
+            (true, _) => Network::Never,
+            (false, true) => Network::Allowed,
+            (false, false) => Network::Avoided,
+        }
     }
 }
 
@@ -289,7 +305,7 @@ impl Installation for CmakeBuild {
             ninja,
             compilers: self.compilers.clone(),
             jobs: host.jobs,
-            offline: host.offline,
+            network: self.network(host),
             env: host.os_env(),
             log: folders.log.to_owned(),
             label: label.to_owned(),
