@@ -1,32 +1,31 @@
-//! HTTP/1.1 to engines on this machine: hyper, one request a connection, 127.0.0.1 only.
+//! HTTP/1.1 to engines on this machine: hyper, 127.0.0.1 only. One request a connection, or connections that are kept for more
+//! ([`Client::send_kept`]).
 //!
-//! Invariants: every wait ends at a deadline; heads and collected bodies have a size limit; dropping a [`Response`] (or the
-//! future of one) closes the connection, which is how engines learn that nobody waits any more. Absent: proxies, redirects,
-//! connection pools, TLS, compression.
+//! Invariants: every wait ends at a deadline; heads and collected bodies have a size limit; dropping a [`Response`] before its
+//! end (or the future of one) closes the connection, which is how engines learn that nobody waits any more; a kept connection
+//! leads to the engine process that it was opened to. Absent: proxies, redirects, TLS, compression.
+
+mod connection;
 
 use std::collections::VecDeque;
 use std::error::Error as _;
 use std::future::Future;
 use std::io;
 use std::net::Ipv4Addr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use http_body_util::{BodyExt as _, Full};
+use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
-use hyper::client::conn::http1;
 use hyper::header::{AUTHORIZATION, CONNECTION, CONTENT_TYPE, HOST, HeaderValue};
-use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
-use tokio::task::JoinHandle;
 
+use self::connection::{Connection, Kept, Request};
 use super::sse::{self, SseError};
 use super::{Endpoint, EngineError};
 
 /// How long a connection on this machine may take.
 const CONNECT: Duration = Duration::from_secs(2);
-/// Status line and headers of a response together.
-const HEAD_LIMIT_BYTES: usize = 64 * 1024;
-
 /// Why a request to an engine failed.
 #[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "the message of each variant documents it and its fields")]
@@ -75,12 +74,14 @@ impl From<HttpError> for EngineError {
 #[derive(Debug, Clone)]
 pub struct Client {
     endpoint: Endpoint,
+    /// An engine that starts again has another endpoint, and so another client with connections of its own.
+    kept: Arc<Kept>,
 }
 
 impl Client {
     /// A client of that endpoint. Nothing is connected yet.
     pub fn new(endpoint: &Endpoint) -> Self {
-        Self { endpoint: endpoint.clone() }
+        Self { endpoint: endpoint.clone(), kept: Arc::default() }
     }
 
     /// Where requests go.
@@ -123,52 +124,86 @@ impl Client {
         Ok(())
     }
 
-    /// Sends any request and reads the head of the response. Host and connection headers are set here.
+    /// Sends any request over a connection of its own, and reads the head of the response. Host and connection headers are set
+    /// here.
     ///
     /// # Errors
     /// [`HttpError`]; nothing is tried twice.
-    pub async fn send(
-        &self,
-        mut request: hyper::Request<Full<Bytes>>,
-        deadline: Instant,
-    ) -> Result<Response, HttpError> {
-        let port = self.endpoint.port;
-        let host = HeaderValue::try_from(format!("127.0.0.1:{port}"));
-        request.headers_mut().insert(HOST, host.map_err(|error| HttpError::Malformed(error.to_string()))?);
+    pub async fn send(&self, mut request: Request, deadline: Instant) -> Result<Response, HttpError> {
+        self.address(&mut request)?;
         request.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        self.converse(self.connect(deadline).await?, request, deadline, None).await.map_err(|failed| failed.error)
+    }
+
+    /// [`Client::send`] over a connection that an earlier request has left, if there is one. It is left for the next request once
+    /// the body of the response was read to its end, unless `most` are kept already.
+    ///
+    /// # Errors
+    /// [`HttpError`]; a request is sent again only when nothing of it was sent before.
+    pub async fn send_kept(&self, mut request: Request, deadline: Instant, most: usize) -> Result<Response, HttpError> {
+        self.address(&mut request)?;
+        while let Some(connection) = self.kept.take().await {
+            match self.converse(connection, request, deadline, Some(most)).await {
+                Ok(response) => return Ok(response),
+                Err(Failed { unsent: Some(unsent), .. }) => request = unsent,
+                Err(failed) => return Err(failed.error),
+            }
+        }
+        self.converse(self.connect(deadline).await?, request, deadline, Some(most)).await.map_err(|failed| failed.error)
+    }
+
+    fn address(&self, request: &mut Request) -> Result<(), HttpError> {
+        let host = HeaderValue::try_from(format!("127.0.0.1:{}", self.endpoint.port));
+        request.headers_mut().insert(HOST, host.map_err(|error| HttpError::Malformed(error.to_string()))?);
+        Ok(())
+    }
+
+    async fn connect(&self, deadline: Instant) -> Result<Connection, HttpError> {
+        let port = self.endpoint.port;
         let connect = TcpStream::connect((Ipv4Addr::LOCALHOST, port));
         let connected = within(deadline.min(Instant::now() + CONNECT), connect).await?;
         let stream = connected.map_err(|source| HttpError::Connect { port, source })?;
         let _ = stream.set_nodelay(true);
-        let mut builder = http1::Builder::new();
-        let (mut sender, connection) = builder.max_buf_size(HEAD_LIMIT_BYTES).handshake(TokioIo::new(stream)).await?;
-        let task = OnDrop(tokio::spawn(async {
-            // Its errors come out of the response, too.
-            let _ = connection.await;
-        }));
-        let response = within(deadline, sender.send_request(request)).await??;
-        let (head, body) = response.into_parts();
-        Ok(Response { head, body, deadline, _connection: task })
+        Ok(Connection::new(stream).await?)
+    }
+
+    /// `keep`: how many connections may be kept, when this one may.
+    async fn converse(
+        &self,
+        mut connection: Connection,
+        request: Request,
+        deadline: Instant,
+        keep: Option<usize>,
+    ) -> Result<Response, Failed> {
+        match within(deadline, connection.send(request)).await {
+            Ok(Ok(response)) => {
+                let (head, body) = response.into_parts();
+                let home = keep.map(|most| (Arc::clone(&self.kept), most));
+                Ok(Response { head, body, deadline, connection: Some(connection), home })
+            }
+            Ok(Err(mut failed)) => {
+                let unsent = failed.take_message();
+                Err(Failed { error: failed.into_error().into(), unsent })
+            }
+            Err(error) => Err(Failed { error, unsent: None }),
+        }
     }
 }
 
-fn request(method: &str, path: &str, body: Bytes) -> Result<hyper::Request<Full<Bytes>>, HttpError> {
+/// A request that failed.
+struct Failed {
+    error: HttpError,
+    /// The request, when nothing of it was sent.
+    unsent: Option<Request>,
+}
+
+fn request(method: &str, path: &str, body: Bytes) -> Result<Request, HttpError> {
     let request = hyper::Request::builder().method(method).uri(path).body(Full::new(body));
     request.map_err(|error| HttpError::Malformed(error.to_string()))
 }
 
 async fn within<T>(deadline: Instant, future: impl Future<Output = T>) -> Result<T, HttpError> {
     tokio::time::timeout_at(deadline.into(), future).await.map_err(|_| HttpError::Timeout)
-}
-
-/// Ends a connection's task with its response.
-#[derive(Debug)]
-struct OnDrop(JoinHandle<()>);
-
-impl Drop for OnDrop {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
 }
 
 /// A response whose body is still to be read.
@@ -178,7 +213,10 @@ pub struct Response {
     pub head: hyper::http::response::Parts,
     body: Incoming,
     deadline: Instant,
-    _connection: OnDrop,
+    /// None once the body has ended.
+    connection: Option<Connection>,
+    /// Where the connection goes then, and how many may be there.
+    home: Option<(Arc<Kept>, usize)>,
 }
 
 impl Response {
@@ -197,8 +235,14 @@ impl Response {
             if Instant::now() >= self.deadline {
                 return Err(HttpError::Timeout);
             }
-            match within(self.deadline, self.body.frame()).await? {
-                None => return Ok(None),
+            let Some(connection) = &mut self.connection else { return Ok(None) };
+            match within(self.deadline, connection.frame(&mut self.body)).await? {
+                None => {
+                    if let (Some(connection), Some((kept, most))) = (self.connection.take(), self.home.take()) {
+                        kept.give_back(connection, most).await;
+                    }
+                    return Ok(None);
+                }
                 Some(frame) => {
                     if let Ok(data) = frame?.into_data() {
                         return Ok(Some(data));
@@ -272,6 +316,7 @@ mod tests {
 
     use super::*;
 
+    const HEAD_LIMIT_BYTES: usize = 64 * 1024;
     const SOON: Duration = Duration::from_secs(5);
 
     fn listener() -> (TcpListener, Client) {
