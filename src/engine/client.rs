@@ -164,7 +164,7 @@ impl Client {
         let connected = within(deadline.min(Instant::now() + CONNECT), connect).await?;
         let stream = connected.map_err(|source| HttpError::Connect { port, source })?;
         let _ = stream.set_nodelay(true);
-        Ok(Connection::new(stream).await?)
+        Connection::new(stream).await.map_err(|source| HttpError::Connect { port, source })
     }
 
     /// `keep`: how many connections may be kept, when this one may.
@@ -433,5 +433,83 @@ mod tests {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         server.join().unwrap();
+    }
+
+    /// Answers requests on each connection until the other side closes it, and tells of each how many there were.
+    fn keeping(answers: usize) -> (Client, std::sync::mpsc::Receiver<usize>) {
+        let (listener, client) = listener();
+        let (tell, told) = std::sync::mpsc::channel();
+        thread::spawn(move || {
+            for stream in listener.incoming() {
+                let (mut stream, tell) = (stream.unwrap(), tell.clone());
+                thread::spawn(move || {
+                    let (mut count, mut part) = (0, [0; 4096]);
+                    while count < answers && stream.read(&mut part).is_ok_and(|read| read > 0) {
+                        count += 1;
+                        let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabc");
+                    }
+                    drop(stream);
+                    let _ = tell.send(count);
+                });
+            }
+        });
+        (client, told)
+    }
+
+    async fn get_kept(client: &Client, most: usize) -> Result<Response, HttpError> {
+        client.send_kept(request("GET", "/x", Bytes::new()).unwrap(), Instant::now() + SOON, most).await
+    }
+
+    #[tokio::test]
+    async fn a_connection_is_kept_for_the_next_request_and_closed_when_there_is_none() {
+        let (client, told) = keeping(usize::MAX);
+        for _ in 0..3 {
+            assert_eq!(get_kept(&client, 1).await.unwrap().text(1000).await.unwrap(), "abc");
+        }
+        // Two at a time: only one of them is kept, and the other is closed at once.
+        let (one, two) = (get_kept(&client, 1).await.unwrap(), get_kept(&client, 1).await.unwrap());
+        assert_eq!((one.text(1000).await.unwrap(), two.text(1000).await.unwrap()), ("abc".into(), "abc".into()));
+        let told = tokio::task::spawn_blocking(move || [(); 2].map(|()| told.recv_timeout(SOON).unwrap()));
+        assert_eq!(told.await.unwrap(), [1, 4]);
+    }
+
+    #[tokio::test]
+    async fn an_engine_may_close_a_connection_that_was_kept() {
+        let (client, told) = keeping(1);
+        for _ in 0..3 {
+            assert_eq!(get_kept(&client, 1).await.unwrap().text(1000).await.unwrap(), "abc");
+            assert_eq!(told.recv_timeout(SOON).unwrap(), 1);
+        }
+    }
+
+    /// Such a request may have been carried out: it is not sent again.
+    #[tokio::test]
+    async fn a_request_that_was_sent_is_not_sent_again() {
+        let (listener, client) = listener();
+        let server = thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut part = [0; 4096];
+            assert!(stream.read(&mut part).unwrap() > 0);
+            stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabc").unwrap();
+            assert!(stream.read(&mut part).unwrap() > 0);
+            drop(stream);
+            listener.set_nonblocking(true).unwrap();
+            listener
+        });
+        assert_eq!(get_kept(&client, 1).await.unwrap().text(1000).await.unwrap(), "abc");
+        assert!(matches!(get_kept(&client, 1).await, Err(HttpError::Cut)));
+        let again = server.join().unwrap().accept();
+        assert!(again.is_err(), "it came again: {again:?}");
+    }
+
+    #[tokio::test]
+    async fn a_response_that_was_not_read_to_its_end_closes_its_connection() {
+        let (client, told) = keeping(usize::MAX);
+        drop(get_kept(&client, 1).await.unwrap());
+        assert_eq!(told.recv_timeout(SOON).unwrap(), 1);
+        assert_eq!(get_kept(&client, 1).await.unwrap().text(1000).await.unwrap(), "abc");
+        // The engine is over, and with it the connections to it.
+        drop(client);
+        assert_eq!(told.recv_timeout(SOON).unwrap(), 1);
     }
 }

@@ -4,6 +4,7 @@
 //! Invariant: only a connection whose last response was read to its end is kept for another request.
 
 use std::future::Future;
+use std::io;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll};
@@ -31,13 +32,17 @@ pub(super) struct Connection {
     sender: http1::SendRequest<Full<Bytes>>,
     /// None once it has ended.
     socket: Option<http1::Connection<TokioIo<TcpStream>, Full<Bytes>>>,
+    /// The same socket, to look at it: the runtime hears a little later that the other side has closed it.
+    look: std::net::TcpStream,
 }
 
 impl Connection {
-    pub(super) async fn new(stream: TcpStream) -> hyper::Result<Self> {
+    pub(super) async fn new(stream: TcpStream) -> io::Result<Self> {
+        let look = twin(&stream)?;
         let mut builder = http1::Builder::new();
-        let (sender, socket) = builder.max_buf_size(HEAD_LIMIT_BYTES).handshake(TokioIo::new(stream)).await?;
-        Ok(Self { sender, socket: Some(socket) })
+        let handshake = builder.max_buf_size(HEAD_LIMIT_BYTES).handshake(TokioIo::new(stream));
+        let (sender, socket) = handshake.await.map_err(io::Error::other)?;
+        Ok(Self { sender, socket: Some(socket), look })
     }
 
     /// Sends a request and reads the head of the response. The error has the request when nothing of it was sent.
@@ -67,12 +72,24 @@ impl Connection {
 
     /// Whether it can take another request: the engine has not closed it, and has sent nothing that was not asked for.
     async fn is_idle(&mut self) -> bool {
-        std::future::poll_fn(|context| {
+        let is_ready = std::future::poll_fn(|context| {
             advance(&mut self.socket, context);
             Poll::Ready(self.socket.is_some() && self.sender.is_ready())
-        })
-        .await
+        });
+        is_ready.await && self.look.peek(&mut [0]).is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
     }
+}
+
+#[cfg(unix)]
+fn twin(stream: &TcpStream) -> io::Result<std::net::TcpStream> {
+    use std::os::fd::AsFd as _;
+    Ok(stream.as_fd().try_clone_to_owned()?.into())
+}
+
+#[cfg(windows)]
+fn twin(stream: &TcpStream) -> io::Result<std::net::TcpStream> {
+    use std::os::windows::io::AsSocket as _;
+    Ok(stream.as_socket().try_clone_to_owned()?.into())
 }
 
 /// Reads and writes what can be read and written now. Errors come out of the response, too.
