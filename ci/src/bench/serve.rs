@@ -120,32 +120,26 @@ fn synced(ground: &Ground<'_>, project: &Path) -> Result<()> {
     if ground.ours(project, None).arg("sync").status()?.success() { Ok(()) } else { Err("the sync failed".into()) }
 }
 
-/// One after the other, to the servers in turn. How long each request took, by server.
-fn in_turn(servers: &[&Target], body: &str, count: usize) -> Result<Vec<Vec<Duration>>> {
-    let mut clients = Vec::new();
-    for server in servers {
-        clients.push((Client::new(server)?, server.request(CHAT, Some(body))));
-    }
-    let mut took = vec![Vec::new(); servers.len()];
+/// One after the other, to both servers in turn. How long each request took.
+fn in_turn(servers: [&Target; 2], body: &str, count: usize) -> Result<[Vec<Duration>; 2]> {
+    let mut clients = [Client::new(servers[0])?, Client::new(servers[1])?];
+    let requests = servers.map(|server| server.request(CHAT, Some(body)));
+    let mut took = [Vec::new(), Vec::new()];
     for _ in 0..count {
-        for (at, (client, request)) in clients.iter_mut().enumerate() {
-            took[at].push(client.ask(request)?);
+        for at in 0..2 {
+            took[at].push(clients[at].ask(&requests[at])?);
         }
     }
     Ok(took)
 }
 
-/// Adds percentiles of each server, and how much more they are than those of the first.
-fn compare(figures: &mut Figures, what: &str, servers: &[&Target], took: &[Vec<Duration>]) {
+/// Adds percentiles of a server, and how much more they are than those of the engine beside it.
+fn compare(figures: &mut Figures, what: &str, name: &str, [direct, took]: &[Vec<Duration>; 2]) {
     for percent in [50, 99] {
-        let first = percentile_ms(&took[0], percent);
-        for (server, took) in servers.iter().zip(took) {
-            let (name, value) = (server.name, percentile_ms(took, percent));
-            figures.add(&format!("{what}{name}, p{percent}"), "ms", value, took.len());
-            if name != servers[0].name {
-                figures.add(&format!("{what}added by {name}, p{percent}"), "ms", value - first, took.len());
-            }
-        }
+        let (direct_ms, ms) = (percentile_ms(direct, percent), percentile_ms(took, percent));
+        figures.add(&format!("{what}{name}, p{percent}"), "ms", ms, took.len());
+        figures.add(&format!("{what}engine beside {name}, p{percent}"), "ms", direct_ms, direct.len());
+        figures.add(&format!("{what}added by {name}, p{percent}"), "ms", ms - direct_ms, took.len());
     }
 }
 
@@ -164,9 +158,13 @@ fn instant(ground: &Ground<'_>, project: &Path, rounds: usize, figures: &mut Fig
     for round in 0..=rounds {
         let mut unmeasured = Figures::default();
         let figures = if round == 0 { &mut unmeasured } else { &mut *figures };
-        compare(figures, "", &servers, &in_turn(&servers, &body, REQUESTS)?);
+        // Each beside the engine alone: Node goes on with something after its answers.
+        for server in &servers[1..] {
+            compare(figures, "", server.name, &in_turn([&engine, server], &body, REQUESTS)?);
+        }
         // Portkey's gateway answers streams with an error ("immutable") on Node 20.
-        compare(figures, "chunk, ", &servers[..2], &chunks(&servers[..2], &streamed)?);
+        let lags = chunks([&engine, &gateway.target], &streamed)?;
+        compare(figures, "chunk, ", gateway.target.name, &lags);
         for server in &servers {
             let took = load::flood(server, &server.request(CHAT, Some(&body)), CLIENTS, FLOOD)?;
             let rate = took.len() as f64 / FLOOD.as_secs_f64();
@@ -184,11 +182,11 @@ fn instant(ground: &Ground<'_>, project: &Path, rounds: usize, figures: &mut Fig
 }
 
 /// How long each chunk of some streams was under way, by server.
-fn chunks(servers: &[&Target], body: &str) -> Result<Vec<Vec<Duration>>> {
-    let mut lags = vec![Vec::new(); servers.len()];
+fn chunks(servers: [&Target; 2], body: &str) -> Result<[Vec<Duration>; 2]> {
+    let mut lags = [Vec::new(), Vec::new()];
     for _ in 0..STREAMS {
-        for (at, server) in servers.iter().enumerate() {
-            lags[at].extend(Client::new(server)?.lags(&server.request(CHAT, Some(body)))?);
+        for (lags, server) in lags.iter_mut().zip(servers) {
+            lags.extend(Client::new(server)?.lags(&server.request(CHAT, Some(body)))?);
         }
     }
     Ok(lags)
@@ -228,11 +226,15 @@ fn real(ground: &Ground<'_>, rounds: usize, figures: &mut Figures) -> Result<()>
     router.once(CHAT, Some(&body))?;
     let direct = engine.target()?;
     let portkey = server::portkey(ground, &direct)?;
-    let mut servers = vec![&direct, &gateway.target, &router];
+    let mut servers = vec![&gateway.target, &router];
     servers.extend(portkey.as_ref().map(|(_, target)| target));
-    in_turn(&servers, &body, REAL_REQUESTS)?;
-    for _ in 0..rounds {
-        compare(figures, "llama-server: ", &servers, &in_turn(&servers, &body, REAL_REQUESTS)?);
+    for round in 0..=rounds {
+        for server in &servers {
+            let took = in_turn([&direct, server], &body, REAL_REQUESTS)?;
+            if round > 0 {
+                compare(figures, "llama-server: ", server.name, &took);
+            }
+        }
     }
     drop(portkey);
     for round in 0..=rounds {
@@ -263,9 +265,11 @@ fn real_project(ground: &Ground<'_>) -> Result<PathBuf> {
     let router = text[at..end].replace("[engines.llama-cpp]", options);
     ground.sh.write_file(&manifest, format!("{}\n\n{router}{}", &text[..end], &text[end..]))?;
     let policies = project.join("configs/models/llama-cpp");
-    let policy = ground.sh.read_file(policies.join(format!("{}.yaml", quickstart::POLICY)))?;
-    let policy = policy.replace("engine: llama-cpp", "engine: router");
-    ground.sh.write_file(policies.join("router.yaml"), policy)?;
+    let file = policies.join(format!("{}.yaml", quickstart::POLICY));
+    // With more threads than free processors, llama.cpp's threads wait for each other.
+    let policy = ground.sh.read_file(&file)?.replace("runtime:\n", "runtime:\n  threads: 1\n");
+    ground.sh.write_file(policies.join("router.yaml"), policy.replace("engine: llama-cpp", "engine: router"))?;
+    ground.sh.write_file(file, policy)?;
     synced(ground, &project)?;
     Ok(project)
 }
