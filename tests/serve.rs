@@ -28,10 +28,10 @@ use aitools::gateway::scheduler::{Limits, Memory};
 use aitools::gateway::{Gateway, Setup, Surroundings};
 
 const SERVER: &str = r##"#!/usr/bin/env python3
-import json, os, signal, socket, sys, threading, time
+import itertools, json, os, signal, socket, sys, threading, time
 key, alias = os.environ["LLAMA_API_KEY"], os.environ["LLAMA_ARG_ALIAS"]
 arguments = dict(zip(sys.argv[1:], sys.argv[2:]))
-state = {"running": 0, "cancelled": 0, "seen": []}
+state = {"running": 0, "cancelled": 0, "seen": [], "connections": []}
 if alias == "broken":
     sys.stderr.write("error: the model is no model\n"); sys.exit(3)
 server = socket.socket()
@@ -54,14 +54,14 @@ def generate(connection, body):
     for word in text.split(" "):
         event(connection, {"choices": [{"delta": {"content": word}}]})
         if word == "die": os.kill(os.getpid(), signal.SIGKILL)
-        if word == "cut": return
+        if word == "cut": return "close"
     while text == "forever":
         event(connection, {"choices": [{"delta": {"content": "x"}}]}); time.sleep(0.01)
     event(connection, {"choices": [{"delta": {}, "finish_reason": "stop"}]})
     if body["stream_options"]["include_usage"]: event(connection, {"choices": [], "usage": usage})
     event(connection, "[DONE]")
     connection.sendall(b"0\r\n\r\n")
-def serve(connection):
+def serve(connection, number):
     asked = b""
     while b"\r\n\r\n" not in asked:
         more = connection.recv(65536)
@@ -76,18 +76,24 @@ def serve(connection):
     if path == "/v1/chat/completions":
         state["running"] += 1
         state["seen"].append([json.loads(body), headers])
-        try: generate(connection, json.loads(body))
-        except OSError: state["cancelled"] += 1
+        state["connections"].append(number)
+        try:
+            if generate(connection, json.loads(body)) == "close": return
+        except OSError:
+            state["cancelled"] += 1
+            return
         finally: state["running"] -= 1
     elif path == "/metrics": answer(connection, "200 OK", "# TYPE llamacpp:n_total counter\nllamacpp:n_total 3\n", "text/plain")
     elif path == "/props": answer(connection, "200 OK", json.dumps(state))
     else: answer(connection, "200 OK", json.dumps({"path": path}))
-def run(connection):
-    try: serve(connection)
+    return headers.get("connection") != "close"
+def run(connection, number):
+    try:
+        while serve(connection, number): pass
     finally: connection.close()
-while True:
+for number in itertools.count():
     connection, _ = server.accept()
-    threading.Thread(target=run, args=(connection,), daemon=True).start()
+    threading.Thread(target=run, args=(connection, number), daemon=True).start()
 "##;
 
 /// Policies as they are now; a test changes them.
@@ -391,6 +397,29 @@ fn a_client_that_leaves_ends_the_work_for_it() {
     assert!(metrics.contains("aitools_client_cancelled_total{policy=\"p\",phase=\"queue\"} 5"), "{metrics}");
     assert!(metrics.contains("aitools_client_cancelled_total{policy=\"p\",phase=\"decode\"} 1"), "{metrics}");
     assert!(metrics.contains("llamacpp:n_total{policy=\"p\"} 3"), "{metrics}");
+}
+
+/// A connection to an engine serves one request after the other, and ends with a client that leaves.
+#[test]
+fn connections_to_engines_are_kept() {
+    let scene = Scene::new(&[("p", "")]);
+    let ask =
+        |stream| assert_eq!(scene.ask("POST", "/v1/chat/completions", "", &chat("p", "x", stream).to_string()).0, 200);
+    for stream in [false, true, false] {
+        ask(stream);
+    }
+    let connections = || scene.engine("p")["connections"].as_array().unwrap().clone();
+    assert_eq!(connections().len(), 3);
+    assert!(connections().iter().all(|number| *number == connections()[0]), "{:?}", connections());
+    drop(scene.stream("p", "forever"));
+    scene.until("the engine has stopped", |scene| scene.engine("p")["cancelled"] == 1);
+    ask(true);
+    // An engine that starts again is another one.
+    let pid = scene.policy("p")["pid"].as_u64().unwrap();
+    assert_eq!(scene.ask("POST", "/models/unload", "", &json!({ "model": "p" }).to_string()).0, 200);
+    scene.until("it has ended", |scene| scene.policy("p")["state"] == "unloaded");
+    ask(false);
+    assert_ne!(scene.policy("p")["pid"].as_u64().unwrap(), pid);
 }
 
 #[test]

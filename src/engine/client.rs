@@ -1,32 +1,31 @@
-//! HTTP/1.1 to engines on this machine: hyper, one request a connection, 127.0.0.1 only.
+//! HTTP/1.1 to engines on this machine: hyper, 127.0.0.1 only. One request a connection, or connections that are kept for more
+//! ([`Client::send_kept`]).
 //!
-//! Invariants: every wait ends at a deadline; heads and collected bodies have a size limit; dropping a [`Response`] (or the
-//! future of one) closes the connection, which is how engines learn that nobody waits any more. Absent: proxies, redirects,
-//! connection pools, TLS, compression.
+//! Invariants: every wait ends at a deadline; heads and collected bodies have a size limit; dropping a [`Response`] before its
+//! end (or the future of one) closes the connection, which is how engines learn that nobody waits any more; a kept connection
+//! leads to the engine process that it was opened to. Absent: proxies, redirects, TLS, compression.
+
+mod connection;
 
 use std::collections::VecDeque;
 use std::error::Error as _;
 use std::future::Future;
 use std::io;
 use std::net::Ipv4Addr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use http_body_util::{BodyExt as _, Full};
+use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
-use hyper::client::conn::http1;
 use hyper::header::{AUTHORIZATION, CONNECTION, CONTENT_TYPE, HOST, HeaderValue};
-use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
-use tokio::task::JoinHandle;
 
+use self::connection::{Connection, Kept, Request};
 use super::sse::{self, SseError};
 use super::{Endpoint, EngineError};
 
 /// How long a connection on this machine may take.
 const CONNECT: Duration = Duration::from_secs(2);
-/// Status line and headers of a response together.
-const HEAD_LIMIT_BYTES: usize = 64 * 1024;
-
 /// Why a request to an engine failed.
 #[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "the message of each variant documents it and its fields")]
@@ -75,12 +74,14 @@ impl From<HttpError> for EngineError {
 #[derive(Debug, Clone)]
 pub struct Client {
     endpoint: Endpoint,
+    /// An engine that starts again has another endpoint, and so another client with connections of its own.
+    kept: Arc<Kept>,
 }
 
 impl Client {
     /// A client of that endpoint. Nothing is connected yet.
     pub fn new(endpoint: &Endpoint) -> Self {
-        Self { endpoint: endpoint.clone() }
+        Self { endpoint: endpoint.clone(), kept: Arc::default() }
     }
 
     /// Where requests go.
@@ -123,52 +124,86 @@ impl Client {
         Ok(())
     }
 
-    /// Sends any request and reads the head of the response. Host and connection headers are set here.
+    /// Sends any request over a connection of its own, and reads the head of the response. Host and connection headers are set
+    /// here.
     ///
     /// # Errors
     /// [`HttpError`]; nothing is tried twice.
-    pub async fn send(
-        &self,
-        mut request: hyper::Request<Full<Bytes>>,
-        deadline: Instant,
-    ) -> Result<Response, HttpError> {
-        let port = self.endpoint.port;
-        let host = HeaderValue::try_from(format!("127.0.0.1:{port}"));
-        request.headers_mut().insert(HOST, host.map_err(|error| HttpError::Malformed(error.to_string()))?);
+    pub async fn send(&self, mut request: Request, deadline: Instant) -> Result<Response, HttpError> {
+        self.address(&mut request)?;
         request.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        self.converse(self.connect(deadline).await?, request, deadline, None).await.map_err(|failed| failed.error)
+    }
+
+    /// [`Client::send`] over a connection that an earlier request has left, if there is one. It is left for the next request once
+    /// the body of the response was read to its end, unless `most` are kept already.
+    ///
+    /// # Errors
+    /// [`HttpError`]; a request is sent again only when nothing of it was sent before.
+    pub async fn send_kept(&self, mut request: Request, deadline: Instant, most: usize) -> Result<Response, HttpError> {
+        self.address(&mut request)?;
+        while let Some(connection) = self.kept.take().await {
+            match self.converse(connection, request, deadline, Some(most)).await {
+                Ok(response) => return Ok(response),
+                Err(Failed { unsent: Some(unsent), .. }) => request = unsent,
+                Err(failed) => return Err(failed.error),
+            }
+        }
+        self.converse(self.connect(deadline).await?, request, deadline, Some(most)).await.map_err(|failed| failed.error)
+    }
+
+    fn address(&self, request: &mut Request) -> Result<(), HttpError> {
+        let host = HeaderValue::try_from(format!("127.0.0.1:{}", self.endpoint.port));
+        request.headers_mut().insert(HOST, host.map_err(|error| HttpError::Malformed(error.to_string()))?);
+        Ok(())
+    }
+
+    async fn connect(&self, deadline: Instant) -> Result<Connection, HttpError> {
+        let port = self.endpoint.port;
         let connect = TcpStream::connect((Ipv4Addr::LOCALHOST, port));
         let connected = within(deadline.min(Instant::now() + CONNECT), connect).await?;
         let stream = connected.map_err(|source| HttpError::Connect { port, source })?;
         let _ = stream.set_nodelay(true);
-        let mut builder = http1::Builder::new();
-        let (mut sender, connection) = builder.max_buf_size(HEAD_LIMIT_BYTES).handshake(TokioIo::new(stream)).await?;
-        let task = OnDrop(tokio::spawn(async {
-            // Its errors come out of the response, too.
-            let _ = connection.await;
-        }));
-        let response = within(deadline, sender.send_request(request)).await??;
-        let (head, body) = response.into_parts();
-        Ok(Response { head, body, deadline, _connection: task })
+        Connection::new(stream).await.map_err(|source| HttpError::Connect { port, source })
+    }
+
+    /// `keep`: how many connections may be kept, when this one may.
+    async fn converse(
+        &self,
+        mut connection: Connection,
+        request: Request,
+        deadline: Instant,
+        keep: Option<usize>,
+    ) -> Result<Response, Failed> {
+        match within(deadline, connection.send(request)).await {
+            Ok(Ok(response)) => {
+                let (head, body) = response.into_parts();
+                let home = keep.map(|most| (Arc::clone(&self.kept), most));
+                Ok(Response { head, body, deadline, connection: Some(connection), home })
+            }
+            Ok(Err(mut failed)) => {
+                let unsent = failed.take_message();
+                Err(Failed { error: failed.into_error().into(), unsent })
+            }
+            Err(error) => Err(Failed { error, unsent: None }),
+        }
     }
 }
 
-fn request(method: &str, path: &str, body: Bytes) -> Result<hyper::Request<Full<Bytes>>, HttpError> {
+/// A request that failed.
+struct Failed {
+    error: HttpError,
+    /// The request, when nothing of it was sent.
+    unsent: Option<Request>,
+}
+
+fn request(method: &str, path: &str, body: Bytes) -> Result<Request, HttpError> {
     let request = hyper::Request::builder().method(method).uri(path).body(Full::new(body));
     request.map_err(|error| HttpError::Malformed(error.to_string()))
 }
 
 async fn within<T>(deadline: Instant, future: impl Future<Output = T>) -> Result<T, HttpError> {
     tokio::time::timeout_at(deadline.into(), future).await.map_err(|_| HttpError::Timeout)
-}
-
-/// Ends a connection's task with its response.
-#[derive(Debug)]
-struct OnDrop(JoinHandle<()>);
-
-impl Drop for OnDrop {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
 }
 
 /// A response whose body is still to be read.
@@ -178,7 +213,10 @@ pub struct Response {
     pub head: hyper::http::response::Parts,
     body: Incoming,
     deadline: Instant,
-    _connection: OnDrop,
+    /// None once the body has ended.
+    connection: Option<Connection>,
+    /// Where the connection goes then, and how many may be there.
+    home: Option<(Arc<Kept>, usize)>,
 }
 
 impl Response {
@@ -197,8 +235,14 @@ impl Response {
             if Instant::now() >= self.deadline {
                 return Err(HttpError::Timeout);
             }
-            match within(self.deadline, self.body.frame()).await? {
-                None => return Ok(None),
+            let Some(connection) = &mut self.connection else { return Ok(None) };
+            match within(self.deadline, connection.frame(&mut self.body)).await? {
+                None => {
+                    if let (Some(connection), Some((kept, most))) = (self.connection.take(), self.home.take()) {
+                        kept.give_back(connection, most).await;
+                    }
+                    return Ok(None);
+                }
                 Some(frame) => {
                     if let Ok(data) = frame?.into_data() {
                         return Ok(Some(data));
@@ -272,6 +316,7 @@ mod tests {
 
     use super::*;
 
+    const HEAD_LIMIT_BYTES: usize = 64 * 1024;
     const SOON: Duration = Duration::from_secs(5);
 
     fn listener() -> (TcpListener, Client) {
@@ -388,5 +433,83 @@ mod tests {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         server.join().unwrap();
+    }
+
+    /// Answers requests on each connection until the other side closes it, and tells of each how many there were.
+    fn keeping(answers: usize) -> (Client, std::sync::mpsc::Receiver<usize>) {
+        let (listener, client) = listener();
+        let (tell, told) = std::sync::mpsc::channel();
+        thread::spawn(move || {
+            for stream in listener.incoming() {
+                let (mut stream, tell) = (stream.unwrap(), tell.clone());
+                thread::spawn(move || {
+                    let (mut count, mut part) = (0, [0; 4096]);
+                    while count < answers && stream.read(&mut part).is_ok_and(|read| read > 0) {
+                        count += 1;
+                        let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabc");
+                    }
+                    drop(stream);
+                    let _ = tell.send(count);
+                });
+            }
+        });
+        (client, told)
+    }
+
+    async fn get_kept(client: &Client, most: usize) -> Result<Response, HttpError> {
+        client.send_kept(request("GET", "/x", Bytes::new()).unwrap(), Instant::now() + SOON, most).await
+    }
+
+    #[tokio::test]
+    async fn a_connection_is_kept_for_the_next_request_and_closed_when_there_is_none() {
+        let (client, told) = keeping(usize::MAX);
+        for _ in 0..3 {
+            assert_eq!(get_kept(&client, 1).await.unwrap().text(1000).await.unwrap(), "abc");
+        }
+        // Two at a time: only one of them is kept, and the other is closed at once.
+        let (one, two) = (get_kept(&client, 1).await.unwrap(), get_kept(&client, 1).await.unwrap());
+        assert_eq!((one.text(1000).await.unwrap(), two.text(1000).await.unwrap()), ("abc".into(), "abc".into()));
+        let told = tokio::task::spawn_blocking(move || [(); 2].map(|()| told.recv_timeout(SOON).unwrap()));
+        assert_eq!(told.await.unwrap(), [1, 4]);
+    }
+
+    #[tokio::test]
+    async fn an_engine_may_close_a_connection_that_was_kept() {
+        let (client, told) = keeping(1);
+        for _ in 0..3 {
+            assert_eq!(get_kept(&client, 1).await.unwrap().text(1000).await.unwrap(), "abc");
+            assert_eq!(told.recv_timeout(SOON).unwrap(), 1);
+        }
+    }
+
+    /// Such a request may have been carried out: it is not sent again.
+    #[tokio::test]
+    async fn a_request_that_was_sent_is_not_sent_again() {
+        let (listener, client) = listener();
+        let server = thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut part = [0; 4096];
+            assert!(stream.read(&mut part).unwrap() > 0);
+            stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabc").unwrap();
+            assert!(stream.read(&mut part).unwrap() > 0);
+            drop(stream);
+            listener.set_nonblocking(true).unwrap();
+            listener
+        });
+        assert_eq!(get_kept(&client, 1).await.unwrap().text(1000).await.unwrap(), "abc");
+        assert!(matches!(get_kept(&client, 1).await, Err(HttpError::Cut)));
+        let again = server.join().unwrap().accept();
+        assert!(again.is_err(), "it came again: {again:?}");
+    }
+
+    #[tokio::test]
+    async fn a_response_that_was_not_read_to_its_end_closes_its_connection() {
+        let (client, told) = keeping(usize::MAX);
+        drop(get_kept(&client, 1).await.unwrap());
+        assert_eq!(told.recv_timeout(SOON).unwrap(), 1);
+        assert_eq!(get_kept(&client, 1).await.unwrap().text(1000).await.unwrap(), "abc");
+        // The engine is over, and with it the connections to it.
+        drop(client);
+        assert_eq!(told.recv_timeout(SOON).unwrap(), 1);
     }
 }

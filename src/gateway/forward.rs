@@ -39,7 +39,9 @@ pub async fn send(
         Ok(strip_usage) => strip_usage,
         Err(error) => return refused(measure, &error),
     };
-    let response = match request(api, &call, deadline).await {
+    // As many as can be of use at a time.
+    let kept = lease.engine.ready.policy.runtime.parallel.unwrap_or(1).max(1);
+    let response = match request(api, &call, deadline, kept as usize).await {
         Ok(response) => response,
         Err(error) => return refused(measure, &upstream(&error)),
     };
@@ -85,7 +87,7 @@ fn upstream(error: &HttpError) -> ApiError {
     }
 }
 
-async fn request(api: &dyn Api, call: &Call, deadline: Instant) -> Result<EngineResponse, HttpError> {
+async fn request(api: &dyn Api, call: &Call, deadline: Instant, kept: usize) -> Result<EngineResponse, HttpError> {
     let body = Full::new(call.fields.to_bytes());
     let request = hyper::Request::post(call.operation.path()).body(body);
     let mut request = request.map_err(|error| HttpError::Malformed(error.to_string()))?;
@@ -93,7 +95,7 @@ async fn request(api: &dyn Api, call: &Call, deadline: Instant) -> Result<Engine
     headers.extend(call.trace.clone());
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     api.client().authorize(&mut request)?;
-    api.client().send(request, deadline).await
+    api.client().send_kept(request, deadline, kept).await
 }
 
 async fn whole(mut response: EngineResponse) -> Result<Bytes, HttpError> {

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use serde::Serialize;
 
@@ -12,6 +13,8 @@ use crate::base::fs;
 const LIMIT_BYTES: u64 = 32 << 20;
 /// Lines that may wait for the disk; more are dropped rather than kept in memory.
 const WAITING: usize = 10_000;
+/// How long a line may wait for others, so that a busy server does not open the file for each.
+const GATHER: Duration = Duration::from_millis(20);
 
 /// Takes lines. Dropping it writes what is left.
 #[derive(Debug)]
@@ -51,7 +54,8 @@ fn keep(file: &Path, inbox: &Receiver<String>) {
     while let Ok(first) = inbox.recv() {
         let mut text = first;
         text.push('\n');
-        for line in inbox.try_iter().take(1000) {
+        std::thread::sleep(GATHER);
+        for line in inbox.try_iter().take(WAITING) {
             text.push_str(&line);
             text.push('\n');
         }

@@ -353,6 +353,8 @@ impl Task {
             }
             Report::Measured(policy, peak) => self.measured(policy, peak),
             Report::Over(input) => {
+                // Who waits for this engine's memory need not wait for the next tick.
+                self.free = memory::free();
                 self.note(&input);
                 self.step(input);
             }

@@ -4,12 +4,13 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use super::Bench;
 use super::ground::{Ground, command};
 use super::measure::{Contender, Series, interleave};
+use super::{Bench, Run};
 use crate::step::Result;
 
-pub const BENCH: Bench = Bench { name: "build", about: "llama.cpp from source", rounds: 1, warm_up: false, run };
+pub const BENCH: Bench =
+    Bench { name: "build", about: "llama.cpp from source", rounds: 1, warm_up: false, run: Run::Processes(run) };
 
 fn run(ground: &Ground<'_>, bench: &Bench, rounds: usize) -> Result<Vec<Series>> {
     let sh = ground.sh;

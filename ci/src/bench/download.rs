@@ -7,26 +7,27 @@ use std::process::Command;
 
 use xshell::cmd;
 
-use super::Bench;
 use super::ground::Ground;
 use super::measure::{Contender, Series, interleave};
 use super::server::{NAME, REPO, Server};
+use super::{Bench, Run};
 use crate::step::Result;
 
-pub const BENCH: Bench = Bench { name: "download", about: "1 GiB from loopback", rounds: 5, warm_up: true, run };
+pub const BENCH: Bench =
+    Bench { name: "download", about: "1 GiB from loopback", rounds: 5, warm_up: true, run: Run::Processes(run) };
 pub const THROTTLED: Bench = Bench {
     name: "download-throttled",
     about: "800 MB from a server that gives each connection 20 MB/s",
     rounds: 2,
     warm_up: false,
-    run: throttled,
+    run: Run::Processes(throttled),
 };
 pub const MEMORY: Bench = Bench {
     name: "sync-memory",
     about: "peak memory of a sync, by size of file",
     rounds: 3,
     warm_up: true,
-    run: memory,
+    run: Run::Processes(memory),
 };
 
 const MIB: u64 = 1 << 20;

@@ -6,15 +6,20 @@ use std::process::Command;
 
 use xshell::cmd;
 
-use super::Bench;
 use super::ground::Ground;
 use super::measure::{Contender, Series, interleave};
+use super::{Bench, Run};
 use crate::sparse::Engine;
 use crate::sparse::model::{self, Shape};
 use crate::step::{Result, cargo};
 
-pub const BENCH: Bench =
-    Bench { name: "gpu-index", about: "which neurons go to the GPU: 32 layers", rounds: 5, warm_up: true, run };
+pub const BENCH: Bench = Bench {
+    name: "gpu-index",
+    about: "which neurons go to the GPU: 32 layers",
+    rounds: 5,
+    warm_up: true,
+    run: Run::Processes(run),
+};
 
 /// A Python that has what PowerInfer's module imports.
 const PYTHON: &str = "AITOOLS_TEST_POWERINFER_PYTHON";

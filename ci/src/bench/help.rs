@@ -1,11 +1,12 @@
 //! What it costs to start the program at all.
 
-use super::Bench;
 use super::ground::{Ground, command};
 use super::measure::{Contender, Series, interleave};
+use super::{Bench, Run};
 use crate::step::Result;
 
-pub const BENCH: Bench = Bench { name: "help", about: "starting the program", rounds: 30, warm_up: true, run };
+pub const BENCH: Bench =
+    Bench { name: "help", about: "starting the program", rounds: 30, warm_up: true, run: Run::Processes(run) };
 
 fn run(ground: &Ground<'_>, bench: &Bench, rounds: usize) -> Result<Vec<Series>> {
     let here = &ground.scratch;

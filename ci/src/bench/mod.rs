@@ -4,6 +4,7 @@
 
 mod build;
 mod download;
+mod figure;
 mod gpu_index;
 mod ground;
 mod help;
@@ -11,6 +12,7 @@ mod measure;
 mod noop_sync;
 mod powerinfer;
 mod run;
+mod serve;
 pub mod server;
 mod verify;
 
@@ -19,6 +21,7 @@ use std::process::ExitCode;
 use xshell::Shell;
 
 use crate::step::Result;
+use figure::Figure;
 use ground::Ground;
 use measure::Series;
 
@@ -30,13 +33,23 @@ pub struct Bench {
     rounds: usize,
     /// Whether an unmeasured round comes first.
     warm_up: bool,
-    run: fn(&Ground<'_>, &Self, usize) -> Result<Vec<Series>>,
+    run: Run,
+}
+
+/// What a benchmark measures, in so many rounds.
+#[derive(Debug)]
+enum Run {
+    /// Whole processes.
+    Processes(fn(&Ground<'_>, &Bench, usize) -> Result<Vec<Series>>),
+    /// Something else.
+    Figures(fn(&Ground<'_>, usize) -> Result<Vec<Figure>>),
 }
 
 pub const BENCHES: &[Bench] = &[
     help::BENCH,
     noop_sync::BENCH,
     run::BENCH,
+    serve::BENCH,
     powerinfer::BENCH,
     gpu_index::BENCH,
     download::BENCH,
@@ -63,8 +76,17 @@ pub fn run(sh: &Shell, names: &[String], rounds: Option<usize>) -> ExitCode {
 fn measure(sh: &Shell, bench: &Bench, rounds: Option<usize>) -> Result<()> {
     let ground = Ground::new(sh, bench.name)?;
     let rounds = rounds.unwrap_or(bench.rounds);
-    let series = (bench.run)(&ground, bench, rounds)?;
-    print!("{}", table(&series));
+    let (mut series, mut figures) = (Vec::new(), Vec::new());
+    match bench.run {
+        Run::Processes(run) => {
+            series = run(&ground, bench, rounds)?;
+            print!("{}", table(&series));
+        }
+        Run::Figures(run) => {
+            figures = run(&ground, rounds)?;
+            print!("{}", figure::table(&figures));
+        }
+    }
     let file = ground.results().join(format!("{}.json", bench.name));
     let result = serde_json::json!({
         "bench": bench.name,
@@ -73,6 +95,7 @@ fn measure(sh: &Shell, bench: &Bench, rounds: Option<usize>) -> Result<()> {
         "machine": ground::machine(sh),
         "floor_bytes": ground::own_peak_bytes(sh),
         "series": series,
+        "figures": figures,
     });
     sh.write_file(&file, format!("{result:#}\n"))?;
     println!("written to {}", file.display());
@@ -83,12 +106,12 @@ fn table(series: &[Series]) -> String {
     let head =
         ["", "wall ms", "min", "max", "cpu ms", "first byte ms", "tokens/s", "tail ms", "peak MiB", "first/this"]
             .map(str::to_owned);
-    let mut rows = vec![head.to_vec()];
+    let mut rows = vec![head];
     for series in series {
         let value = |key: &str, pick: fn(&measure::Spread) -> f64, scale: f64| {
             series.summary.get(key).map_or_else(String::new, |spread| format!("{:.1}", pick(spread) * scale))
         };
-        rows.push(vec![
+        rows.push([
             series.name.clone(),
             value("wall_s", |spread| spread.median, 1e3),
             value("wall_s", |spread| spread.min, 1e3),
@@ -101,9 +124,14 @@ fn table(series: &[Series]) -> String {
             series.first_over_this.map_or_else(String::new, |ratio| format!("{:.3}", ratio.median)),
         ]);
     }
+    aligned(&rows)
+}
+
+/// A table: the first column to the left, the others to the right.
+fn aligned<const COLUMNS: usize>(rows: &[[String; COLUMNS]]) -> String {
     let widths: Vec<usize> =
-        (0..head.len()).map(|at| rows.iter().map(|row| row[at].chars().count()).max().unwrap_or(0)).collect();
-    let line = |row: &Vec<String>| {
+        (0..COLUMNS).map(|at| rows.iter().map(|row| row[at].chars().count()).max().unwrap_or(0)).collect();
+    let line = |row: &[String; COLUMNS]| {
         let cells = row.iter().zip(&widths).enumerate();
         let cells = cells
             .map(|(at, (cell, width))| if at == 0 { format!("{cell:<width$}") } else { format!("{cell:>width$}") });

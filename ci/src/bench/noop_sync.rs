@@ -6,13 +6,18 @@ use std::process::Command;
 
 use xshell::cmd;
 
-use super::Bench;
 use super::ground::{Ground, command};
 use super::measure::{Contender, Series, interleave};
+use super::{Bench, Run};
 use crate::step::Result;
 
-pub const BENCH: Bench =
-    Bench { name: "noop-sync", about: "a sync with nothing to do", rounds: 30, warm_up: true, run };
+pub const BENCH: Bench = Bench {
+    name: "noop-sync",
+    about: "a sync with nothing to do",
+    rounds: 30,
+    warm_up: true,
+    run: Run::Processes(run),
+};
 
 const MODELS: usize = 200;
 const FILES: usize = 5;

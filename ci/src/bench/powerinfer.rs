@@ -5,15 +5,20 @@
 
 use std::process::Command;
 
-use super::Bench;
 use super::ground::Ground;
 use super::measure::{Contender, Sample, Series, interleave, measure_with_words};
+use super::{Bench, Run};
 use crate::sparse::model::{Shape, Tiny};
 use crate::sparse::{Engine, Project};
 use crate::step::Result;
 
-pub const BENCH: Bench =
-    Bench { name: "powerinfer", about: "one answer of a sparse model", rounds: 7, warm_up: true, run };
+pub const BENCH: Bench = Bench {
+    name: "powerinfer",
+    about: "one answer of a sparse model",
+    rounds: 7,
+    warm_up: true,
+    run: Run::Processes(run),
+};
 
 /// 170 MB: a token takes milliseconds, as with models that are of use.
 const SHAPE: Shape = Shape { layers: 8, width: 768, neurons: 4096, rank: 128, heads: 12, context: 1024 };

@@ -5,13 +5,14 @@
 use std::path::Path;
 use std::process::Command;
 
-use super::Bench;
 use super::ground::{Ground, command};
 use super::measure::{Contender, Series, interleave};
 use super::server::make;
+use super::{Bench, Run};
 use crate::step::Result;
 
-pub const BENCH: Bench = Bench { name: "verify", about: "hashing 4 files of 256 MiB", rounds: 5, warm_up: true, run };
+pub const BENCH: Bench =
+    Bench { name: "verify", about: "hashing 4 files of 256 MiB", rounds: 5, warm_up: true, run: Run::Processes(run) };
 
 const FILES: u64 = 4;
 const SIZE_BYTES: u64 = 256 << 20;

@@ -1,4 +1,6 @@
-//! By proc_pid_net(5) and proc_pid_fd(5).
+//! By sock_diag(7), or proc_pid_net(5) where the kernel does not have it, and proc_pid_fd(5).
+
+mod sock_diag;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -12,7 +14,7 @@ const TABLE_LIMIT_BYTES: u64 = 64 << 20;
 const LISTEN: &str = "0A";
 
 pub(super) fn of(port: u16, group: u32) -> Listener {
-    let Some(sockets) = listening(port) else { return Listener::Unknown };
+    let Some(sockets) = sock_diag::listening(port).or_else(|| listed(port)) else { return Listener::Unknown };
     if sockets.is_empty() {
         return Listener::Nobody;
     }
@@ -27,7 +29,7 @@ pub(super) fn of(port: u16, group: u32) -> Listener {
 }
 
 /// The inodes of the sockets that get connections to 127.0.0.1:`port`. None when the system does not tell.
-fn listening(port: u16) -> Option<BTreeSet<u64>> {
+fn listed(port: u16) -> Option<BTreeSet<u64>> {
     let four = fs::read_bounded(Path::new("/proc/net/tcp"), TABLE_LIMIT_BYTES).ok()?;
     // A machine may have no IPv6.
     let six = fs::read_bounded(Path::new("/proc/net/tcp6"), TABLE_LIMIT_BYTES).unwrap_or_default();
