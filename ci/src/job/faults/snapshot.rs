@@ -10,7 +10,8 @@ use xshell::Shell;
 
 use crate::step::Result;
 
-/// A file by its digest and whether it can be run, or a link by where it leads.
+/// A file by its digest and whether it can be run, whether it is there itself or by a link, which is what is made where the system
+/// refuses a second name; or a link that leads to no file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Thing {
     File { sha256: String, executable: bool },
@@ -52,10 +53,10 @@ impl Snapshot {
                     if text.starts_with("cache/staging/") || text.contains(TEMPORARY) {
                         snapshot.leftovers.insert(relative);
                     }
-                } else if meta.is_symlink() {
+                } else if meta.is_symlink() && !path.is_file() {
                     snapshot.things.insert(relative, Thing::Link(path.read_link()?));
                 } else if text != RECORDS && !MEMORY.iter().any(|memory| text.starts_with(memory)) {
-                    let sha256 = sha256(&sh.read_binary_file(&path)?);
+                    let (sha256, meta) = (sha256(&sh.read_binary_file(&path)?), path.metadata()?);
                     snapshot.stamps.insert(stamp(&meta), sha256.clone());
                     snapshot.things.insert(relative, Thing::File { sha256, executable: meta.mode() & 0o111 != 0 });
                 }
