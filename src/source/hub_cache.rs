@@ -159,14 +159,17 @@ impl HubCache {
         };
         let path = name.under(&self.repo.join("refs"));
         let note = read_note(&note_path);
-        if revision == commit || note.written == commit {
+        let there = fs::read_bounded(&path, MAX_NOTE_BYTES).ok();
+        let there = there.and_then(|there| String::from_utf8(there).ok()).unwrap_or_default();
+        if revision == commit || there == commit {
             return Ok(());
         }
-        let there = fs::read_bounded(&path, MAX_NOTE_BYTES).ok();
-        let ours = there.as_deref().is_some_and(|there| !note.written.is_empty() && there == note.written.as_bytes());
+        let ours = !there.is_empty() && [&note.written, &note.earlier].contains(&&there);
         if !fs::exists(&path) || (ours && note.locked == commit) {
-            write_note(&note_path, &Note { written: commit.to_owned(), ..note })?;
+            let note = Note { written: commit.to_owned(), earlier: there, ..note };
+            write_note(&note_path, &note)?;
             fs::write_atomic(&path, commit.as_bytes())?;
+            write_note(&note_path, &Note { earlier: String::new(), ..note })?;
         }
         Ok(())
     }
@@ -228,6 +231,8 @@ struct Note {
     locked: String,
     /// The commit that we wrote to `refs`.
     written: String,
+    /// What we had written there before, until `written` is there: the program may be killed in between.
+    earlier: String,
 }
 
 fn read_note(path: &Path) -> Note {

@@ -3,6 +3,7 @@
 //!
 //! It runs on Linux and needs `strace`. `faketime` is used where it is installed.
 
+mod conditions;
 mod process;
 mod round;
 mod scenario;
@@ -41,8 +42,12 @@ fn run(sh: &Shell) -> Result<()> {
     world.keep(sh)?;
     let mut table = Table::default();
     let only = sh.var("FAULTS_ONLY").unwrap_or_default();
-    for scenario in SCENARIOS.iter().filter(|scenario| only.is_empty() || scenario.name == only) {
+    for scenario in SCENARIOS.iter().filter(|scenario| only.is_empty() || only.split(',').any(|name| name == scenario.name)) {
         disturb(sh, &world, scenario, &mut table)?;
+    }
+    if only.is_empty() || only.contains("conditions") {
+        conditions::full_disk(sh, &world, &mut table)?;
+        conditions::clocks(sh, &world, &mut table)?;
     }
     table.print();
     if table.failures > 0 {

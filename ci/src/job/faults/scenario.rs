@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use xshell::Shell;
+use xshell::{Shell, cmd};
 
 use super::world::World;
 use crate::step::Result;
@@ -44,7 +44,7 @@ pub const SCENARIOS: &[Scenario] = &[
         args: &["sync", "p"],
         prepare: lose_an_engine,
         alternates: false,
-        random_kills: 30,
+        random_kills: 20,
         most: (2, 1),
     },
     Scenario {
@@ -82,6 +82,11 @@ fn forget_the_lockfile(sh: &Shell, world: &World) -> Result<()> {
 fn change_a_source_and_lose_models(sh: &Shell, world: &World) -> Result<()> {
     let version = world.version(sh)?;
     world.write_version(sh, 1 - version)?;
+    lose_models(sh, world)
+}
+
+/// What came from servers, and a model of a folder.
+pub fn lose_models(sh: &Shell, world: &World) -> Result<()> {
     for served in &world.served {
         sh.remove_path(world.cache().join("blobs").join(served))?;
     }
@@ -109,6 +114,9 @@ fn damage(sh: &Shell, world: &World) -> Result<()> {
     for damaged in [blobs.join(&world.served[0]), blobs.join(&world.served[1])] {
         flip(sh, &damaged)?;
     }
+    // A repair removes a damaged source of an engine that is built: it is put back first.
+    let (kept, trees) = (world.place.join("copy/cache/trees"), world.cache().join("trees"));
+    cmd!(sh, "cp -a {kept}/. {trees}").quiet().run()?;
     let tree = tree_with(sh, world, "quantize.c", "fopen")?;
     flip(sh, &tree.join("quantize.c"))?;
     Ok(sh.remove_path(world.project().join("models/tiny/m/model.gguf"))?)

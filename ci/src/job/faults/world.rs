@@ -78,12 +78,6 @@ impl World {
         Ok(())
     }
 
-    /// The same world in another folder.
-    pub fn moved(&self, root: PathBuf) -> Self {
-        let (place, program) = (self.place.clone(), self.program.clone());
-        Self { root, place, program, path: self.path.clone(), hub: self.hub.clone(), served: self.served.clone() }
-    }
-
     fn write_project(&self, sh: &Shell, url: &str) -> Result<()> {
         let repository = self.place.join("engine.git");
         let commit = write_engine(sh, &repository)?;

@@ -26,6 +26,25 @@ fn u2_the_record_of_a_branch_moves_with_an_upgrade() {
     assert_eq!(read(&record), old.as_bytes());
 }
 
+/// The note of what is about to be written comes first.
+#[test]
+fn u2_a_kill_before_the_record_of_a_branch_is_written_is_made_good() {
+    let bench = Bench::good();
+    let (record, note) = (bench.cache().join("refs/main"), bench.cache().join(".aitools/refs/main"));
+    let old = bench.push(&[("a.gguf", b"old weights")]);
+    let first = bench.resolve(&spec(&[])).unwrap();
+    bench.fetch(&first).unwrap();
+    fs::remove_file(&record).unwrap();
+    bench.fetch(&first).unwrap();
+    assert_eq!(read(&record), old.as_bytes());
+    let new = bench.push(&[("a.gguf", b"new weights")]);
+    let second = bench.resolve(&spec(&[])).unwrap();
+    let left = format!("{{\"locked\":\"{new}\",\"written\":\"{new}\",\"earlier\":\"{old}\"}}");
+    fs::write_atomic(&note, left.as_bytes()).unwrap();
+    bench.fetch(&second).unwrap();
+    assert_eq!(read(&record), new.as_bytes());
+}
+
 #[test]
 fn u4_small_files_that_came_at_lock_are_not_fetched_again() {
     let bench = Bench::good();
