@@ -85,6 +85,7 @@ fn bench(files: &[(&str, &str)]) -> Bench {
         compilers: finder.toolchain(false, false).unwrap(),
         jobs: 2,
         network: Network::Avoided,
+        fixed_paths: false,
         env,
         log: root.path().join("logs/build.log"),
         label: "hello".to_owned(),

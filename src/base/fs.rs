@@ -12,7 +12,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 #[cfg_attr(windows, path = "fs/windows.rs")]
 mod platform;
 
-pub use platform::{is_executable, read_dir_link, symlink};
+pub use platform::{is_executable, read_dir_link, symlink, with_private_umask};
 
 /// A failed file system call: the action, the path, and the system's error.
 #[derive(Debug, thiserror::Error)]

@@ -21,6 +21,7 @@ pub mod accelerator;
 pub mod cmake_cache;
 pub mod command;
 pub mod confine;
+pub mod difference;
 pub mod driver;
 pub mod fingerprint;
 pub mod isolation;
@@ -139,6 +140,8 @@ pub struct BuildRequest {
     pub jobs: u32,
     /// What the build may do with the network.
     pub network: Network,
+    /// Whether tools see the folders at fixed paths where the system allows that, instead of having paths mapped by flags.
+    pub fixed_paths: bool,
     /// The caller's environment; [`settings::environment`] takes from it what a build may see.
     pub env: Env,
     /// Where everything that the tools say is written.

@@ -173,7 +173,7 @@ impl<'a> Job<'a> {
         Ok(Self {
             ask,
             task,
-            mounts: ask.compilers.cuda.as_ref().and_then(|_| mounts::choose()),
+            mounts: ask.fixed_paths.then(mounts::choose).flatten(),
             log: io::BufWriter::new(fs::create(&ask.log)?),
             log_left: MAX_LOG_BYTES,
             findings: Findings::default(),

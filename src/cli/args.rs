@@ -66,8 +66,12 @@ pub enum Command {
     Check(Check),
     /// Hash everything on disk again and compare it with lockfile and receipts; needs no network
     Verify(Verify),
+    /// Build engines again elsewhere, and compare every file bit for bit
+    Reproduce(Reproduce),
     /// Run one prompt under a policy and stream the answer
     Run(Run),
+    /// Run the smoke prompts of policies for real, and judge the answers
+    Test(Test),
     /// Serve all policies, or the named ones, at one OpenAI-compatible endpoint
     #[command(visible_alias = "server")]
     Serve(Serve),
@@ -95,7 +99,9 @@ impl Command {
             Self::Sync(_) => "sync",
             Self::Check(_) => "check",
             Self::Verify(_) => "verify",
+            Self::Reproduce(_) => "reproduce",
             Self::Run(_) => "run",
+            Self::Test(_) => "test",
             Self::Serve(_) => "serve",
             Self::Chat(_) => "chat",
             Self::Ps => "ps",
@@ -181,6 +187,28 @@ pub struct Verify {
     /// Fetch or build again what does not match, and only that
     #[arg(long)]
     pub repair: bool,
+    #[command(flatten)]
+    pub build: BuildWith,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct Reproduce {
+    /// Build these engines again [default: all of the manifest]
+    pub engines: Vec<String>,
+    #[command(flatten)]
+    pub build: BuildWith,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct Test {
+    /// Test these policies [default: all that the manifest includes]
+    pub policies: Vec<String>,
+    /// Compare the answers with those recorded beside the policies, with temperature 0
+    #[arg(long)]
+    pub golden: bool,
+    /// Record the answers beside the policies as `<policy>.golden.json`, with temperature 0
+    #[arg(long, conflicts_with = "golden")]
+    pub record_golden: bool,
     #[command(flatten)]
     pub build: BuildWith,
 }

@@ -12,6 +12,8 @@ pub const INTEGRITY: u8 = 3;
 pub const NETWORK: u8 = 4;
 /// A build or a derivation failed.
 pub const BUILD: u8 = 5;
+/// A second build gave other bits.
+pub const NOT_REPRODUCED: u8 = 6;
 /// An engine failed to start or to answer.
 pub const ENGINE: u8 = 7;
 /// Local system error: disk full, no permission, a missing program.
@@ -19,14 +21,15 @@ pub const MACHINE: u8 = 8;
 /// Ctrl-C or a termination signal.
 pub const INTERRUPTED: u8 = 130;
 
-/// Every exit code and its meaning, in order. Code 6 is unused.
-pub const TABLE: [(u8, &str); 9] = [
+/// Every exit code and its meaning, in order.
+pub const TABLE: [(u8, &str); 10] = [
     (DONE, "success"),
     (CONDITION, "a checked condition is false: stale lockfile, drift, not synced"),
     (USAGE, "wrong usage, or an error in a manifest or policy"),
     (INTEGRITY, "checksum mismatch with the lockfile or a receipt"),
     (NETWORK, "the network is needed, or failed"),
     (BUILD, "a build failed"),
+    (NOT_REPRODUCED, "a second build gave other bits"),
     (ENGINE, "an engine failed to start or to answer"),
     (MACHINE, "local system error: disk full, no permission, a missing program"),
     (INTERRUPTED, "interrupted"),

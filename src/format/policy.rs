@@ -55,10 +55,8 @@ fn check(policy: &Policy, document: &Document) -> Diagnostics {
             problems.push(document.error(&path, "an empty stop text would end every answer at once"));
         }
     }
-    if policy.smoke.as_ref().is_some_and(|smoke| smoke.expect.trim().is_empty()) {
-        problems.push(
-            document.error(&["smoke", "expect"], "every answer contains the empty string: this test cannot fail"),
-        );
+    if let Some(smoke) = &policy.smoke {
+        check_smoke(document, smoke, &mut problems);
     }
     if let Some(checksum) = &policy.audit.checksum {
         let path = ["audit", "checksum"];
@@ -68,6 +66,28 @@ fn check(policy: &Policy, document: &Document) -> Diagnostics {
         }
     }
     problems
+}
+
+fn check_smoke(document: &Document, smoke: &Smoke, problems: &mut Diagnostics) {
+    let mut wrong = |key: &str, what: &str| problems.push(document.error(&["smoke", key], what));
+    if smoke.expect.as_ref().is_some_and(|expect| expect.trim().is_empty()) {
+        wrong("expect", "every answer contains the empty string: this test cannot fail");
+    }
+    if let Some(Err(error)) = smoke.matches.as_ref().map(|pattern| regex::Regex::new(pattern)) {
+        let last = error.to_string().lines().last().unwrap_or_default().trim_start_matches("error: ").to_owned();
+        wrong("matches", &format!("this is not a regular expression: {last}"));
+    }
+    if let Some(schema) = &smoke.schema {
+        let made = serde_json::from_str(schema).map_err(|error| error.to_string());
+        let made = made.and_then(|schema| jsonschema::validator_for(&schema).map_err(|error| error.to_string()));
+        if let Err(error) = made {
+            wrong("schema", &format!("this is not a JSON Schema: {error}"));
+        }
+    }
+    if (&smoke.expect, &smoke.matches, &smoke.schema) == (&None, &None, &None) {
+        let problem = document.error(&["smoke"], "`smoke` expects nothing of the answer");
+        problems.push(problem.expected("`expect`, `matches` or `schema`"));
+    }
 }
 
 /// `sha256:...`
@@ -349,17 +369,27 @@ pub struct Metadata {
     pub performance: BTreeMap<String, String>,
 }
 
-/// A prompt whose answer shows that the model works: used by `check --run` and CI.
+/// A prompt whose answer shows that the model works: `aitools test` runs it.
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Smoke {
     /// The prompt.
     pub prompt: String,
     /// The answer must contain this, whatever the case of its letters.
-    pub expect: String,
+    pub expect: Option<String>,
+    /// The answer must match this regular expression somewhere.
+    pub matches: Option<String>,
+    /// The answer must be JSON that satisfies this JSON Schema, which is written as JSON text.
+    pub schema: Option<String>,
     /// The most tokens to generate.
     #[schemars(range(min = 1, max = 4096))]
     pub max_tokens: Option<u32>,
+    /// The longest that the answer may take, in seconds, the start of the engine included; `runtime.timeout` when not given.
+    #[schemars(range(min = 1, max = 86400))]
+    pub max_seconds: Option<u32>,
+    /// The least tokens per second after the first.
+    #[schemars(range(min = 0))]
+    pub min_tokens_per_second: Option<f64>,
 }
 
 #[cfg(test)]

@@ -50,7 +50,7 @@ pub fn build(host: &Host, engine: &EngineDemand<'_>) -> Result<Outcome, Failure>
     let (work, prefix, logs) = (host.store.stage()?, host.store.stage()?, host.store.logs());
     fs::create_dir_all(&logs)?;
     let log = logs.join(format!("{}-{}-{}.log", required.name, required.variant, required.fingerprint.short()));
-    let folders = Folders { source: &tree, work: work.path(), prefix: prefix.path(), log: &log };
+    let folders = Folders { source: &tree, work: work.path(), prefix: prefix.path(), log: &log, again: false };
     let began = Instant::now();
     let label = format!("{} ({})", required.name, required.variant);
     let Some(built) = engine.installation.install(host, &label, &folders)? else { return Ok(Outcome::Outdated) };

@@ -123,6 +123,8 @@ pub struct Folders<'a> {
     pub prefix: &'a Path,
     /// The log file.
     pub log: &'a Path,
+    /// A second installation, to compare it: it is made elsewhere, and in another environment.
+    pub again: bool,
 }
 
 /// An installation that was decided.

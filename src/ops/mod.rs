@@ -20,11 +20,13 @@ pub mod project;
 pub mod python;
 pub mod ready;
 pub mod remote;
+pub mod reproduce;
 pub mod run;
 pub mod serve;
 pub mod status;
 pub mod survey;
 pub mod sync;
+pub mod test;
 pub mod verify;
 
 /// What became of a step of a plan.

@@ -42,7 +42,9 @@ fn run(sh: &Shell) -> Result<()> {
     world.keep(sh)?;
     let mut table = Table::default();
     let only = sh.var("FAULTS_ONLY").unwrap_or_default();
-    for scenario in SCENARIOS.iter().filter(|scenario| only.is_empty() || only.split(',').any(|name| name == scenario.name)) {
+    for scenario in
+        SCENARIOS.iter().filter(|scenario| only.is_empty() || only.split(',').any(|name| name == scenario.name))
+    {
         disturb(sh, &world, scenario, &mut table)?;
     }
     if only.is_empty() || only.contains("conditions") {

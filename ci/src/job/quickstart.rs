@@ -30,6 +30,7 @@ fn run(sh: &Shell) -> Result<()> {
     cmd!(sh, "{aitools} -m quickstart sync --locked --offline").run()?;
     println!("a sync with nothing to do took {:.0} ms", begun.elapsed().as_secs_f64() * 1000.0);
     cmd!(sh, "{aitools} -m quickstart verify").run()?;
+    cmd!(sh, "{aitools} -m quickstart test").run()?;
     real_engine(sh)
 }
 

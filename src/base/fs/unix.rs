@@ -119,3 +119,11 @@ pub fn replace_dir_link(target: &Path, staged: &Path, link: &Path) -> io::Result
 pub fn read_dir_link(link: &Path) -> Option<PathBuf> {
     fs::read_link(link).ok()
 }
+
+/// Does something while new files of this process and of those that it starts are the owner's alone.
+pub fn with_private_umask<T>(act: impl FnOnce() -> T) -> T {
+    let before = rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
+    let done = act();
+    rustix::process::umask(before);
+    done
+}

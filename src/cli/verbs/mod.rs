@@ -7,12 +7,14 @@ pub mod doctor;
 pub mod init;
 pub mod lock;
 pub mod ps;
+pub mod reproduce;
 pub mod run;
 pub mod schema;
 pub mod serve;
 pub mod status;
 pub mod stop;
 pub mod sync;
+pub mod test;
 pub mod verify;
 
 use super::output::Output;

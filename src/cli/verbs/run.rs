@@ -68,26 +68,10 @@ fn answer(
     keep_text: bool,
     output: &Output,
 ) -> Result<Ran, Failure> {
-    let state = project.make_state_dir()?;
-    // Some machines run `sync` once and then only `run`.
-    host.store.sweep()?;
-    let staging = host.store.stage()?;
-    let env = host.engine_env();
-    let time = humantime::format_rfc3339_millis(std::time::SystemTime::now()).to_string();
-    let ask = run::Ask {
-        prompt,
-        driver: Some(&host.driver),
-        env: &env,
-        scratch: staging.path(),
-        log: &state.join(format!("{}.log", ready.name)),
-        record: &state.join("generations.jsonl"),
-        keep_text,
-        time: &time,
-    };
     let mut said = Said::new(output);
-    let ran = run::run(ready, &ask, &host.task, &mut |piece| said.piece(piece));
+    let ran = run::one(host, project, ready, prompt, keep_text, &mut |piece| said.piece(piece));
     said.end();
-    ran.map_err(|error| Failure::run(&ready.name, error))
+    ran
 }
 
 fn tell(ran: &Ran, ready: &Ready, output: &Output) {

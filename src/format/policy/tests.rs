@@ -131,7 +131,7 @@ fn what_is_not_quoted_is_text_where_text_is_wanted() {
     assert_eq!(policy.value.audit.model_version.as_deref(), Some("1.10"));
     assert_eq!(policy.value.audit.sparsity.as_deref(), Some("90%"));
     assert_eq!(policy.value.metadata.performance["quick"], "true");
-    assert_eq!(policy.value.smoke.expect("smoke").expect, "042");
+    assert_eq!(policy.value.smoke.expect("smoke").expect.as_deref(), Some("042"));
 }
 
 #[test]
@@ -144,7 +144,7 @@ fn a_key_without_a_value_counts_as_absent() {
 #[test]
 fn everything_wrong_at_once() {
     let text = "engin: powerinfer\nmodel_path: ../x\ngeneration:\n  max_tokens: 0\n  temperature: hot\n  top_p: 1.5\n  temprature: 1\n  \
-                stop: [a, ~, [b]]\nruntime:\n  threads: 2.5\n  variant: cudaa\n  batch_size: 99999999999\nsmoke:\n  prompt: x\n- x: 1\n";
+                stop: [a, ~, [b]]\nruntime:\n  threads: 2.5\n  variant: cudaa\n  batch_size: 99999999999\nsmoke:\n  expect: x\n- x: 1\n";
     assert_eq!(refused(text).len(), 1, "a syntax error comes alone");
     let text = text.replace("- x: 1\n", "");
     assert_eq!(
@@ -162,7 +162,7 @@ fn everything_wrong_at_once() {
             "10:12: `runtime.threads` has the wrong type; expected a whole number from 1 to 1024; actual the number `2.5`",
             "11:12: `runtime.variant` cannot be `cudaa`; expected one of `cpu`, `cuda`, `rocm`, `metal`; hint did you mean `cuda`?",
             "12:15: `runtime.batch_size` is out of range; expected a whole number from 1 to 65536; actual the number `99999999999`",
-            "13:1: `smoke` has no key `expect`; expected a string",
+            "13:1: `smoke` has no key `prompt`; expected a string",
         ]
     );
 }
@@ -179,6 +179,17 @@ fn what_types_cannot_say() {
             "7:13: the checksum is not a digest; expected `sha256:` and 64 hexadecimal digits; actual `sha256:12`",
             "8:28: every answer contains the empty string: this test cannot fail",
         ]
+    );
+    assert_eq!(
+        refused("engine: e\nmodel: m\nsmoke: {prompt: a, matches: '([', schema: '{\"type\": 3}'}\n"),
+        [
+            "3:29: this is not a regular expression: unclosed character class",
+            "3:43: this is not a JSON Schema: 3 is not valid under any of the schemas listed in the 'anyOf' keyword",
+        ]
+    );
+    assert_eq!(
+        refused("engine: e\nmodel: m\nsmoke: {prompt: a}\n"),
+        ["3:8: `smoke` expects nothing of the answer; expected `expect`, `matches` or `schema`"]
     );
     assert_eq!(
         refused("engine: e\n"),

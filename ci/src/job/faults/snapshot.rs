@@ -148,7 +148,8 @@ impl<'a, I: Iterator<Item = std::path::Component<'a>>> Reduce for I {
 
 /// A file that was moved out of the way: whether there was one depends on when the fault came.
 fn is_aside(path: &Path) -> bool {
-    path.extension().is_some_and(|ending| ["bak", "bad"].iter().any(|aside| ending.to_string_lossy().starts_with(aside)))
+    path.extension()
+        .is_some_and(|ending| ["bak", "bad"].iter().any(|aside| ending.to_string_lossy().starts_with(aside)))
 }
 
 /// A receipt without its notes, which say how long something took, and without its seal.

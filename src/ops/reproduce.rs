@@ -1,0 +1,158 @@
+//! `reproduce`: builds installed engines again, elsewhere and in another environment, and compares every file.
+//!
+//! The second build differs from the first in all that its result must not depend on: the paths of its folders and whether they
+//! are mapped by flags or seen at fixed paths in a mount namespace, the number of jobs, the umask, the time, and variables such
+//! as `TZ`, `LANG`, `HOME`, `CFLAGS` and `SOURCE_DATE_EPOCH`. Not covered: another file system, kernel or processor.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::time::Instant;
+
+use serde::Serialize;
+
+use super::demand::{Demand, EngineDemand, demand};
+use super::install::{Folders, Purpose};
+use super::{Failure, Host, Project, lock, sync};
+use crate::base::fs;
+use crate::base::name::RelPath;
+use crate::base::platform::Variant;
+use crate::build::difference;
+use crate::format::receipt::InstalledFile;
+use crate::plan::{Plan, Step};
+use crate::store::artifacts::Artifact;
+
+/// Larger files are compared by their digests alone.
+const MAX_COMPARED_BYTES: u64 = 2 << 30;
+
+/// An engine that was built twice.
+#[derive(Debug, Serialize)]
+pub struct Reproduced {
+    /// Its name in the manifest.
+    pub engine: String,
+    /// The accelerator.
+    pub variant: Variant,
+    /// Whether every file has the same bits.
+    pub equal: bool,
+    /// Every file of either build.
+    pub files: BTreeMap<RelPath, Compared>,
+    /// Where the two builds took place.
+    pub places: [String; 2],
+    /// Of the second build.
+    pub seconds: u64,
+}
+
+/// A file of two builds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case", tag = "verdict")]
+pub enum Compared {
+    /// The same bits.
+    Equal,
+    /// Not the same bits.
+    Different {
+        /// Which, as far as it can be told.
+        why: Vec<String>,
+    },
+    /// Only the first build has it.
+    Gone,
+    /// Only the second build has it.
+    New,
+}
+
+/// Builds the named engines again, or all of the manifest; `tell` gets each result.
+///
+/// # Errors
+/// When an engine is unknown, not installed, or cannot be built.
+pub fn run(
+    host: &Host,
+    project: &Project,
+    names: &[String],
+    tell: &mut dyn FnMut(&Reproduced),
+) -> Result<Vec<Reproduced>, Failure> {
+    let lockfile = lock::require_current(host, project)?;
+    let demand = demand(host, project, &lockfile, &[], Purpose::Install)?;
+    check_names(&demand, names)?;
+    let plan = sync::plan_for(host, project, &demand)?;
+    let mut all = Vec::new();
+    for engine in &demand.engines {
+        if !names.is_empty() && !names.iter().any(|name| name == engine.required.name.as_str()) {
+            continue;
+        }
+        let Some(first) = host.store.artifact(&engine.required.fingerprint)? else {
+            return Err(Failure::NotSynced { steps: steps_of(&plan, engine) });
+        };
+        let reproduced = again(host, engine, &first)?;
+        tell(&reproduced);
+        all.push(reproduced);
+    }
+    Ok(all)
+}
+
+fn check_names(demand: &Demand<'_>, names: &[String]) -> Result<(), Failure> {
+    let known: BTreeSet<&str> = demand.engines.iter().map(|engine| engine.required.name.as_str()).collect();
+    let Some(unknown) = names.iter().find(|name| !known.contains(name.as_str())) else { return Ok(()) };
+    let near = crate::base::diagnostic::nearest(unknown, known.into_iter());
+    let hint = near.map(|near| format!("did you mean `{near}`?"));
+    Err(Failure::Usage { what: format!("the manifest has no engine `{unknown}`"), hint })
+}
+
+fn steps_of(plan: &Plan, engine: &EngineDemand<'_>) -> Vec<Step> {
+    let of = |step: &&Step| matches!(step, Step::Build { engine: name, .. } if *name == engine.required.name);
+    plan.steps.iter().filter(of).cloned().collect()
+}
+
+fn again(host: &Host, engine: &EngineDemand<'_>, first: &Artifact) -> Result<Reproduced, Failure> {
+    let (required, task) = (&engine.required, &host.task);
+    let Some(tree) = host.store.confirm_tree(&required.tree, task.cancel())? else {
+        return Err(Failure::NotSynced { steps: Vec::new() });
+    };
+    let (work, prefix, logs) = (host.store.stage()?, host.store.stage()?, host.store.logs());
+    fs::create_dir_all(&logs)?;
+    let log = logs.join(format!("{}-{}-again.log", required.name, required.variant));
+    let folders = Folders { source: &tree, work: work.path(), prefix: prefix.path(), log: &log, again: true };
+    let began = Instant::now();
+    let label = format!("{} ({}), again", required.name, required.variant);
+    let Some(second) = engine.installation.install(host, &label, &folders)? else {
+        return Err(Failure::NotSynced { steps: Vec::new() });
+    };
+    let seconds = began.elapsed().as_secs();
+    let place = |notes: &BTreeMap<String, String>| notes.get("place").cloned().unwrap_or_default();
+    let places = [place(&first.receipt.notes), place(&second.notes)];
+    let at = work.path().display().to_string();
+    let known: Vec<&str> =
+        places.iter().map(String::as_str).filter(|place| place.starts_with('/')).chain([at.as_str()]).collect();
+    let files = compare((&first.path, &first.receipt.files), (prefix.path(), &second.files), &known)?;
+    let equal = files.values().all(|compared| *compared == Compared::Equal);
+    let engine = required.name.to_string();
+    Ok(Reproduced { engine, variant: required.variant, equal, files, places, seconds })
+}
+
+type Installed<'a> = (&'a Path, &'a BTreeMap<RelPath, InstalledFile>);
+
+fn compare(
+    first: Installed<'_>,
+    second: Installed<'_>,
+    folders: &[&str],
+) -> Result<BTreeMap<RelPath, Compared>, Failure> {
+    let names: BTreeSet<&RelPath> = first.1.keys().chain(second.1.keys()).collect();
+    let mut all = BTreeMap::new();
+    for name in names {
+        let compared = match (first.1.get(name), second.1.get(name)) {
+            (Some(one), Some(other)) if one == other => Compared::Equal,
+            (Some(one), Some(other)) => {
+                let mut why = Vec::new();
+                if one.executable != other.executable {
+                    why.push("only one of them may be executed".to_owned());
+                }
+                if one.sha256 != other.sha256 && one.size.max(other.size) <= MAX_COMPARED_BYTES {
+                    let read = |folder: &Path| fs::read_bounded(&name.under(folder), MAX_COMPARED_BYTES);
+                    why.extend(difference::in_words(&read(first.0)?, &read(second.0)?, folders));
+                }
+                Compared::Different { why }
+            }
+            (Some(_), None) => Compared::Gone,
+            (None, _) => Compared::New,
+        };
+        all.insert(name.clone(), compared);
+    }
+    Ok(all)
+}

@@ -1,0 +1,46 @@
+//! `reproduce`: equal builds, and builds that depend on what they must not.
+#![cfg(unix)]
+
+#[path = "support/world.rs"]
+mod world;
+
+use world::World;
+
+#[test]
+fn a_second_build_elsewhere_has_the_same_bits() {
+    let world = World::new();
+    world.run(&["reproduce"]).expect(1);
+    world.run(&["sync"]).expect(0);
+    let same = world.run(&["reproduce", "tiny", "--json"]).expect(0).json();
+    let engine = &same["result"]["engines"][0];
+    assert_eq!(engine["equal"], true, "{same}");
+    assert_eq!(engine["files"]["bin/llama-server"]["verdict"], "equal", "{same}");
+    let unknown = world.run(&["reproduce", "tinny"]).expect(2).stderr;
+    assert!(unknown.contains("did you mean `tiny`?"), "{unknown}");
+    // Nothing of it is kept.
+    world.run(&["verify"]).expect(0);
+}
+
+/// What a source does, and what is said about it.
+const IMPURE: &[(&str, &str, &str)] = &[
+    ("a time", "const char *made = __DATE__ \" \" __TIME__;", "a date or time"),
+    ("a random number", "extern const char made[]; const char made[] = \"seed \" SEED;", "became"),
+    ("its folder", "extern const char made[]; const char made[] = FOLDER;", "path of its build folder"),
+];
+
+#[test]
+fn what_differs_is_named() {
+    for (what, line, said) in IMPURE {
+        let world = World::new();
+        world.write("engine source/part1.c", &format!("{line}\nint one(void) {{ return made[0] ? 1 : 0; }}\n"));
+        world.edit(
+            "engine source/CMakeLists.txt",
+            "add_executable",
+            "string(RANDOM LENGTH 12 SEED)\nadd_compile_definitions(SEED=\"${SEED}\" FOLDER=\"${CMAKE_BINARY_DIR}\")\nadd_executable",
+        );
+        world.run(&["sync"]).expect(0);
+        let ran = world.run(&["reproduce"]).expect(6);
+        assert!(ran.stderr.contains("bits DIFFERENT") && ran.stderr.contains(said), "{what}: {}", ran.stderr);
+        assert!(ran.stderr.contains("bin/llama-server: "), "{what}: {}", ran.stderr);
+    }
+}
