@@ -145,9 +145,8 @@ pub fn run(host: &Host, project: &Project, upgrade: &Upgrade, resolve_conflicts:
     let old = previous(project, resolve_conflicts)?;
     let stale = edited(host, project, &old, &staleness(&project.manifest.value, &old))?;
     let before = edited::fingerprints(host, project);
-    let lockfile = resolve(host, project, &old, &|kind, name| {
-        upgrade.covers(name) || is_there(&stale, kind, name, &Why::Edited)
-    })?;
+    let lockfile =
+        resolve(host, project, &old, &|kind, name| upgrade.covers(name) || is_there(&stale, kind, name, &Why::Edited))?;
     edited::remember(host, project, (&old, &lockfile), &before, |kind, name| {
         !upgrade.covers(name) && is_there(&stale, kind, name, &Why::Differs)
     });

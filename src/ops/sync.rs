@@ -106,7 +106,8 @@ fn lockfile(host: &Host, project: &Project, ask: &Ask<'_>) -> Result<(Lockfile, 
             // Fetching compares them, and shows both digests. What was locked may be in the store already.
             Err(Failure::Stale { entries, .. }) if entries.iter().all(|entry| entry.why == Why::Differs) => {
                 for Staleness { kind, name, .. } in entries {
-                    let what = format!("{} `{name}`: the files at its `path` are not those that were locked", kind.as_str());
+                    let what =
+                        format!("{} `{name}`: the files at its `path` are not those that were locked", kind.as_str());
                     host.task.warn(format!("{what}; to lock them, run `aitools lock --upgrade {name}`"));
                 }
                 Ok((lock::require(project)?, None))

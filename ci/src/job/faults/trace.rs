@@ -14,9 +14,32 @@ use crate::step::Result;
 
 /// Calls that change names, or make things durable.
 pub const CHANGES: &[&str] = &[
-    "rename", "renameat", "renameat2", "fsync", "fdatasync", "syncfs", "link", "linkat", "unlink", "unlinkat", "symlink",
-    "symlinkat", "mkdir", "mkdirat", "rmdir", "ftruncate", "fallocate", "copy_file_range", "sendfile", "chmod", "fchmod",
-    "fchmodat", "utimensat", "flock", "write", "pwrite64",
+    "rename",
+    "renameat",
+    "renameat2",
+    "fsync",
+    "fdatasync",
+    "syncfs",
+    "link",
+    "linkat",
+    "unlink",
+    "unlinkat",
+    "symlink",
+    "symlinkat",
+    "mkdir",
+    "mkdirat",
+    "rmdir",
+    "ftruncate",
+    "fallocate",
+    "copy_file_range",
+    "sendfile",
+    "chmod",
+    "fchmod",
+    "fchmodat",
+    "utimensat",
+    "flock",
+    "write",
+    "pwrite64",
 ];
 
 /// An error and the calls that can give it.
@@ -24,11 +47,25 @@ pub const ERRORS: &[(&str, &[&str])] = &[
     (
         "ENOSPC",
         &[
-            "write", "pwrite64", "copy_file_range", "fallocate", "ftruncate", "mkdir", "rename", "renameat2", "link",
-            "linkat", "symlink", "symlinkat", "fsync",
+            "write",
+            "pwrite64",
+            "copy_file_range",
+            "fallocate",
+            "ftruncate",
+            "mkdir",
+            "rename",
+            "renameat2",
+            "link",
+            "linkat",
+            "symlink",
+            "symlinkat",
+            "fsync",
         ],
     ),
-    ("EIO", &["read", "pread64", "write", "pwrite64", "fsync", "fdatasync", "syncfs", "getdents64", "unlink", "rename"]),
+    (
+        "EIO",
+        &["read", "pread64", "write", "pwrite64", "fsync", "fdatasync", "syncfs", "getdents64", "unlink", "rename"],
+    ),
     ("EMFILE", &["openat", "socket", "pipe2", "epoll_create1", "eventfd2"]),
 ];
 

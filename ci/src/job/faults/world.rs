@@ -56,14 +56,8 @@ impl World {
         sh.create_dir(&parts)?;
         let (file, hub) = (Server::start(sh, &files, 600_000, None)?, Server::start(sh, &parts, 900_000, None)?);
         let served = [file.sha256.clone(), hub.sha256.clone()];
-        let world = Self {
-            root,
-            place: place.to_owned(),
-            program: program.to_owned(),
-            path,
-            hub: hub.origin(),
-            served,
-        };
+        let world =
+            Self { root, place: place.to_owned(), program: program.to_owned(), path, hub: hub.origin(), served };
         world.write_project(sh, &file.url())?;
         Ok(world)
     }
@@ -93,7 +87,12 @@ impl World {
             .replace("COMMIT", &commit)
             .replace("URL", url);
         write("manifests/default.toml", &manifest)?;
-        write("engine source/CMakeLists.txt", &format!("{CMAKE}add_executable(main main.c)\nadd_executable(server main.c)\nadd_executable(quantize quantize.c)\n"))?;
+        write(
+            "engine source/CMakeLists.txt",
+            &format!(
+                "{CMAKE}add_executable(main main.c)\nadd_executable(server main.c)\nadd_executable(quantize quantize.c)\n"
+            ),
+        )?;
         write("engine source/main.c", "int main(void) { return 0; }\n")?;
         write("engine source/quantize.c", include_str!("quantize.c"))?;
         write("engine source/common/build-info.cpp.in", "@BUILD_NUMBER@ @BUILD_COMMIT@\n")?;
