@@ -109,8 +109,7 @@ impl Snapshot {
 
     /// Whether a path is in a folder that is replaced as a whole.
     fn is_replaced(&self, other: &Self, path: &Path) -> bool {
-        let mut parts = path.components();
-        let Some(folder) = parts.by_ref().take(3).reduce_path() else { return false };
+        let folder: PathBuf = path.components().take(3).collect();
         let inside = |state: &Self| -> Vec<(PathBuf, Thing)> {
             let below = state.things.iter().filter(|(path, _)| path.starts_with(&folder) && **path != folder);
             below.map(|(path, thing)| (path.clone(), thing.clone())).collect()
@@ -158,17 +157,6 @@ impl Snapshot {
             }
         }
         Ok(wrong)
-    }
-}
-
-trait Reduce {
-    fn reduce_path(self) -> Option<PathBuf>;
-}
-
-impl<'a, I: Iterator<Item = std::path::Component<'a>>> Reduce for I {
-    fn reduce_path(self) -> Option<PathBuf> {
-        let path: PathBuf = self.collect();
-        (!path.as_os_str().is_empty()).then_some(path)
     }
 }
 
