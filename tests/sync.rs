@@ -488,6 +488,18 @@ fn u6_an_edit_right_after_locking_is_noticed() {
     assert!(placed.ends_with(b"two"));
 }
 
+/// A `sync` keeps no record of files whose times prove nothing; a `run` after it hashes them itself.
+#[test]
+fn files_from_a_clock_that_was_ahead_can_be_used() {
+    let world = World::new();
+    world.run(&["sync"]).expect(0);
+    let soon = std::time::SystemTime::now() + std::time::Duration::from_secs(600);
+    fs::open(&world.project().join("models/tiny/m/model.gguf")).unwrap().set_modified(soon).unwrap();
+    world.run(&["sync"]).expect(0);
+    // The engine of this project ends at once: it was started.
+    world.run(&["run", "p", "-p", "hi"]).expect(7);
+}
+
 /// What was to be locked is remembered before the lockfile is written.
 #[test]
 fn u6_a_kill_before_the_lockfile_is_written_hides_no_edit() {

@@ -5,6 +5,7 @@
 
 mod bench;
 mod job;
+mod quickstart;
 mod sparse;
 mod step;
 #[cfg(test)]

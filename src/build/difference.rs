@@ -1,5 +1,7 @@
 //! How two builds of one file differ, in words: which part of the file, and what stands there.
 
+use std::collections::BTreeSet;
+
 use object::Endianness;
 use object::elf::{FileHeader32, FileHeader64};
 use object::read::elf::{FileHeader, SectionHeader as _};
@@ -10,6 +12,9 @@ const MAX_PARTS: usize = 6;
 const QUOTED: usize = 80;
 /// Shorter runs of printable bytes are no text.
 const MIN_TEXT: usize = 4;
+
+/// Sections of code and tables.
+const HOLD_NO_TEXT: &[&str] = &[".text", ".eh_frame", ".symtab", ".rela", ".dynsym", ".gnu.hash", ".gcc_except_table"];
 
 /// A part of a file: a section of a program, or all of it.
 #[derive(Debug, PartialEq, Eq)]
@@ -52,12 +57,18 @@ fn changed(part: &Part<'_>, others: &[Part<'_>]) -> Option<String> {
     if name.contains("build-id") {
         return Some("the build id, which is a digest of the rest".to_owned());
     }
-    Some(match (text_at(bytes, at), text_at(other.bytes, at)) {
-        (Some(one), Some(other)) if is_time(&one) && is_time(&other) => {
-            format!("`{name}`: a date or time, {} became {}", quote(&one), quote(&other))
+    if HOLD_NO_TEXT.iter().any(|start| name.starts_with(start)) {
+        return Some(format!("`{name}` differs from byte {at} on"));
+    }
+    let (one, other) = (texts(bytes), texts(other.bytes));
+    Some(match (one.iter().find(|text| !other.contains(*text)), other.iter().find(|text| !one.contains(*text))) {
+        (Some(one), Some(other)) if is_time(one) && is_time(other) => {
+            format!("`{name}`: a date or time, {} became {}", quote(one), quote(other))
         }
-        (Some(one), Some(other)) => format!("`{name}`: {} became {}", quote(&one), quote(&other)),
-        _ => format!("`{name}` differs from byte {at} on"),
+        (Some(one), Some(other)) => format!("`{name}`: {} became {}", quote(one), quote(other)),
+        (Some(one), None) => format!("`{name}`: {} is gone", quote(one)),
+        (None, Some(other)) => format!("`{name}`: {} is new", quote(other)),
+        (None, None) => format!("`{name}` differs from byte {at} on"),
     })
 }
 
@@ -83,13 +94,10 @@ fn sections<Elf: FileHeader<Endian = Endianness>>(bytes: &[u8]) -> Option<Vec<Pa
     Some(sections.iter().filter_map(part).map(|(name, bytes)| Part { name, bytes }).collect())
 }
 
-/// The printable text around a place.
-fn text_at(bytes: &[u8], at: usize) -> Option<String> {
-    let printable = |byte: &u8| (0x20..0x7f).contains(byte);
-    let before = bytes[..at].iter().rev().take(QUOTED).take_while(|byte| printable(byte)).count();
-    let after = bytes[at..].iter().take(QUOTED).take_while(|byte| printable(byte)).count();
-    let text = &bytes[at - before..at + after];
-    (text.len() >= MIN_TEXT).then(|| String::from_utf8_lossy(text).into_owned())
+/// The runs of printable bytes, as `strings` shows them.
+fn texts(bytes: &[u8]) -> BTreeSet<&str> {
+    let runs = bytes.split(|byte| !(0x20..0x7f).contains(byte)).filter(|run| run.len() >= MIN_TEXT);
+    runs.filter_map(|run| std::str::from_utf8(run).ok()).collect()
 }
 
 /// `Nov 25 2026`, `12:34:56`, `2026-11-25`: what `__DATE__`, `__TIME__` and others write.

@@ -3,6 +3,7 @@
 //!
 //! Invariant: nothing here parses, prints, reads the environment or picks an exit code. `run` never writes the lockfile.
 
+pub mod answer;
 pub mod build;
 pub mod chat;
 pub mod check;

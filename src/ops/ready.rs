@@ -2,12 +2,13 @@
 
 use crate::base::diagnostic::Diagnostic;
 use crate::base::name::Name;
-use crate::base::platform;
+use crate::base::{fs, platform};
 use crate::engine::Ready;
 use crate::format::manifest::{Kind, Permission};
 use crate::plan::Step;
+use crate::report::{Unit, Verb};
 
-use super::demand::demand;
+use super::demand::{Demand, demand};
 use super::install::Purpose;
 use super::project::PolicyFile;
 use super::{Failure, Host, Project, check, edited, lock, sync};
@@ -20,7 +21,11 @@ pub fn ready(host: &Host, project: &Project, file: &PolicyFile) -> Result<(Ready
     let lockfile = lock::require(project)?;
     let names = [file.name.clone()];
     let demand = demand(host, project, &lockfile, &names, Purpose::Use)?;
-    let steps = sync::plan_for(host, project, &demand)?.steps;
+    let mut steps = sync::plan_for(host, project, &demand)?.steps;
+    if steps.iter().any(|step| matches!(step, Step::Hash { .. })) {
+        hash_recent(host, project, &demand)?;
+        steps = sync::plan_for(host, project, &demand)?.steps;
+    }
     // A link for people is not needed to run.
     if steps.iter().any(|step| !matches!(step, Step::LinkBuild { .. })) {
         return Err(Failure::NotSynced { steps });
@@ -57,4 +62,20 @@ pub fn ready(host: &Host, project: &Project, file: &PolicyFile) -> Result<(Ready
         network: engine.entry.allow.contains(&Permission::Network) && !host.offline,
     };
     Ok((ready, warnings))
+}
+
+/// Hashes files whose times prove nothing, as those from a clock that was ahead: a `sync` leaves no record of them.
+fn hash_recent(host: &Host, project: &Project, demand: &Demand<'_>) -> Result<(), Failure> {
+    for model in &demand.models {
+        for (pin, place) in model.required.files.iter().zip(&model.required.places) {
+            for path in [host.store.blob_path(&pin.sha256), place.under(&project.root)] {
+                if fs::stamp(&path).is_ok_and(|stamp| stamp.is_recent()) {
+                    let progress = host.task.start(Verb::Hash, model.required.name.as_str(), None, Unit::None);
+                    host.store.confirm(&path, pin, &mut host.stopping())?;
+                    progress.finish("");
+                }
+            }
+        }
+    }
+    Ok(())
 }

@@ -90,7 +90,7 @@ pub fn run(
 fn check_names(demand: &Demand<'_>, names: &[String]) -> Result<(), Failure> {
     let known: BTreeSet<&str> = demand.engines.iter().map(|engine| engine.required.name.as_str()).collect();
     let Some(unknown) = names.iter().find(|name| !known.contains(name.as_str())) else { return Ok(()) };
-    let near = crate::base::diagnostic::nearest(unknown, known.into_iter());
+    let near = crate::base::diagnostic::nearest(unknown, known);
     let hint = near.map(|near| format!("did you mean `{near}`?"));
     Err(Failure::Usage { what: format!("the manifest has no engine `{unknown}`"), hint })
 }
@@ -118,8 +118,10 @@ fn again(host: &Host, engine: &EngineDemand<'_>, first: &Artifact) -> Result<Rep
     let place = |notes: &BTreeMap<String, String>| notes.get("place").cloned().unwrap_or_default();
     let places = [place(&first.receipt.notes), place(&second.notes)];
     let at = work.path().display().to_string();
-    let known: Vec<&str> =
-        places.iter().map(String::as_str).filter(|place| place.starts_with('/')).chain([at.as_str()]).collect();
+    // The receipt names the place of the source; the build's folder is beside it.
+    let beside = |place: &String| fs::parent(Path::new(place)).display().to_string();
+    let fixed: Vec<String> = places.iter().filter(|place| place.starts_with('/')).map(beside).collect();
+    let known: Vec<&str> = fixed.iter().map(String::as_str).chain([at.as_str()]).collect();
     let files = compare((&first.path, &first.receipt.files), (prefix.path(), &second.files), &known)?;
     let equal = files.values().all(|compared| *compared == Compared::Equal);
     let engine = required.name.to_string();

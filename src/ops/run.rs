@@ -8,11 +8,10 @@ use std::ffi::OsString;
 use std::io;
 use std::path::Path;
 use std::process::ExitStatus;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use futures_util::StreamExt as _;
 
-use super::{Failure, Host, Project};
 use crate::base::cancel::{Cancel, Cancelled};
 use crate::base::fs::{self, FsError};
 use crate::base::process::GRACE;
@@ -113,36 +112,6 @@ pub fn run(ready: &Ready, ask: &Ask<'_>, task: &Task, sink: &mut Sink<'_>) -> Re
         task.warn(format!("the run is not recorded: {error}"));
     }
     result.map(|(answer, metrics)| Ran { answer, metrics, seed })
-}
-
-/// Runs one request with the folders and the record of a project.
-///
-/// # Errors
-/// As for [`run`].
-pub fn one(
-    host: &Host,
-    project: &Project,
-    ready: &Ready,
-    prompt: &str,
-    keep_text: bool,
-    sink: &mut Sink<'_>,
-) -> Result<Ran, Failure> {
-    let state = project.make_state_dir()?;
-    // Some machines run `sync` once and then only `run`.
-    host.store.sweep()?;
-    let staging = host.store.stage()?;
-    let time = humantime::format_rfc3339_millis(SystemTime::now()).to_string();
-    let ask = Ask {
-        prompt,
-        driver: Some(&host.driver),
-        env: &host.engine_env(),
-        scratch: staging.path(),
-        log: &state.join(format!("{}.log", ready.name)),
-        record: &state.join("generations.jsonl"),
-        keep_text,
-        time: &time,
-    };
-    run(ready, &ask, &host.task, sink).map_err(|error| Failure::run(&ready.name, error))
 }
 
 /// Starts the engine of a policy, unless the user stops that, and tells when it is ready.

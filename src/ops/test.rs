@@ -4,8 +4,9 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::answer::answer;
 use super::project::PolicyFile;
-use super::run::{self, Ran};
+use super::run::Ran;
 use super::{Failure, Host, Project, ready};
 use crate::base::digest::Digest;
 use crate::base::fs;
@@ -119,7 +120,7 @@ fn one(host: &Host, project: &Project, file: &PolicyFile, golden: Golden) -> Res
     }
     let (mut ready, _) = ready::ready(host, project, file)?;
     prepare(&mut ready, smoke, golden);
-    let ran = run::one(host, project, &ready, &smoke.prompt, false, &mut |_| true)?;
+    let ran = answer(host, project, &ready, &smoke.prompt, false, &mut |_| true)?;
     if ran.answer.finish == Finish::Cancelled {
         host.task.check()?;
     }

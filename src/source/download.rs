@@ -200,10 +200,20 @@ pub fn require_space(folder: &Path, needed_bytes: u64) -> Result<(), FsError> {
 }
 
 fn no_space(path: &Path, needed_bytes: u64) -> FsError {
-    let free = fs::available_bytes(path).map_or_else(|_| "too few".to_owned(), |free| free.to_string());
-    let why = format!(
-        "{needed_bytes} bytes and a reserve of {RESERVE_BYTES} are needed, {free} are free; the received part is kept"
-    );
+    let why = match fs::available_bytes(path) {
+        // A quota, or a file system that keeps room for others.
+        Ok(free) if free >= needed_bytes.saturating_add(RESERVE_BYTES) => {
+            format!(
+                "the system gives no room for {needed_bytes} bytes, although {free} are free; the received part is kept"
+            )
+        }
+        free => {
+            let free = free.map_or_else(|_| "too few".to_owned(), |free| free.to_string());
+            format!(
+                "{needed_bytes} bytes and a reserve of {RESERVE_BYTES} are needed, {free} are free; the received part is kept"
+            )
+        }
+    };
     FsError::new("store", path, std::io::Error::new(std::io::ErrorKind::StorageFull, why))
 }
 

@@ -13,7 +13,7 @@ use xshell::Shell;
 use super::ground::Ground;
 use super::measure::{Contender, Sample, Series, interleave};
 use super::{Bench, Run};
-use crate::job::quickstart;
+use crate::quickstart;
 use crate::step::Result;
 
 pub const BENCH: Bench = Bench {

@@ -17,7 +17,7 @@ use self::server::{Engine, Gateway, Process};
 use super::figure::{Figure, Figures, percentile_ms};
 use super::ground::Ground;
 use super::{Bench, Run};
-use crate::job::quickstart;
+use crate::quickstart;
 use crate::step::Result;
 
 pub const BENCH: Bench = Bench {

@@ -3,18 +3,15 @@
 //!
 //! It uses the cache folder of the machine (or `AITOOLS_CACHE_DIR`), so a second run builds nothing.
 
-use std::path::PathBuf;
 use std::time::Instant;
 
 use xshell::{Shell, cmd};
 
+use crate::quickstart::{POLICY, PROMPT, program};
 use crate::step::{Job, Result, cargo};
 
 pub const JOB: Job = Job { name: "quickstart", about: "the README's first command answers", run };
 
-/// As it stands in the README, after `cargo run --release -- `.
-pub const POLICY: &str = "smollm2-135m-instruct";
-pub const PROMPT: &str = "What is the capital of France?";
 const EXPECTED: &str = "Paris";
 
 fn run(sh: &Shell) -> Result<()> {
@@ -32,11 +29,6 @@ fn run(sh: &Shell) -> Result<()> {
     cmd!(sh, "{aitools} -m quickstart verify").run()?;
     cmd!(sh, "{aitools} -m quickstart test").run()?;
     real_engine(sh)
-}
-
-/// The program as `cargo build --release` makes it.
-pub fn program() -> PathBuf {
-    crate::step::root().join("target/release").join(format!("aitools{}", std::env::consts::EXE_SUFFIX))
 }
 
 /// The adapter's own tests, with the engine and the weights that are there now.

@@ -9,7 +9,7 @@ use sha2::{Digest as _, Sha256};
 use xshell::{Shell, cmd};
 use zip::ZipArchive;
 
-use super::quickstart;
+use crate::quickstart;
 use crate::step::{Job, Result, Skip, cargo};
 
 pub const JOB: Job =

@@ -3,7 +3,8 @@
 use clap::Parser as _;
 
 use super::{File, files, find, hold, lines_found};
-use crate::job::{E2E, quickstart};
+use crate::job::E2E;
+use crate::quickstart;
 
 /// What people ask for by another name, and the crate that is here instead: Cargo.toml says why, above it.
 const REPLACED: &[(&str, &str)] = &[("serde_yaml", "granit-parser"), ("hf-hub", "ureq"), ("reqwest", "ureq")];

@@ -5,7 +5,7 @@ use std::io;
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _, symlink as make_symlink};
 use std::path::{Path, PathBuf};
 
-use super::{Stamp, modified_ns};
+use super::stamp::{Stamp, modified_ns};
 
 /// Opening a named pipe would wait for its writer.
 pub fn open_without_waiting(path: &Path) -> io::Result<File> {

@@ -7,7 +7,7 @@ use std::io;
 use std::os::windows::fs::{symlink_dir, symlink_file};
 use std::path::{Path, PathBuf};
 
-use super::{Stamp, modified_ns};
+use super::stamp::{Stamp, modified_ns};
 
 /// Named pipes live in a name space of their own there.
 pub fn open_without_waiting(path: &Path) -> io::Result<File> {

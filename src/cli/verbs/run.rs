@@ -12,8 +12,9 @@ use crate::cli::wording::size;
 use crate::engine::Ready;
 use crate::engine::conversation::Finish;
 use crate::engine::metrics::Metrics;
+use crate::ops::answer;
 use crate::ops::project::PolicyFile;
-use crate::ops::run::{self, Ran};
+use crate::ops::run::Ran;
 use crate::ops::sync::{self, Ask};
 use crate::ops::{Failure, Host, Project, ready};
 
@@ -69,7 +70,7 @@ fn answer(
     output: &Output,
 ) -> Result<Ran, Failure> {
     let mut said = Said::new(output);
-    let ran = run::one(host, project, ready, prompt, keep_text, &mut |piece| said.piece(piece));
+    let ran = answer::answer(host, project, ready, prompt, keep_text, &mut |piece| said.piece(piece));
     said.end();
     ran
 }

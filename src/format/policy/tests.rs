@@ -189,7 +189,7 @@ fn what_types_cannot_say() {
     );
     assert_eq!(
         refused("engine: e\nmodel: m\nsmoke: {prompt: a}\n"),
-        ["3:8: `smoke` expects nothing of the answer; expected `expect`, `matches` or `schema`"]
+        ["3:1: `smoke` expects nothing of the answer; expected `expect`, `matches` or `schema`"]
     );
     assert_eq!(
         refused("engine: e\n"),

@@ -31,19 +31,27 @@ cp -a "$WORLD" "$PLACE/after-again"
 exit $code
 "#;
 
-/// A sync whose disk has less and less room.
+/// Commands whose disk has more and more room. A `sync` compares what it needs with what is free first; a `lock` writes until the
+/// disk is full.
 pub fn full_disk(sh: &Shell, world: &World, table: &mut Table) -> Result<()> {
     if cmd!(sh, "unshare -rm true").quiet().ignore_stderr().run().is_err() {
         println!("not tried, because this system allows no user namespaces: a full disk");
         return Ok(());
     }
-    scenario::lose_models(sh, world)?;
+    fill(sh, world, "sync", scenario::lose_models, table)?;
+    fill(sh, world, "lock", scenario::forget_the_lockfile, table)
+}
+
+type Prepare = fn(&Shell, &World) -> Result<()>;
+
+fn fill(sh: &Shell, world: &World, name: &'static str, prepare: Prepare, table: &mut Table) -> Result<()> {
+    prepare(sh, world)?;
     let start = Snapshot::take(sh, &world.root)?;
     let before = world.place.join("before-full");
     let (from, to) = (&world.root, &before);
     sh.remove_path(&before)?;
     cmd!(sh, "cp -a {from} {to}").quiet().run()?;
-    world.must(sh, &["sync"])?;
+    world.must(sh, &[name])?;
     let end = Snapshot::take(sh, &world.root)?;
     for left in LEFT_KIB {
         let [after, again] = ["after-full", "after-again"].map(|name| world.place.join(name));
@@ -52,7 +60,7 @@ pub fn full_disk(sh: &Shell, world: &World, table: &mut Table) -> Result<()> {
         let words = ["unshare", "-rm", "sh", "-c", FULL_DISK, "sh"].map(str::to_owned);
         let folders = [&world.root, &before].map(|folder| folder.display().to_string());
         let script = [&words[..], &folders, &[left.to_string()]].concat();
-        let mut command = world.command(&script, &["sync"]);
+        let mut command = world.command(&script, &[name]);
         command.env("PLACE", &world.place).env("WORLD", &world.root);
         let ended = run(sh, &world.place, &mut command, None)?;
         must_be_gone(sh, &world.root)?;
@@ -69,7 +77,7 @@ pub fn full_disk(sh: &Shell, world: &World, table: &mut Table) -> Result<()> {
             wrong.push(format!("exit code {code}"));
         }
         hold(&format!("a disk with {left} KiB left"), &wrong, &said)?;
-        table.add("sync", "full disk", Outcome::Ended(code));
+        table.add(name, "full disk", Outcome::Ended(code));
     }
     Ok(())
 }
@@ -107,7 +115,9 @@ fn judge_clock(sh: &Shell, world: &World, before: &[String], what: &str) -> Resu
     let mut said = String::new();
     for before in [before, &[]] {
         for args in [&["sync"][..], &["verify"], &["run", "p", "--prompt", "x"], &["sync", "--locked", "--offline"]] {
-            let ended = run(sh, &world.place, &mut world.command(before, args), None)?;
+            let mut command = world.command(before, args);
+            // Clocks that are set do not change the one that waiting is measured with.
+            let ended = run(sh, &world.place, command.env("FAKETIME_DONT_FAKE_MONOTONIC", "1"), None)?;
             said = ended.words();
             if !ended.status.success() {
                 return Err(format!("{what}: `{}`: {said}", args.join(" ")).into());

@@ -73,7 +73,8 @@ pub const SCENARIOS: &[Scenario] = &[
     },
 ];
 
-fn forget_the_lockfile(sh: &Shell, world: &World) -> Result<()> {
+/// The lockfile, and what is known of sources.
+pub fn forget_the_lockfile(sh: &Shell, world: &World) -> Result<()> {
     sh.remove_path(world.project().join("manifests/default.lock"))?;
     sh.remove_path(world.cache().join("paths"))?;
     Ok(sh.remove_path(world.cache().join("scratch"))?)

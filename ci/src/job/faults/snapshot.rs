@@ -65,7 +65,25 @@ impl Snapshot {
                 }
             }
         }
+        snapshot.leave_out_what_nothing_vouches_for();
         Ok(snapshot)
+    }
+
+    /// A folder of the cache without its listing or receipt counts as missing.
+    fn leave_out_what_nothing_vouches_for(&mut self) {
+        let vouched = |path: &Path| {
+            let folder: PathBuf = path.components().take(3).collect();
+            let voucher = match folder.parent() {
+                Some(parent) if parent.ends_with("cache/artifacts") => folder.join("receipt.json"),
+                Some(parent) if parent.ends_with("cache/trees") || parent.ends_with("cache/tools") => {
+                    folder.with_extension("list")
+                }
+                _ => return true,
+            };
+            self.things.contains_key(&voucher)
+        };
+        let vain: Vec<PathBuf> = self.things.keys().filter(|path| !vouched(path)).cloned().collect();
+        vain.iter().for_each(|path| drop(self.things.remove(path)));
     }
 
     /// What must not be there after a fault between two states: another content under a final name, or something good that
@@ -75,7 +93,8 @@ impl Snapshot {
         for (path, thing) in &self.things {
             let is_known = [start, end].iter().any(|state| state.things.get(path) == Some(thing));
             let named = matches!(thing, Thing::File { sha256, .. } if path.ends_with(format!("cache/blobs/{sha256}")));
-            let is_aside = is_aside(path) && start.things.values().any(|before| before == thing);
+            let is_aside =
+                is_aside(path) && [start, end].iter().any(|state| state.things.values().any(|known| known == thing));
             if !is_known && !named && !is_aside {
                 wrong.push(format!("`{}` is {thing:?}", path.display()));
             }
@@ -90,8 +109,7 @@ impl Snapshot {
 
     /// Whether a path is in a folder that is replaced as a whole.
     fn is_replaced(&self, other: &Self, path: &Path) -> bool {
-        let mut parts = path.components();
-        let Some(folder) = parts.by_ref().take(3).reduce_path() else { return false };
+        let folder: PathBuf = path.components().take(3).collect();
         let inside = |state: &Self| -> Vec<(PathBuf, Thing)> {
             let below = state.things.iter().filter(|(path, _)| path.starts_with(&folder) && **path != folder);
             below.map(|(path, thing)| (path.clone(), thing.clone())).collect()
@@ -105,6 +123,13 @@ impl Snapshot {
         let paths: BTreeSet<&PathBuf> =
             self.things.keys().chain(expected.things.keys()).filter(|path| !is_aside(path)).collect();
         let differing = paths.into_iter().filter(|path| self.things.get(*path) != expected.things.get(*path));
+        // Files that are in place need no second name in the store.
+        let is_placed = |path: &Path| {
+            let thing = expected.things.get(path).filter(|_| path.starts_with("cache/blobs"));
+            !self.things.contains_key(path)
+                && thing.is_some_and(|thing| self.things.values().any(|other| other == thing))
+        };
+        let differing = differing.filter(|path| !is_placed(path));
         let worded = |path: &PathBuf| {
             format!("`{}`: {:?}, not {:?}", path.display(), self.things.get(path), expected.things.get(path))
         };
@@ -135,17 +160,6 @@ impl Snapshot {
     }
 }
 
-trait Reduce {
-    fn reduce_path(self) -> Option<PathBuf>;
-}
-
-impl<'a, I: Iterator<Item = std::path::Component<'a>>> Reduce for I {
-    fn reduce_path(self) -> Option<PathBuf> {
-        let path: PathBuf = self.collect();
-        (!path.as_os_str().is_empty()).then_some(path)
-    }
-}
-
 /// A file that was moved out of the way: whether there was one depends on when the fault came.
 fn is_aside(path: &Path) -> bool {
     path.extension()
@@ -155,8 +169,10 @@ fn is_aside(path: &Path) -> bool {
 /// A receipt without its notes, which say how long something took, and without its seal.
 fn without_notes<'a>(path: &str, bytes: &'a [u8]) -> &'a [u8] {
     const NOTES: &[u8] = b"\"notes\"";
-    let is_receipt = path.starts_with("cache/derived/") || path.ends_with("/receipt.json");
-    let notes = bytes.windows(NOTES.len()).position(|window| window == NOTES).filter(|_| is_receipt);
+    if !path.starts_with("cache/derived/") && !path.ends_with("/receipt.json") {
+        return bytes;
+    }
+    let notes = bytes.windows(NOTES.len()).position(|window| window == NOTES);
     notes.map_or(bytes, |at| &bytes[..at])
 }
 
