@@ -5,6 +5,7 @@
 
 mod bench;
 mod job;
+mod server;
 mod sparse;
 mod step;
 #[cfg(test)]

@@ -11,7 +11,6 @@ mod measure;
 mod noop_sync;
 mod powerinfer;
 mod run;
-pub mod server;
 mod verify;
 
 use std::process::ExitCode;

@@ -8,7 +8,7 @@ use std::process::Command;
 use super::Bench;
 use super::ground::{Ground, command};
 use super::measure::{Contender, Series, interleave};
-use super::server::make;
+use crate::server::make;
 use crate::step::Result;
 
 pub const BENCH: Bench = Bench { name: "verify", about: "hashing 4 files of 256 MiB", rounds: 5, warm_up: true, run };

@@ -114,6 +114,10 @@ impl<'a> Round<'a> {
         wrong.extend(self.cut_metrics()?);
         if let Some(code) = ended.status.code() {
             wrong.extend(wrong_words(code, &ended.stderr, matches!(fault, Fault::Error(_, _, true))));
+            // What cannot be read is damaged, in the words of `verify` alone.
+            if code == 3 && self.scenario.args[0] != "verify" {
+                wrong.push("an error of the system is taken for damage".to_owned());
+            }
             if code == 0 {
                 wrong.extend(snapshot.differences(end));
             }
@@ -161,7 +165,7 @@ fn wrong_words(code: i32, stderr: &str, may_be_silent: bool) -> Vec<String> {
     if stderr.contains(WAKE) {
         return wrong;
     }
-    if ![0, 1, 4, 5, 7, 8].contains(&code) {
+    if ![0, 1, 3, 4, 5, 7, 8].contains(&code) {
         wrong.push(format!("exit code {code}"));
     }
     if stderr.contains("panicked") {
