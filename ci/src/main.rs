@@ -6,6 +6,7 @@
 mod bench;
 mod job;
 mod quickstart;
+mod server;
 mod sparse;
 mod step;
 #[cfg(test)]

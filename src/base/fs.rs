@@ -96,13 +96,9 @@ pub fn open_or_create(path: &Path) -> Result<File> {
 /// them in, and one that only they may write is opened for reading, which is enough to lock it.
 pub fn open_or_create_shared(path: &Path) -> Result<File> {
     match create_new(path) {
-        Ok(file) => {
-            // Only a file that was made here gets other permissions.
-            let _ = platform::share(&file);
-            return Ok(file);
-        }
-        Err(error) if error.source.kind() != io::ErrorKind::AlreadyExists => return Err(error),
-        Err(_) => {}
+        Err(error) if error.source.kind() == io::ErrorKind::AlreadyExists => {}
+        // Only a file that was made here gets other permissions.
+        made => return made.inspect(|file| drop(platform::share(file))),
     }
     match platform::open_no_link(path).map_err(naming("open", path)) {
         Err(error) if error.source.kind() == io::ErrorKind::PermissionDenied => open(path),

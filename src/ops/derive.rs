@@ -57,6 +57,10 @@ pub fn derive(host: &Host, project: &Project, demand: &Demand<'_>, at: ModelInde
             files = files_of(host, model);
         }
     }
+    // The receipt cannot be read.
+    if files.is_empty() {
+        return Ok(Outcome::Outdated);
+    }
     let layout =
         plan::layout(name, model.spec, &files).map_err(|error| super::demand::misplaced(project, name, &error))?;
     for (file, place) in files.iter().zip(&layout.places) {

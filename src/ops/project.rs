@@ -1,5 +1,6 @@
 //! Finds and loads a project: manifest, lockfile, policies.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use crate::base::diagnostic::{Diagnostic, Diagnostics};
@@ -240,7 +241,7 @@ fn policy_paths(root: &Path, manifest: &Parsed<Manifest>, problems: &mut Diagnos
                     format!("`policies.include` `{glob}` looks through more than {MAX_FOLDERS} folders or files");
                 return Err(Failure::Usage { what, hint: Some("name a narrower folder".to_owned()) });
             }
-            for path in fs::read_dir(&folder).unwrap_or_default() {
+            for path in entries(&folder, root, problems)? {
                 if path.is_dir() && !path.is_symlink() {
                     folders.push(path);
                 } else if matcher.is_match(path.strip_prefix(root).unwrap_or(&path)) && !paths.contains(&path) {
@@ -256,6 +257,19 @@ fn policy_paths(root: &Path, manifest: &Parsed<Manifest>, problems: &mut Diagnos
     }
     paths.sort();
     Ok(paths)
+}
+
+/// What is in a folder that globs look through: nothing when it is not there. One that may not be read is skipped.
+fn entries(folder: &Path, root: &Path, problems: &mut Diagnostics) -> Result<Vec<PathBuf>, Failure> {
+    match fs::read_dir(folder) {
+        Err(error) if matches!(error.source.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => Ok(Vec::new()),
+        Err(error) if error.source.kind() == ErrorKind::PermissionDenied => {
+            let what = format!("folder `{}` is skipped: {}", shown(folder, root), error.source);
+            problems.push(Diagnostic::warning(what).hint("narrow `policies.include` in the manifest"));
+            Ok(Vec::new())
+        }
+        entries => Ok(entries?),
+    }
 }
 
 /// The folder before the first wildcard of a glob.

@@ -8,9 +8,9 @@ use std::process::Command;
 use xshell::cmd;
 
 use super::ground::Ground;
-use super::measure::{Contender, Series, interleave};
-use super::server::{NAME, REPO, Server};
+use super::measure::{Contender, Sample, Series, interleave};
 use super::{Bench, Run};
+use crate::server::{NAME, REPO, Server};
 use crate::step::Result;
 
 pub const BENCH: Bench =
@@ -72,8 +72,14 @@ fn run(ground: &Ground<'_>, bench: &Bench, rounds: usize) -> Result<Vec<Series>>
         peer("aria2c -x 8", aria, &args);
         peer("aria2c -x 8 --checksum", aria, &[&args[..], &[&checksum]].concat());
     }
-    let mut contenders: Vec<_> = contenders.into_iter().map(|contender| contender.noting(server.note_tail())).collect();
+    let mut contenders: Vec<_> = contenders.into_iter().map(|contender| contender.noting(note_tail(&server))).collect();
     interleave(&mut contenders, bench.warm_up, rounds)
+}
+
+/// Notes how long ago the last byte of the file was sent.
+fn note_tail(server: &Server) -> impl Fn(&mut Sample) + use<> {
+    let tail_s = server.tail_s();
+    move |sample| sample.tail_s = tail_s()
 }
 
 /// One connection's time is known: 40 s. N of them should take an N-th.
@@ -83,7 +89,7 @@ fn throttled(ground: &Ground<'_>, bench: &Bench, rounds: usize) -> Result<Vec<Se
     let mut contenders = Vec::new();
     for connections in ["1", "4", "8"] {
         let name = format!("aitools sync ({connections} connections)");
-        contenders.push(ours(ground, &name, &server, &url, Some(connections))?.noting(server.note_tail()));
+        contenders.push(ours(ground, &name, &server, &url, Some(connections))?.noting(note_tail(&server)));
     }
     interleave(&mut contenders, bench.warm_up, rounds)
 }

@@ -13,7 +13,6 @@ mod noop_sync;
 mod powerinfer;
 mod run;
 mod serve;
-pub mod server;
 mod verify;
 
 use std::process::ExitCode;

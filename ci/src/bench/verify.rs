@@ -7,8 +7,8 @@ use std::process::Command;
 
 use super::ground::{Ground, command};
 use super::measure::{Contender, Series, interleave};
-use super::server::make;
 use super::{Bench, Run};
+use crate::server::make;
 use crate::step::Result;
 
 pub const BENCH: Bench =

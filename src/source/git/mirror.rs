@@ -394,12 +394,18 @@ fn has(objects: &Path, commit: Commit) -> bool {
 
 fn open_local(folder: &Path) -> Result<git2::Repository, SourceError> {
     let opened = git2::Repository::open_ext(folder, git2::RepositoryOpenFlags::NO_SEARCH, [] as [&Path; 0]);
-    opened.map_err(|error| SourceError::Missing {
-        what: format!("`{}`", folder.display()),
-        why: format!("no readable git repository: {}", error.message()),
-        hint: (error.code() == git2::ErrorCode::Owner).then(|| {
-            format!("if you trust its owner: `git config --global --add safe.directory '{}'`", folder.display())
-        }),
+    opened.map_err(|error| match (error.class(), error.code()) {
+        // The system's error, not the repository's.
+        (git2::ErrorClass::Os, code) if code != git2::ErrorCode::NotFound => {
+            FsError::new("open git repository", folder, std::io::Error::other(error.message().to_owned())).into()
+        }
+        (_, code) => SourceError::Missing {
+            what: format!("`{}`", folder.display()),
+            why: format!("no readable git repository: {}", error.message()),
+            hint: (code == git2::ErrorCode::Owner).then(|| {
+                format!("if you trust its owner: `git config --global --add safe.directory '{}'`", folder.display())
+            }),
+        },
     })
 }
 

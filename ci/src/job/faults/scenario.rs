@@ -28,16 +28,16 @@ pub const SCENARIOS: &[Scenario] = &[
         args: &["lock"],
         prepare: forget_the_lockfile,
         alternates: false,
-        random_kills: 120,
-        most: (12, 5),
+        random_kills: 130,
+        most: (16, 5),
     },
     Scenario {
         name: "sync",
         args: &["sync"],
         prepare: change_a_source_and_lose_models,
         alternates: true,
-        random_kills: 150,
-        most: (16, 6),
+        random_kills: 180,
+        most: (40, 6),
     },
     Scenario {
         name: "sync (build)",
@@ -45,31 +45,31 @@ pub const SCENARIOS: &[Scenario] = &[
         prepare: lose_an_engine,
         alternates: false,
         random_kills: 20,
-        most: (2, 1),
+        most: (4, 1),
     },
     Scenario {
         name: "verify --repair",
         args: &["verify", "--repair"],
         prepare: damage,
         alternates: false,
-        random_kills: 120,
-        most: (16, 6),
+        random_kills: 150,
+        most: (40, 6),
     },
     Scenario {
         name: "sync (derive)",
         args: &["sync", "s"],
         prepare: lose_a_derived_model,
         alternates: false,
-        random_kills: 120,
-        most: (16, 6),
+        random_kills: 150,
+        most: (40, 6),
     },
     Scenario {
         name: "run",
         args: &["run", "p", "--prompt", "What is the capital of France?"],
         prepare: |_, _| Ok(()),
         alternates: false,
-        random_kills: 150,
-        most: (12, 6),
+        random_kills: 200,
+        most: (40, 6),
     },
 ];
 
@@ -111,13 +111,15 @@ fn damage(sh: &Shell, world: &World) -> Result<()> {
     for kept in ["hub", "project/models"] {
         remove_old(sh, &world.root.join(kept))?;
     }
+    // A repair removes a damaged source of an engine that is built, and may leave a file in its place alone: both are put back.
+    for (folder, how) in [("trees", "-a"), ("blobs", "-an")] {
+        let (kept, here) = (world.place.join("copy/cache").join(folder), world.cache().join(folder));
+        cmd!(sh, "cp {how} {kept}/. {here}").quiet().run()?;
+    }
     let blobs = world.cache().join("blobs");
     for damaged in [blobs.join(&world.served[0]), blobs.join(&world.served[1])] {
         flip(sh, &damaged)?;
     }
-    // A repair removes a damaged source of an engine that is built: it is put back first.
-    let (kept, trees) = (world.place.join("copy/cache/trees"), world.cache().join("trees"));
-    cmd!(sh, "cp -a {kept}/. {trees}").quiet().run()?;
     let tree = tree_with(sh, world, "quantize.c", "fopen")?;
     flip(sh, &tree.join("quantize.c"))?;
     Ok(sh.remove_path(world.project().join("models/tiny/m/model.gguf"))?)

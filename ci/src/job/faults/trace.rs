@@ -87,7 +87,7 @@ pub fn places(sh: &Shell, world: &World, args: &[&str], calls: &[&str]) -> Resul
 fn words(before: &[&str], log: &Path, calls: &[&str]) -> Vec<String> {
     let mut words: Vec<String> = before.iter().map(|word| (*word).to_owned()).collect();
     words.push(log.display().to_string());
-    words.extend(["--seccomp-bpf".to_owned(), "-e".to_owned(), format!("trace={}", calls.join(","))]);
+    words.extend(["-e".to_owned(), format!("trace={}", calls.join(","))]);
     words
 }
 
@@ -113,6 +113,10 @@ fn parse(log: &str, root: &str) -> BTreeSet<Place> {
 /// strace with one fault: `what` is `signal=SIGKILL` or `error=…`. With `on`, every later call of the thread fails, too.
 pub fn fault(log: &Path, (call, number): &Place, what: &str, on: bool) -> Vec<String> {
     let mut words = words(&["strace", "-f", "-q", "-o"], log, &[call]);
+    // Faster, but strace 6.1 sends no signals then.
+    if !what.starts_with("signal") {
+        words.insert(1, "--seccomp-bpf".to_owned());
+    }
     let when = if on { format!("{number}+") } else { number.to_string() };
     words.extend(["-e".to_owned(), format!("inject={call}:{what}:when={when}")]);
     words

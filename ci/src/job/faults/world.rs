@@ -7,7 +7,7 @@ use std::process::Command;
 use xshell::{Shell, cmd};
 
 use super::process::{Ended, run};
-use crate::bench::server::Server;
+use crate::server::Server;
 use crate::sparse::model::{Shape, Tiny};
 use crate::step::Result;
 

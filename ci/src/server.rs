@@ -1,5 +1,5 @@
-//! A loopback server for one big file: plain, and as a repository of the Hugging Face Hub, as far as clients ask for one
-//! (paths, headers and JSON as huggingface_hub 1.x and 2.x read them).
+//! A loopback server for one big file, for benchmarks and jobs: plain, and as a repository of the Hugging Face Hub, as far as
+//! clients ask for one (paths, headers and JSON as huggingface_hub 1.x and 2.x read them).
 //!
 //! On Linux an unthrottled file is sent with `sendfile`: the kernel hands out pages of its cache, so that the server takes almost no
 //! processor time from the client that is measured. (`std::io::copy` from a file to a socket reads and writes 8 KiB at a time.)
@@ -14,7 +14,6 @@ use std::time::{Duration, Instant};
 use sha2::{Digest as _, Sha256};
 use xshell::Shell;
 
-use super::measure::Sample;
 use crate::step::Result;
 
 pub const NAME: &str = "big.gguf";
@@ -90,12 +89,12 @@ impl Server {
         format!("http://{}", self.address)
     }
 
-    /// Notes how long ago the last byte of the file was sent.
-    pub fn note_tail(&self) -> impl Fn(&mut Sample) + use<> {
+    /// Tells how many seconds ago the last byte of the file was sent.
+    pub fn tail_s(&self) -> impl Fn() -> Option<f64> + use<> {
         let served = self.served;
-        move |sample| {
+        move || {
             let last = *served.last_sent.lock().unwrap_or_else(PoisonError::into_inner);
-            sample.tail_s = last.map(|last| last.elapsed().as_secs_f64());
+            last.map(|last| last.elapsed().as_secs_f64())
         }
     }
 
