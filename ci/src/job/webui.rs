@@ -25,7 +25,6 @@ model: gemma-3-270m
 generation:
   temperature: 0
   max_tokens: 64
-  stop: ["\nuser:"]
   chat_template: |
     {%- for message in messages %}{{ message.role }}: {{ message.content }}
     {% endfor %}
