@@ -483,6 +483,9 @@ fn load_and_unload_as_open_webui_does() {
     let events = BufReader::new(scene.request("GET", "/models/sse", "", ""));
     let mut lines = events.lines().map(Result::unwrap);
     assert!(lines.any(|line| line == ": connected"));
+    // A look at the policies that finds them as they were is no event.
+    *scene.shelf.changed.lock().unwrap() = true;
+    scene.until("the policies were looked at", |scene| !*scene.shelf.changed.lock().unwrap());
     assert_eq!(scene.post("/models/load", &json!({ "model": "p" })), (200, json!({ "success": true })));
     let mut next = || lines.find(|line| line.starts_with("data: ")).unwrap();
     assert!(next().contains("\"loading\""));

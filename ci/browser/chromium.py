@@ -96,9 +96,9 @@ class Page:
             if "method" in answer:
                 self.events.append(answer)
 
-    def evaluate(self, expression):
+    def evaluate(self, expression, patience=60):
         """The value of an expression in the page; a promise is waited for."""
-        answer = self.call("Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True)
+        answer = self.call("Runtime.evaluate", patience, expression=expression, awaitPromise=True, returnByValue=True)
         if "exceptionDetails" in answer:
             details = answer["exceptionDetails"]
             raise Failed(f"{expression[:200]}: {details.get('exception', {}).get('description', details['text'])}")
@@ -154,6 +154,45 @@ class Page:
                 return
         raise Failed(f"not reached with {most} presses of Tab: {condition}")
 
+    def hover(self, element, patience=60):
+        """Moves the mouse to the middle of an element, once it is there, stands still, and nothing covers it."""
+        place = f"""new Promise((resolve, reject) => {{
+            const end = performance.now() + {patience * 1000};
+            let last = "";
+            const look = () => {{
+                const element = {element};
+                if (element) {{
+                    element.scrollIntoView({{ block: "nearest" }});
+                    const box = element.getBoundingClientRect();
+                    const at = [box.x + box.width / 2, box.y + box.height / 2];
+                    const top = document.elementFromPoint(...at);
+                    if (last === String(at) && top && (element.contains(top) || top.contains(element))) return resolve(at);
+                    last = String(at);
+                }}
+                if (performance.now() > end) reject(new Error("is not there, moves or is covered"));
+                else setTimeout(look, 100);
+            }};
+            look();
+        }})"""
+        x, y = self.evaluate(place, patience + 30)
+        self.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
+        return {"x": x, "y": y}
+
+    def click(self, element, patience=60):
+        """Clicks with the mouse in the middle of an element."""
+        at = self.hover(element, patience)
+        self.call("Input.dispatchMouseEvent", type="mousePressed", button="left", clickCount=1, **at)
+        self.call("Input.dispatchMouseEvent", type="mouseReleased", button="left", clickCount=1, **at)
+
+    def reload(self, patience=60):
+        """Opens the same page once more, as F5 does."""
+        seen, deadline = len(self.events), time.monotonic() + patience
+        self.call("Page.reload")
+        while not any(event["method"] == "Page.loadEventFired" for event in self.events[seen:]):
+            message = self._message(deadline)
+            if "method" in message:
+                self.events.append(message)
+
     def screenshot(self, file, whole=False):
         """A picture of the window, or of the whole page, as PNG."""
         data = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=whole)["data"]
@@ -175,3 +214,8 @@ class Page:
     def addresses(self):
         """The addresses of all requests so far."""
         return [e["params"]["request"]["url"] for e in self.events if e["method"] == "Network.requestWillBeSent"]
+
+
+if __name__ == "__main__":
+    # Whether one is installed.
+    raise SystemExit(0 if find() else 3)

@@ -6,6 +6,7 @@ import sys
 import time
 
 import api
+import browser
 import load
 from gateway import CHAT, EMBEDDINGS, LIMIT_S, Gateway
 
@@ -36,7 +37,8 @@ def main():
     parser.add_argument("--node", metavar="FOLDER", help="where OpenAI's client for Node is installed")
     ask = parser.parse_intermixed_args()
     shared = api.ALL + ([node(ask.node)] if ask.node else []) + load.ON_ONE
-    unknown = set(ask.names) - {check.__name__ for check in shared + load.OWN}
+    own = browser.ALL + load.OWN
+    unknown = set(ask.names) - {check.__name__ for check in shared + own}
     if unknown:
         sys.exit(f"there is no check {', '.join(sorted(unknown))}")
     chosen = lambda checks: [check for check in checks if not ask.names or check.__name__ in ask.names]
@@ -44,7 +46,7 @@ def main():
         with Gateway(ask.program, ask.project) as gateway:
             for check in checks:
                 run(check, gateway)
-    for check in chosen(load.OWN):
+    for check in chosen(own):
         run(check, ask.program, ask.project)
 
 

@@ -227,8 +227,8 @@ fn has_template_for(api: &dyn Api, call: &Call) -> Result<(), ApiError> {
     if none || api.has_tools() {
         return Ok(());
     }
-    let message =
-        "the chat template of this model has no place for tools: set `generation.chat_template` to one that has";
+    let message = "the chat template of this model has no place for tools: send none, or set \
+        `generation.chat_template` to one that has";
     Err(ApiError::unsupported("tools", message.to_owned()))
 }
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use serde_json::Value as Json;
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
@@ -388,10 +389,17 @@ impl Task {
     fn replace(&mut self, offers: Vec<Offer>) {
         let terms = offers.iter().map(|offer| (offer.name.clone(), offer.terms(self.learned.of(offer))));
         let terms = terms.collect();
+        let listed = |offers: &BTreeMap<String, Arc<Offer>>| -> Vec<Json> {
+            offers.values().map(|offer| offer.listed(&Json::Null)).collect()
+        };
+        let before = listed(&self.offers);
         self.offers = offers.into_iter().map(|offer| (offer.name.clone(), Arc::new(offer))).collect();
         self.publish.send_replace(Arc::new(self.offers.values().cloned().collect()));
         self.step(Input::Policies(terms));
-        self.owner.notify(What::Policies { names: self.offers.keys().cloned().collect() });
+        // A policy that is only to be tried again is to clients as it was.
+        if listed(&self.offers) != before {
+            self.owner.notify(What::Policies { names: self.offers.keys().cloned().collect() });
+        }
     }
 
     fn step(&mut self, input: Input) {

@@ -11,6 +11,7 @@ mod serve;
 mod sources;
 mod test;
 mod tidy;
+mod webui;
 mod wire;
 
 use xshell::Shell;
@@ -27,6 +28,7 @@ pub const E2E: &[Job] = &[
     powerinfer_cuda::JOB,
     sources::JOB,
     serve::JOB,
+    webui::JOB,
     #[cfg(target_os = "linux")]
     faults::JOB,
 ];

