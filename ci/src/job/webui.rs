@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 
 use xshell::{Shell, cmd};
 
-use super::{quickstart, serve};
+use super::serve;
+use crate::quickstart;
 use crate::step::{Job, Result, Skip, cargo};
 
 pub const JOB: Job = Job { name: "webui", about: "Open WebUI in a browser: sign up, chat, unload, swap", run };
