@@ -22,8 +22,8 @@
 //! What the words mean: a *spec* is asked for, a *pin* is locked, a *recipe* and its *fingerprint* say how something is built,
 //! *weights* and *artifacts* are held, a *step* is due for a *reason*, a *policy* is chosen, a *launch* becomes a *backend*.
 //!
-//! Every file that is read or written: `manifests/<name>.toml` and `.lock`, `configs/models/<engine>/<policy>.yaml`,
-//! `configs/settings.toml`, links under `models/`, `build/` and `external/`, logs under `.aitools/` of the project; the
+//! Every file that is read or written: `manifests/<name>.toml` and `.lock`, `configs/models/<engine>/<policy>.yaml`
+//! and `.golden.json` beside it, `configs/settings.toml`, links under `models/`, `build/` and `external/`, logs under `.aitools/` of the project; the
 //! store's folders (see [`store`]); the Hugging Face cache (see [`source::hub_cache`]); one key in the state folder; the user's own
 //! `settings.toml` in the configuration folder.
 
