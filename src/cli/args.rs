@@ -72,6 +72,8 @@ pub enum Command {
     Run(Run),
     /// Run the smoke prompts of policies for real, and judge the answers
     Test(Test),
+    /// Do what a pipeline needs: lock --check, sync --locked, check, verify, test, and with --reproduce the second build
+    Ci(Ci),
     /// Serve all policies, or the named ones, at one OpenAI-compatible endpoint
     #[command(visible_alias = "server")]
     Serve(Serve),
@@ -102,6 +104,7 @@ impl Command {
             Self::Reproduce(_) => "reproduce",
             Self::Run(_) => "run",
             Self::Test(_) => "test",
+            Self::Ci(_) => "ci",
             Self::Serve(_) => "serve",
             Self::Chat(_) => "chat",
             Self::Ps => "ps",
@@ -195,6 +198,21 @@ pub struct Verify {
 pub struct Reproduce {
     /// Build these engines again [default: all of the manifest]
     pub engines: Vec<String>,
+    #[command(flatten)]
+    pub build: BuildWith,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct Ci {
+    /// Build every engine again and compare the bits
+    #[arg(long)]
+    pub reproduce: bool,
+    /// Write a JUnit report
+    #[arg(long, value_name = "FILE")]
+    pub junit: Option<PathBuf>,
+    /// Append a table in Markdown, for instance to $GITHUB_STEP_SUMMARY
+    #[arg(long, value_name = "FILE")]
+    pub markdown: Option<PathBuf>,
     #[command(flatten)]
     pub build: BuildWith,
 }

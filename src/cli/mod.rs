@@ -90,6 +90,7 @@ fn dispatch(args: &Args, output: &Output, cancel: Cancel) -> Result<u8, crate::o
         Command::Verify(ask) => verbs::verify::run(ask, &session, output),
         Command::Reproduce(ask) => verbs::reproduce::run(ask, &session, output),
         Command::Run(ask) => verbs::run::run(ask, &session, output),
+        Command::Ci(ask) => verbs::ci::run(ask, &session, output),
         Command::Test(ask) => verbs::test::run(ask, &session, output),
         Command::Serve(ask) => verbs::serve::run(ask, &session, output),
         Command::Chat(ask) => verbs::chat::run(ask, &session, output),

@@ -7,6 +7,7 @@ pub mod answer;
 pub mod build;
 pub mod chat;
 pub mod check;
+pub mod ci;
 pub mod demand;
 pub mod derive;
 pub mod doctor;

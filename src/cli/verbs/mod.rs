@@ -2,6 +2,7 @@
 
 pub mod chat;
 pub mod check;
+pub mod ci;
 pub mod completions;
 pub mod doctor;
 pub mod init;
