@@ -24,7 +24,6 @@ def page(program, project):
                 print("    not tried, because no Chromium is here")
                 return
             assert ended.returncode == 0, f"`page.py` ended with {ended.returncode}"
-            gateway.rest()
 
 
 ALL = [page]

@@ -166,6 +166,7 @@ class Person:
         self.page.press("Enter")
         self.page.until(f"{ANSWERS}.length > {before} && ({LAST}).length > 0", LIMIT_S)
         self.page.click("document.querySelector('[aria-label=Stop]')")
+        self.picture("stop")
         until("the gateway has seen the client leave", lambda: self.cancelled() > cancelled)
         self.quiet()
         self.picture("stopped")
@@ -211,6 +212,9 @@ def use(person, gateway, url):
     assert "Paris" in person.page.evaluate(f"{ANSWERS}[0].innerText")
     person.picture("reloaded")
     print("  signed up, chose a model, saw the answer stream in, and again after a reload", flush=True)
+    # A new chat: the first answer in one is long.
+    person.page.open(url)
+    person.choose(CHAT)
     person.stop()
     print("  stopped an answer: the engine works no more", flush=True)
     person.eject(CHAT)

@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use http_body_util::Full;
-use hyper::body::{Bytes, Incoming};
+use hyper::body::{Body as _, Bytes, Incoming};
 use hyper::header::{AUTHORIZATION, CONNECTION, CONTENT_TYPE, HOST, HeaderValue};
 use tokio::net::TcpStream;
 
@@ -136,7 +136,7 @@ impl Client {
     }
 
     /// [`Client::send`] over a connection that an earlier request has left, if there is one. It is left for the next request once
-    /// the body of the response was read to its end, unless `most` are kept already.
+    /// the body of the response was read to its end, unless `most` are kept already or the response did not say its length.
     ///
     /// # Errors
     /// [`HttpError`]; a request is sent again only when nothing of it was sent before.
@@ -178,7 +178,9 @@ impl Client {
         match within(deadline, connection.send(request)).await {
             Ok(Ok(response)) => {
                 let (head, body) = response.into_parts();
-                let home = keep.map(|most| (Arc::clone(&self.kept), most));
+                // llama-server closes a connection after a stream, and does not say so before.
+                let has_length = body.size_hint().exact().is_some();
+                let home = keep.filter(|_| has_length).map(|most| (Arc::clone(&self.kept), most));
                 Ok(Response { head, body, deadline, connection: Some(connection), home })
             }
             Ok(Err(mut failed)) => {
@@ -437,6 +439,10 @@ mod tests {
 
     /// Answers requests on each connection until the other side closes it, and tells of each how many there were.
     fn keeping(answers: usize) -> (Client, std::sync::mpsc::Receiver<usize>) {
+        keeping_with(answers, b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabc")
+    }
+
+    fn keeping_with(answers: usize, answer: &'static [u8]) -> (Client, std::sync::mpsc::Receiver<usize>) {
         let (listener, client) = listener();
         let (tell, told) = std::sync::mpsc::channel();
         thread::spawn(move || {
@@ -446,7 +452,7 @@ mod tests {
                     let (mut count, mut part) = (0, [0; 4096]);
                     while count < answers && stream.read(&mut part).is_ok_and(|read| read > 0) {
                         count += 1;
-                        let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabc");
+                        let _ = stream.write_all(answer);
                     }
                     drop(stream);
                     let _ = tell.send(count);
@@ -471,6 +477,17 @@ mod tests {
         assert_eq!((one.text(1000).await.unwrap(), two.text(1000).await.unwrap()), ("abc".into(), "abc".into()));
         let told = tokio::task::spawn_blocking(move || [(); 2].map(|()| told.recv_timeout(SOON).unwrap()));
         assert_eq!(told.await.unwrap(), [1, 4]);
+    }
+
+    /// llama-server closes it after the last chunk, a moment too late to see that before the next request.
+    #[tokio::test]
+    async fn a_connection_is_not_kept_after_a_stream() {
+        let answer = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n";
+        let (client, told) = keeping_with(usize::MAX, answer);
+        for _ in 0..2 {
+            assert_eq!(get_kept(&client, 1).await.unwrap().text(1000).await.unwrap(), "abc");
+            assert_eq!(told.recv_timeout(Duration::from_secs(1)).unwrap(), 1);
+        }
     }
 
     #[tokio::test]
