@@ -6,9 +6,9 @@ mod world;
 use world::World;
 
 fn outcomes(json: &serde_json::Value) -> Vec<(String, String)> {
-    let checks = json["result"]["checks"].as_array().unwrap();
-    let text = |check: &serde_json::Value, key: &str| check[key].as_str().unwrap().to_owned();
-    checks.iter().map(|check| (text(check, "stage"), text(check, "outcome"))).collect()
+    let text = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_owned();
+    let checks = json["result"]["checks"].as_array().into_iter().flatten();
+    checks.map(|check| (text(&check["stage"]), text(&check["outcome"]))).collect()
 }
 
 fn pairs(of: &[(&str, &str)]) -> Vec<(String, String)> {
