@@ -9,9 +9,12 @@ use crate::engine::gguf::Gguf;
 use crate::format::gguf::Header;
 use crate::format::policy::Policy;
 
-/// What a process takes on each GPU beside what it puts there: measured on an H100 with 0.6 to 2.2 GB of weights, beside a
-/// budget, 0.62 to 0.79 GiB. [`model::attention_bytes`] come on top (there 16 MiB).
-const GPU_OVERHEAD_GIB: f64 = 0.8;
+/// What a process takes on each GPU beside what it puts there, for weights of 16 bits and for quantised ones, which it unpacks:
+/// measured on an H100 with 0.6 to 2.2 GB of weights, beside a budget, 0.62 to 0.79 GiB, and up to 0.85 GiB.
+/// [`model::attention_bytes`] come on top (there 16 MiB).
+const GPU_OVERHEAD_GIB: [f64; 2] = [0.8, 0.9];
+/// `GGML_TYPE_F32` and `GGML_TYPE_F16`.
+const UNQUANTISED: [u32; 2] = [0, 1];
 
 /// Findings about the accelerator options of a policy, for the build and the model that it uses.
 pub fn of_build(of: &Gguf, ask: &CheckRequest<'_>) -> Vec<Finding> {
@@ -79,7 +82,8 @@ pub fn of_gpus(of: &Gguf, ask: &CheckRequest<'_>) -> Option<Finding> {
 
 /// GPU memory that a process uses on `gpus` GPUs in addition to what a policy places there.
 fn overhead_gib(policy: &Policy, header: &Header, gpus: usize) -> f64 {
-    GPU_OVERHEAD_GIB * gpus as f64 + gib(model::attention_bytes(policy, header))
+    let quantised = header.tensors.iter().any(|tensor| !UNQUANTISED.contains(&tensor.kind));
+    GPU_OVERHEAD_GIB[usize::from(quantised)] * gpus as f64 + gib(model::attention_bytes(policy, header))
 }
 
 /// A dense model's weights on the GPU, by the share of its layers, and its cache.
