@@ -8,11 +8,13 @@ use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+mod footprint;
 #[cfg_attr(unix, path = "fs/unix.rs")]
 #[cfg_attr(windows, path = "fs/windows.rs")]
 mod platform;
 mod stamp;
 
+pub use footprint::{Footprint, footprint};
 pub use platform::{is_executable, read_dir_link, symlink, with_private_umask};
 pub use stamp::{CLOCK_TICK, Stamp};
 
@@ -448,6 +450,11 @@ pub fn remove_leftovers(folder: &Path) {
 pub fn is_older_than(path: &Path, age: Duration) -> bool {
     let now_ns = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos());
     platform::touched_ns(path).is_ok_and(|ns| u128::from(ns) < now_ns.saturating_sub(age.as_nanos()))
+}
+
+/// When anything about a file last changed, in nanoseconds since 1970; links are not followed.
+pub fn touched_ns(path: &Path) -> Result<u64> {
+    platform::touched_ns(path).map_err(naming("look at", path))
 }
 
 /// Bytes of all files below a folder, links not followed; nothing when there is none.

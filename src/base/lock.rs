@@ -40,7 +40,16 @@ const POLL: Duration = Duration::from_millis(50);
 /// When the file cannot be opened, or the user asked to stop.
 pub fn acquire(path: &Path, cancel: &Cancel, waiting: impl FnOnce()) -> Result<Lock, LockError> {
     fs::create_dir_all(fs::parent(path))?;
-    hold(fs::open_or_create(path)?, path, cancel, waiting)
+    hold(fs::open_or_create(path)?, File::try_lock, path, cancel, waiting)
+}
+
+/// As [`acquire`], beside any number of others that call this.
+///
+/// # Errors
+/// As [`acquire`].
+pub fn acquire_beside_others(path: &Path, cancel: &Cancel, waiting: impl FnOnce()) -> Result<Lock, LockError> {
+    fs::create_dir_all(fs::parent(path))?;
+    hold(fs::open_or_create(path)?, File::try_lock_shared, path, cancel, waiting)
 }
 
 /// As [`acquire`], for a lock that programs of other users wait for, too.
@@ -49,13 +58,19 @@ pub fn acquire(path: &Path, cancel: &Cancel, waiting: impl FnOnce()) -> Result<L
 /// As [`acquire`].
 pub fn acquire_shared(path: &Path, cancel: &Cancel, waiting: impl FnOnce()) -> Result<Lock, LockError> {
     fs::create_dir_all(fs::parent(path))?;
-    hold(fs::open_or_create_shared(path)?, path, cancel, waiting)
+    hold(fs::open_or_create_shared(path)?, File::try_lock, path, cancel, waiting)
 }
 
-fn hold(file: File, path: &Path, cancel: &Cancel, waiting: impl FnOnce()) -> Result<Lock, LockError> {
+fn hold(
+    file: File,
+    try_lock: fn(&File) -> Result<(), TryLockError>,
+    path: &Path,
+    cancel: &Cancel,
+    waiting: impl FnOnce(),
+) -> Result<Lock, LockError> {
     let mut waiting = Some(waiting);
     loop {
-        match file.try_lock() {
+        match try_lock(&file) {
             Ok(()) => return Ok(Lock(file, true)),
             Err(TryLockError::WouldBlock) => {
                 if let Some(tell) = waiting.take() {

@@ -85,6 +85,8 @@ pub enum Command {
     Stop(Stop),
     /// Show what is ready, what is missing, and why something would be rebuilt
     Status(Status),
+    /// Show what the cache holds, and remove what no project needs
+    Cache(Cache),
     /// Show what this machine has: compilers, tools, GPUs, folders, space
     Doctor,
     /// Print the JSON Schema of a format
@@ -110,6 +112,7 @@ impl Command {
             Self::Ps => "ps",
             Self::Stop(_) => "stop",
             Self::Status(_) => "status",
+            Self::Cache(_) => "cache",
             Self::Doctor => "doctor",
             Self::Schema(_) => "schema",
             Self::Completions(_) => "completions",
@@ -338,6 +341,50 @@ pub struct Status {
     pub why: Option<String>,
     #[command(flatten)]
     pub build: BuildWith,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct Cache {
+    #[command(subcommand)]
+    pub command: CacheCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum CacheCommand {
+    /// Print the cache's folder
+    Dir,
+    /// Show what the cache takes of the disk
+    Size,
+    /// Show everything in the cache, and which projects need it
+    List,
+    /// Remove what no project needs; projects register when they are synced, and count until their lockfile is gone
+    Prune(Prune),
+    /// Remove everything; `sync` brings back what it needs
+    Clean {
+        /// Show what would be removed
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// Print the key under which a pipeline should keep this project's cache
+    Key(BuildWith),
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct Prune {
+    /// Show what would be removed
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Leave what was put there or linked within this time, such as `30days` or `12h`
+    #[arg(long, value_name = "TIME")]
+    pub older_than: Option<humantime::Duration>,
+    /// Remove, the oldest first, only until the cache is not larger than this, such as `20GB`
+    #[arg(long, value_name = "SIZE", value_parser = bytes)]
+    pub max_size: Option<u64>,
+}
+
+fn bytes(text: &str) -> Result<u64, String> {
+    let size: Result<bytesize::ByteSize, _> = text.parse();
+    size.map(|size| size.as_u64()).map_err(|_| "expected a size such as `20GB` or `500MiB`".to_owned())
 }
 
 #[derive(Debug, ClapArgs)]

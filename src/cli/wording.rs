@@ -15,6 +15,19 @@ pub fn counted(count: usize, noun: &str) -> String {
     format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
 }
 
+/// Columns as wide as their widest cell, under a line of headings.
+pub fn table<const N: usize>(head: [&str; N], rows: &[[String; N]]) -> String {
+    let head = head.map(str::to_owned);
+    let all: Vec<&[String; N]> = std::iter::once(&head).chain(rows).collect();
+    let widths: [usize; N] =
+        std::array::from_fn(|column| all.iter().map(|row| row[column].chars().count()).max().unwrap_or(0));
+    let line = |row: &&[String; N]| {
+        let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}"));
+        cells.collect::<Vec<_>>().join("  ").trim_end().to_owned() + "\n"
+    };
+    all.iter().map(line).collect()
+}
+
 /// A step as a phrase: `build llama-cpp (cpu)`.
 pub fn step_line(step: &Step) -> String {
     let files = |count: usize| counted(count, "file");

@@ -59,6 +59,9 @@ pub struct Change {
     pub to: Option<String>,
 }
 
+/// What those who need something of the store wait for.
+pub const REMOVING: &str = "another aitools is removing files from the cache";
+
 /// What the manifest asks for, nothing before what it is derived from.
 pub fn requests(manifest: &Manifest) -> Vec<(Kind, Name, Request)> {
     let tools =
@@ -148,6 +151,8 @@ pub fn run(host: &Host, project: &Project, upgrade: &Upgrade, resolve_conflicts:
     require_inside(project)?;
     let waiting = || host.task.waiting("another aitools is locking this project");
     let _held = host.store.lock(&name, host.task.cancel(), waiting)?;
+    // What is fetched to be locked belongs to nobody until the lockfile names it.
+    let _kept = host.store.beside_others(host.task.cancel(), || host.task.waiting(REMOVING))?;
     check_names(project, upgrade)?;
     super::demand::check_derivations(host, project)?;
     let old = previous(project, resolve_conflicts)?;

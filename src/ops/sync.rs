@@ -3,13 +3,15 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use crate::base::digest::Digest;
 use crate::base::fs;
-use crate::format::lockfile::Lockfile;
+use crate::format::lockfile::{self, Lockfile};
 use crate::format::manifest::Permission;
 use crate::plan::{self, Lane, Plan, Step};
 use crate::report::{Task, Unit, Verb};
 use crate::source::World;
 use crate::source::download::RESERVE_BYTES;
+use crate::store::roots::Root;
 
 use super::demand::{Demand, ModelDemand, demand};
 use super::failure::{Staleness, Why};
@@ -69,6 +71,9 @@ pub fn run(host: &Host, project: &Project, ask: &Ask<'_>) -> Result<Synced, Fail
     let mut done = Plan::default();
     for round in 0.. {
         let demand = demand(host, project, &lockfile, ask.policies, Purpose::Install)?;
+        if !ask.dry_run {
+            register(host, project, &demand)?;
+        }
         let plan = plan_for(host, project, &demand)?;
         if round == MAX_ROUNDS {
             return Err(Failure::NotSynced { steps: plan.steps });
@@ -88,6 +93,20 @@ pub fn run(host: &Host, project: &Project, ask: &Ask<'_>) -> Result<Synced, Fail
     }
     host.store.save_records()?;
     Ok(Synced { plan: done, lockfile, locked, dry_run: ask.dry_run })
+}
+
+/// Tells the store what this project needs, before it is looked for there.
+fn register(host: &Host, project: &Project, demand: &Demand<'_>) -> Result<(), Failure> {
+    let bytes = fs::read_bounded(&project.lock_path, lockfile::MAX_BYTES as u64)?;
+    let derived = demand.models.iter().filter_map(|model| model.required.derive.as_ref());
+    let root = Root {
+        lockfile: fs::canonical(&project.lock_path)?,
+        digest: Digest::of(&bytes),
+        artifacts: demand.engines.iter().map(|engine| engine.required.fingerprint).collect(),
+        derived: derived.map(|derive| derive.fingerprint).collect(),
+    };
+    let waiting = || host.task.waiting(lock::REMOVING);
+    Ok(host.store.register(root, host.task.cancel(), waiting)?)
 }
 
 /// Files of the user's that were in the way have other names now, also when something failed later.

@@ -8,6 +8,7 @@
 //! artifacts/<fingerprint>/      engine installs; receipt.json in it is written last, sealed
 //! derived/<fingerprint>.json    which blobs came out of a derivation: a sealed receipt
 //! records.json                  what was hashed, by inode and times, and what `path` sources were then: sealed
+//! roots/<path digest>.json      a project (by its lockfile's path) and what it needs of the store
 //! locks/                        lock files; never deleted
 //! scratch/                      partial downloads and git mirrors: nothing in it is trusted
 //! staging/                      what is being made; leftovers of killed runs go when nobody holds them
@@ -23,8 +24,10 @@ pub mod blobs;
 pub mod damage;
 pub mod derived;
 pub mod records;
+pub mod roots;
 pub mod seal;
 pub mod trees;
+pub mod usage;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};

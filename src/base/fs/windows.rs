@@ -39,6 +39,11 @@ pub fn is_executable(_: &Metadata) -> bool {
 /// Access is inherited from the folder.
 pub fn with_usual_mode(_: &mut tempfile::Builder<'_, '_>) {}
 
+/// Bytes that a file has on the disk (about), and how many names it has.
+pub fn held(path: &Path, meta: &Metadata) -> (u64, u64) {
+    (meta.len(), names(path).unwrap_or(1))
+}
+
 /// When a file was last written to, in nanoseconds since 1970; links are not followed.
 pub fn touched_ns(path: &Path) -> io::Result<u64> {
     fs::symlink_metadata(path).map(|meta| modified_ns(&meta))

@@ -5,7 +5,7 @@ use serde_json::Value as Json;
 use crate::cli::exit;
 use crate::cli::output::Output;
 use crate::cli::settings::Session;
-use crate::cli::wording::size;
+use crate::cli::wording::{size, table};
 use crate::ops::{Failure, remote};
 
 /// # Errors
@@ -16,7 +16,7 @@ pub fn run(session: &Session<'_>, output: &Output) -> Result<u8, Failure> {
     let status = server.status()?;
     let rows: Vec<[String; 6]> = status["policies"].as_array().into_iter().flatten().map(row).collect();
     output.text(&format!("server at {} (process {})\n", server.url(), status["pid"]));
-    output.text(&table(&rows));
+    output.text(&table(["POLICY", "ENGINE", "STATE", "RUNNING", "WAITING", "MEMORY"], &rows));
     output.result("ps", true, &serde_json::json!({ "url": server.url(), "status": status }));
     Ok(exit::DONE)
 }
@@ -37,16 +37,4 @@ fn row(policy: &Json) -> [String; 6] {
         policy["waiting"].to_string(),
         memory("measured"),
     ]
-}
-
-fn table(rows: &[[String; 6]]) -> String {
-    let head = ["POLICY", "ENGINE", "STATE", "RUNNING", "WAITING", "MEMORY"].map(str::to_owned);
-    let all: Vec<&[String; 6]> = std::iter::once(&head).chain(rows).collect();
-    let width = |column: usize| all.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
-    let widths: Vec<usize> = (0..6).map(width).collect();
-    let line = |row: &&[String; 6]| {
-        let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}"));
-        cells.collect::<Vec<_>>().join("  ").trim_end().to_owned() + "\n"
-    };
-    all.iter().map(line).collect()
 }
