@@ -85,6 +85,8 @@ pub enum Command {
     Stop(Stop),
     /// Show what is ready, what is missing, and why something would be rebuilt
     Status(Status),
+    /// Tell two lockfiles apart in words
+    Diff(Diff),
     /// Show what the cache holds, and remove what no project needs
     Cache(Cache),
     /// Show what this machine has: compilers, tools, GPUs, folders, space
@@ -112,6 +114,7 @@ impl Command {
             Self::Ps => "ps",
             Self::Stop(_) => "stop",
             Self::Status(_) => "status",
+            Self::Diff(_) => "diff",
             Self::Cache(_) => "cache",
             Self::Doctor => "doctor",
             Self::Schema(_) => "schema",
@@ -341,6 +344,14 @@ pub struct Status {
     pub why: Option<String>,
     #[command(flatten)]
     pub build: BuildWith,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct Diff {
+    /// A lockfile; `-` is standard input, such as the output of `git show HEAD:manifests/default.lock`
+    pub old: PathBuf,
+    /// Another one [default: the project's]
+    pub new: Option<PathBuf>,
 }
 
 #[derive(Debug, ClapArgs)]

@@ -72,14 +72,22 @@ fn file(path: &Path) -> Result<String, Failure> {
 }
 
 fn stdin() -> Result<String, Failure> {
+    text(read_stdin("the prompt", MAX_PROMPT_BYTES)?)
+}
+
+/// All of standard input, which is `what`.
+///
+/// # Errors
+/// When it cannot be read, or is larger than the limit.
+pub fn read_stdin(what: &str, limit_bytes: u64) -> Result<Vec<u8>, Failure> {
     let mut bytes = Vec::new();
-    let read = io::stdin().lock().take(MAX_PROMPT_BYTES + 1).read_to_end(&mut bytes);
+    let read = io::stdin().lock().take(limit_bytes + 1).read_to_end(&mut bytes);
     read.map_err(|error| fs::FsError::new("read", Path::new("stdin"), error))?;
-    if bytes.len() as u64 > MAX_PROMPT_BYTES {
-        let what = format!("the prompt is larger than {}", size(MAX_PROMPT_BYTES));
+    if bytes.len() as u64 > limit_bytes {
+        let what = format!("{what} is larger than {}", size(limit_bytes));
         return Err(Failure::Usage { what, hint: None });
     }
-    text(bytes)
+    Ok(bytes)
 }
 
 fn text(bytes: Vec<u8>) -> Result<String, Failure> {

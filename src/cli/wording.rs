@@ -2,6 +2,7 @@
 
 use serde_json::Value as Json;
 
+use crate::build::fingerprint::Difference;
 use crate::ops::failure::{Staleness, Why};
 use crate::plan::{Reason, Step};
 
@@ -26,6 +27,15 @@ pub fn table<const N: usize>(head: [&str; N], rows: &[[String; N]]) -> String {
         cells.collect::<Vec<_>>().join("  ").trim_end().to_owned() + "\n"
     };
     all.iter().map(line).collect()
+}
+
+/// What differs, a line each.
+pub fn differences(differences: &[Difference]) -> String {
+    let word = |value: &Option<String>| value.as_ref().map_or("nothing".to_owned(), |value| format!("`{value}`"));
+    let line = |difference: &Difference| {
+        format!("    {}: {} -> {}\n", difference.name, word(&difference.old), word(&difference.new))
+    };
+    differences.iter().map(line).collect()
 }
 
 /// A step as a phrase: `build llama-cpp (cpu)`.

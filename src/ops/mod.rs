@@ -11,6 +11,7 @@ pub mod check;
 pub mod ci;
 pub mod demand;
 pub mod derive;
+pub mod diff;
 pub mod doctor;
 pub mod edited;
 pub mod failure;

@@ -5,6 +5,7 @@ pub mod chat;
 pub mod check;
 pub mod ci;
 pub mod completions;
+pub mod diff;
 pub mod doctor;
 pub mod init;
 pub mod lock;

@@ -1,10 +1,9 @@
 //! `aitools status`.
 
-use crate::build::fingerprint::Difference;
 use crate::cli::args;
 use crate::cli::output::Output;
 use crate::cli::settings::Session;
-use crate::cli::wording::{size, stale_line, step_line};
+use crate::cli::wording::{differences, size, stale_line, step_line};
 use crate::ops::status::{self, Status, Why, WhyBuild, WhyDerived};
 use crate::ops::{Failure, project};
 
@@ -94,12 +93,4 @@ fn why_derived(why: &WhyDerived) -> String {
         }
     }
     text + &differences(&why.differences)
-}
-
-fn differences(differences: &[Difference]) -> String {
-    let word = |value: &Option<String>| value.as_ref().map_or("nothing".to_owned(), |value| format!("`{value}`"));
-    let line = |difference: &Difference| {
-        format!("    {}: {} -> {}\n", difference.name, word(&difference.old), word(&difference.new))
-    };
-    differences.iter().map(line).collect()
 }
