@@ -14,7 +14,11 @@ fn two_lockfiles_are_told_apart_in_words() {
     let same = world.run(&["diff", "old.lock"]).expect(0);
     assert!(same.stdout.is_empty() && same.stderr.contains("say the same"), "{}", same.stderr);
     world.edit("engine source/part1.c", "return 1", "return 1 + 0");
-    world.edit("manifests/default.toml", "source = { path = \"engine source\" }", "source = { path = \"engine source\" }\nallow = [\"network\"]");
+    world.edit(
+        "manifests/default.toml",
+        "source = { path = \"engine source\" }",
+        "source = { path = \"engine source\" }\nallow = [\"network\"]",
+    );
     world.run(&["lock", "--upgrade"]).expect(0);
     let changed = world.run(&["diff", "old.lock"]).expect(0).stdout;
     let expected = "~ engine tiny\n    may use the network: nothing -> `yes`\n    source tree: `sha256:";

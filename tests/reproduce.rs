@@ -21,6 +21,40 @@ fn a_second_build_elsewhere_has_the_same_bits() {
     world.run(&["verify"]).expect(0);
 }
 
+/// Beside each policy stands what was proven of it on this machine, and when; what was not proven is not claimed.
+#[test]
+fn what_was_proven_is_shown() {
+    let world = World::new();
+    world.run(&["sync"]).expect(0);
+    let proven = || world.run(&["status", "--json"]).expect(0).json()["result"]["policies"][0]["proven"].clone();
+    let nothing = serde_json::json!({"source": null, "engine": null, "bits": null, "weights": null, "smoke": null});
+    assert_eq!(proven(), nothing);
+    let verified = world.run(&["verify"]).expect(0).stderr;
+    assert!(verified.contains("weights match the lockfile (20"), "{verified}");
+    world.run(&["reproduce"]).expect(0);
+    for claim in ["source", "engine", "bits", "weights"] {
+        assert_eq!(proven()[claim]["holds"], true, "{claim}: {}", proven());
+    }
+    assert_eq!(proven()["smoke"], serde_json::Value::Null);
+    let status = world.run(&["status"]).expect(0).stdout;
+    assert!(status.contains("            bits    reproduced (20"), "{status}");
+
+    // The engine changes: nothing is proven of the new one. Its model is the same.
+    world.edit("engine source/part1.c", "return 1", "return 1 + 0");
+    world.run(&["sync"]).expect(0);
+    assert_eq!(proven()["bits"], serde_json::Value::Null);
+    assert_eq!(proven()["weights"]["holds"], true);
+    let weights = world.project().join("models/tiny/m/model.gguf");
+    let mut bytes = aitools::base::fs::read_bounded(&weights, 1 << 20).unwrap();
+    bytes[40] ^= 1;
+    aitools::base::fs::remove_file(&weights).unwrap();
+    aitools::base::fs::write_atomic(&weights, &bytes).unwrap();
+    world.run(&["verify"]).expect(3);
+    assert_eq!(proven()["weights"]["holds"], false);
+    world.run(&["verify", "--repair"]).expect(0);
+    assert_eq!(proven()["weights"]["holds"], true);
+}
+
 /// What a source does, and what is said about it.
 const IMPURE: &[(&str, &str, &str)] = &[
     ("a time", "const char *made = __DATE__ \" \" __TIME__;", "a date or time"),

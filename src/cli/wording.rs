@@ -1,10 +1,14 @@
 //! Phrases that several commands and reporters share. No output, no decisions.
 
+use std::time::{Duration, UNIX_EPOCH};
+
 use serde_json::Value as Json;
 
 use crate::build::fingerprint::Difference;
 use crate::ops::failure::{Staleness, Why};
+use crate::ops::proven::Proven;
 use crate::plan::{Reason, Step};
+use crate::store::proofs::Proof;
 
 /// A size in decimal units, as the Hub shows it: `98.36 MB`.
 pub fn size(bytes: u64) -> String {
@@ -36,6 +40,23 @@ pub fn differences(differences: &[Difference]) -> String {
         format!("    {}: {} -> {}\n", difference.name, word(&difference.old), word(&difference.new))
     };
     differences.iter().map(line).collect()
+}
+
+/// What was proven, and when; nothing when nothing was.
+pub fn proven(proven: &Proven) -> String {
+    let all = [
+        ("source", proven.source, "matches the lockfile", "does NOT match the lockfile"),
+        ("engine", proven.engine, "matches its receipt", "does NOT match its receipt"),
+        ("bits", proven.bits, "reproduced", "NOT reproduced"),
+        ("weights", proven.weights, "match the lockfile", "do NOT match the lockfile"),
+        ("smoke", proven.smoke, "passed", "FAILED"),
+    ];
+    let line = |(what, proof, holds, fails): (&str, Option<Proof>, &str, &str)| {
+        let Proof { at, holds: held } = proof?;
+        let when = humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_secs(at));
+        Some(format!("            {what:7} {} ({when})\n", if held { holds } else { fails }))
+    };
+    all.into_iter().filter_map(line).collect()
 }
 
 /// A step as a phrase: `build llama-cpp (cpu)`.

@@ -157,7 +157,7 @@ pub fn clean(host: &Host, dry_run: bool) -> Result<Removed, Failure> {
     }
     let removed = remove(host, all, Vec::new(), dry_run)?;
     if !dry_run {
-        for memory in ["records.json", "tools.json"] {
+        for memory in ["records.json", "proofs.json", "tools.json"] {
             fs::remove_file(&host.store.root().join(memory))?;
         }
     }

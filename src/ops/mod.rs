@@ -21,6 +21,7 @@ pub mod init;
 pub mod install;
 pub mod lock;
 pub mod project;
+pub mod proven;
 pub mod python;
 pub mod ready;
 pub mod remote;

@@ -11,10 +11,12 @@ use crate::format::lockfile::{FilePin, Lockfile};
 use crate::format::receipt::Receipt;
 use crate::plan::Step;
 use crate::store::blobs::Presence;
+use crate::store::proofs::Proofs;
 
 use super::demand::{Demand, EngineDemand, ModelDemand, demand, demand_as_locked};
 use super::failure::Staleness;
 use super::install::Purpose;
+use super::proven::{self, Proven};
 use super::{Failure, Host, Project, lock, sync};
 
 /// The state of a project on this machine.
@@ -113,6 +115,8 @@ pub struct PolicyStatus {
     pub digest: Digest,
     /// Whether it can run now.
     pub ready: bool,
+    /// What was proven of what it uses.
+    pub proven: Proven,
 }
 
 /// The state of a project. With a lockfile that is out of date, everything is shown that the lockfile has.
@@ -146,7 +150,8 @@ pub fn run(host: &Host, project: &Project) -> Result<Status, Failure> {
         state: model_state(host, project, model, &plan.steps),
     });
     let models = models.collect();
-    let policies = project.policies.iter().map(|file| policy_status(host, project, &lockfile, file)).collect();
+    let proofs = host.store.proofs();
+    let policies = project.policies.iter().map(|file| policy_status(host, project, &lockfile, &proofs, file)).collect();
     Ok(Status { manifest, stale: Some(stale), engines, models, policies, steps: plan.steps })
 }
 
@@ -192,13 +197,18 @@ fn policy_status(
     host: &Host,
     project: &Project,
     lockfile: &Lockfile,
+    proofs: &Proofs,
     file: &super::project::PolicyFile,
 ) -> PolicyStatus {
-    let names = [file.name.clone()];
-    let plan = demand(host, project, lockfile, &names, Purpose::Install)
-        .and_then(|demand| sync::plan_for(host, project, &demand));
-    let ready = plan.is_ok_and(|plan| plan.steps.iter().all(|step| matches!(step, Step::LinkBuild { .. })));
-    PolicyStatus { name: file.name.clone(), engine: file.policy.value.engine.clone(), digest: file.digest, ready }
+    let demand = demand(host, project, lockfile, std::slice::from_ref(&file.name), Purpose::Install).ok();
+    let plan = demand.as_ref().and_then(|demand| sync::plan_for(host, project, demand).ok());
+    PolicyStatus {
+        name: file.name.clone(),
+        engine: file.policy.value.engine.clone(),
+        digest: file.digest,
+        ready: plan.is_some_and(|plan| plan.steps.iter().all(|step| matches!(step, Step::LinkBuild { .. }))),
+        proven: demand.map(|demand| proven::of(proofs, &file.digest, &demand)).unwrap_or_default(),
+    }
 }
 
 /// Why an engine would be built again, or is not built.

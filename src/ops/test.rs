@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::answer::answer;
 use super::project::PolicyFile;
+use super::proven::smoke_subject;
 use super::run::Ran;
 use super::{Failure, Host, Project, ready};
 use crate::base::digest::Digest;
@@ -14,6 +15,7 @@ use crate::engine::Ready;
 use crate::engine::conversation::Finish;
 use crate::engine::metrics::Metrics;
 use crate::format::policy::{Output, Smoke};
+use crate::store::proofs::Claim;
 
 /// Bytes of a golden answer's file at most.
 const MAX_GOLDEN_BYTES: u64 = 1 << 20;
@@ -138,6 +140,8 @@ fn one(host: &Host, project: &Project, file: &PolicyFile, golden: Golden) -> Res
             recorded = Some(path);
         }
     }
+    let subject = smoke_subject(&ready.policy_sha256, &ready.fingerprint, &ready.weights_sha256);
+    host.store.add_proofs([(Claim::Smoke, subject, reasons.is_empty())])?;
     let outcome = if reasons.is_empty() { Outcome::Passed } else { Outcome::Failed };
     let (text, metrics) = (Some(ran.answer.text), Some(ran.metrics));
     Ok(Tested { text, metrics, recorded, ..Tested::new(&file.name, outcome, reasons) })

@@ -12,6 +12,7 @@ use crate::report::{Progress, Unit, Verb};
 use crate::store::StoreError;
 use crate::store::artifacts::Artifact;
 use crate::store::damage::Damage;
+use crate::store::proofs::Claim;
 
 use super::demand::{Demand, demand};
 use super::failure::Damaged;
@@ -70,9 +71,25 @@ pub fn run(host: &Host, project: &Project, names: &[String], only: &[Damaged]) -
     let size_bytes = targets.iter().map(size).sum();
     let progress = host.task.start(Verb::Verify, format!("{} files", targets.len()), None, Unit::Bytes);
     let damages = hash_all(host, &targets, &progress)?;
+    host.store.add_proofs(targets.iter().filter_map(|target| proof_of(target, &damages)))?;
     progress.finish(if damages.is_empty() { String::new() } else { format!("{} damaged", damages.len()) });
     host.store.save_records()?;
     Ok(Verified { files: targets.len(), size_bytes, damages })
+}
+
+/// What hashing a target proved, whichever way it ended.
+fn proof_of(target: &Target, damages: &[Damaged]) -> Option<(Claim, Digest, bool)> {
+    let holds = !damages.iter().any(|damage| is_in(target, damage));
+    match &target.kind {
+        Kind::File { expected, .. } => Some((Claim::Weights, *expected, holds)),
+        Kind::Artifact(artifact) => Some((Claim::Engine, artifact.receipt.fingerprint, holds)),
+        Kind::Tree(digest) => Some((Claim::Source, *digest, holds)),
+        Kind::Copy { .. } | Kind::Tool(_) => None,
+    }
+}
+
+fn is_in(target: &Target, damage: &Damaged) -> bool {
+    damage.path.starts_with(&target.path) || damage.what == target.what
 }
 
 /// Removes damaged files of the store and damaged trees and tools, so that `sync` makes again what is needed of them. Files
@@ -100,7 +117,6 @@ fn targets_of(host: &Host, project: &Project, names: &[String], only: &[Damaged]
     let demand = demand(host, project, &lockfile, names, Purpose::Install)?;
     let mut targets = weights(host, project, &demand)?;
     targets.extend(engines(host, project, &demand)?);
-    let is_in = |target: &Target, damage: &Damaged| damage.path.starts_with(&target.path) || damage.what == target.what;
     targets.retain(|target| only.is_empty() || only.iter().any(|damage| is_in(target, damage)));
     Ok(targets)
 }

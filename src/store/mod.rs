@@ -8,6 +8,7 @@
 //! artifacts/<fingerprint>/      engine installs; receipt.json in it is written last, sealed
 //! derived/<fingerprint>.json    which blobs came out of a derivation: a sealed receipt
 //! records.json                  what was hashed, by inode and times, and what `path` sources were then: sealed
+//! proofs.json                   what was verified, built again and tested, and when: sealed
 //! roots/<path digest>.json      a project (by its lockfile's path) and what it needs of the store
 //! locks/                        lock files; never deleted
 //! scratch/                      partial downloads and git mirrors: nothing in it is trusted
@@ -23,6 +24,7 @@ pub mod artifacts;
 pub mod blobs;
 pub mod damage;
 pub mod derived;
+pub mod proofs;
 pub mod records;
 pub mod roots;
 pub mod seal;

@@ -3,7 +3,7 @@
 use crate::cli::args;
 use crate::cli::output::Output;
 use crate::cli::settings::Session;
-use crate::cli::wording::{differences, size, stale_line, step_line};
+use crate::cli::wording::{differences, proven, size, stale_line, step_line};
 use crate::ops::status::{self, Status, Why, WhyBuild, WhyDerived};
 use crate::ops::{Failure, project};
 
@@ -53,6 +53,7 @@ fn text(status: &Status, project: &project::Project) -> String {
     for policy in &status.policies {
         let state = if policy.ready { "ready" } else { "not ready" };
         text += &format!("policy    {} {state}, on {}\n", policy.name, policy.engine);
+        text += &proven(&policy.proven);
     }
     if !status.steps.is_empty() {
         text += "to do     run `aitools sync` to\n";

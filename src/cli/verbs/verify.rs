@@ -1,11 +1,14 @@
 //! `aitools verify`.
 
+use serde_json::json;
+
 use crate::cli::args;
 use crate::cli::output::Output;
 use crate::cli::settings::Session;
-use crate::cli::wording::{counted, size};
+use crate::cli::wording::{self, counted, size};
 use crate::ops::sync::{self, Ask, LockMode};
-use crate::ops::{Failure, verify};
+use crate::ops::verify::{self, Verified};
+use crate::ops::{Failure, proven};
 
 /// # Errors
 /// [`Failure::Damaged`] when something is wrong and stays so.
@@ -26,6 +29,12 @@ pub fn run(ask: &args::Verify, session: &Session<'_>, output: &Output) -> Result
         return Err(Failure::Damaged { damages: verified.damages });
     }
     output.say(&format!("verified {} ({})", counted(verified.files, "file"), size(verified.size_bytes)));
-    output.result("verify", true, &verified);
+    let policies = proven::all(&host, &project, &ask.policies)?;
+    for (policy, proven) in &policies {
+        output.say(format!("policy    {policy}\n{}", wording::proven(proven)).trim_end());
+    }
+    let Verified { files, size_bytes, damages } = verified;
+    let result = json!({ "files": files, "size_bytes": size_bytes, "damages": damages, "policies": policies });
+    output.result("verify", true, &result);
     Ok(0)
 }
