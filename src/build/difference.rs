@@ -6,6 +6,8 @@ use object::Endianness;
 use object::elf::{FileHeader32, FileHeader64};
 use object::read::elf::{FileHeader, SectionHeader as _};
 
+use super::fatbin;
+
 /// Parts of a file that are named at most.
 const MAX_PARTS: usize = 6;
 /// Characters of a text that are quoted.
@@ -13,8 +15,21 @@ const QUOTED: usize = 80;
 /// Shorter runs of printable bytes are no text.
 const MIN_TEXT: usize = 4;
 
+/// The section of a CUDA program's device code.
+const DEVICE_CODE: &str = ".nv_fatbin";
 /// Sections of code and tables.
-const HOLD_NO_TEXT: &[&str] = &[".text", ".eh_frame", ".symtab", ".rela", ".dynsym", ".gnu.hash", ".gcc_except_table"];
+const HOLD_NO_TEXT: &[&str] = &[
+    DEVICE_CODE,
+    ".init",
+    ".plt",
+    ".text",
+    ".eh_frame",
+    ".symtab",
+    ".rela",
+    ".dynsym",
+    ".gnu.hash",
+    ".gcc_except_table",
+];
 
 /// A part of a file: a section of a program, or all of it.
 #[derive(Debug, PartialEq, Eq)]
@@ -33,10 +48,16 @@ pub fn in_words(first: &[u8], second: &[u8], folders: &[&str]) -> Vec<String> {
         let leak = folders.iter().find(|folder| contains(bytes, folder.as_bytes()));
         words.extend(leak.map(|_| format!("the {which} build contains the path of its build folder")));
     }
+    let (parts, others) = (parts(first), parts(second));
+    let device_code = |parts: &[Part<'_>]| parts.iter().position(|part| part.name == DEVICE_CODE);
+    if let (Some(one), Some(other)) = (device_code(&parts), device_code(&others))
+        && parts[one] != others[other]
+    {
+        words.extend(fatbin::in_words(parts[one].bytes, others[other].bytes));
+    }
     if first.len() != second.len() {
         words.push(format!("{} bytes became {} bytes", first.len(), second.len()));
     }
-    let (parts, others) = (parts(first), parts(second));
     let mut differing: Vec<String> = parts.iter().filter_map(|part| changed(part, &others)).collect();
     let new = others.iter().filter(|other| !parts.iter().any(|part| part.name == other.name));
     differing.extend(new.map(|other| format!("`{}` is new", other.name)));

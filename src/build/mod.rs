@@ -23,6 +23,7 @@ pub mod command;
 pub mod confine;
 pub mod difference;
 pub mod driver;
+pub mod fatbin;
 pub mod fingerprint;
 pub mod isolation;
 pub mod log;

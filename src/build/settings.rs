@@ -233,15 +233,18 @@ fn in_quotes(flag: &str) -> String {
     if is_plain(flag) { flag.to_owned() } else { format!("\"{flag}\"") }
 }
 
-/// `-objtemp` keeps the compiler's own process id out of the objects. nvcc hands `-Xcompiler` to a second shell, which
-/// wants quotes of its own.
+/// `-objtemp` keeps the compiler's own process id out of the objects, and `-frandom-seed` (which an nvcc that does not know it
+/// hands to the host compiler) keeps process id and time out of the names in PTX.
+const OBJECTS: &str = "-objtemp -frandom-seed=aitools";
+
+/// nvcc hands `-Xcompiler` to a second shell, which wants quotes of its own.
 fn cuda_flags(maps: &[String]) -> String {
     let host = maps.iter().filter_map(|flag| match flag {
         flag if is_plain(flag) => Some(format!(" -Xcompiler {flag}")),
         flag if flag.contains(['\'', ',']) => None,
         flag => Some(format!(" -Xcompiler \"'{flag}'\"")),
     });
-    format!("-objtemp{}", host.collect::<String>())
+    format!("{OBJECTS}{}", host.collect::<String>())
 }
 
 #[cfg(test)]
@@ -253,8 +256,8 @@ mod tests {
         let maps = ["-ffile-prefix-map=/a/b=/x".to_owned(), "-ffile-prefix-map=/é b=/y".to_owned()];
         assert_eq!(in_quotes(&maps[0]), maps[0]);
         assert_eq!(in_quotes(&maps[1]), "\"-ffile-prefix-map=/é b=/y\"");
-        let expected = "-objtemp -Xcompiler -ffile-prefix-map=/a/b=/x -Xcompiler \"'-ffile-prefix-map=/é b=/y'\"";
+        let expected = "-objtemp -frandom-seed=aitools -Xcompiler -ffile-prefix-map=/a/b=/x -Xcompiler \"'-ffile-prefix-map=/é b=/y'\"";
         assert_eq!(cuda_flags(&maps), expected);
-        assert_eq!(cuda_flags(&["-ffile-prefix-map=/it's=/x".to_owned()]), "-objtemp");
+        assert_eq!(cuda_flags(&["-ffile-prefix-map=/it's=/x".to_owned()]), OBJECTS);
     }
 }
