@@ -85,6 +85,8 @@ pub enum Command {
     Stop(Stop),
     /// Show what is ready, what is missing, and why something would be rebuilt
     Status(Status),
+    /// Write evidence of what is installed: a bill of materials, provenance of engines, signatures of models
+    Export(Export),
     /// Tell two lockfiles apart in words
     Diff(Diff),
     /// Show what the cache holds, and remove what no project needs
@@ -114,6 +116,7 @@ impl Command {
             Self::Ps => "ps",
             Self::Stop(_) => "stop",
             Self::Status(_) => "status",
+            Self::Export(_) => "export",
             Self::Diff(_) => "diff",
             Self::Cache(_) => "cache",
             Self::Doctor => "doctor",
@@ -196,6 +199,12 @@ pub struct Verify {
     /// Fetch or build again what does not match, and only that
     #[arg(long)]
     pub repair: bool,
+    /// Compare what is here with evidence that somebody else exported: a bill of materials, provenance, or a model's signature
+    #[arg(long, value_name = "FILE")]
+    pub against: Option<PathBuf>,
+    /// The key that signed the evidence, a PEM file
+    #[arg(long, value_name = "FILE", requires = "against")]
+    pub public_key: Option<PathBuf>,
     #[command(flatten)]
     pub build: BuildWith,
 }
@@ -342,6 +351,20 @@ pub struct Status {
     /// Show which inputs of an engine's build or of a derived model have changed
     #[arg(long, value_name = "NAME")]
     pub why: Option<String>,
+    #[command(flatten)]
+    pub build: BuildWith,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct Export {
+    /// What these policies need [default: everything in the manifest]
+    pub policies: Vec<String>,
+    /// The folder to write to
+    #[arg(short, long, default_value = "evidence", value_name = "DIR")]
+    pub output: PathBuf,
+    /// Sign with this P-256 private key, a PEM file
+    #[arg(long, value_name = "FILE")]
+    pub key: Option<PathBuf>,
     #[command(flatten)]
     pub build: BuildWith,
 }

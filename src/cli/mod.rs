@@ -97,6 +97,7 @@ fn dispatch(args: &Args, output: &Output, cancel: Cancel) -> Result<u8, crate::o
         Command::Ps => verbs::ps::run(&session, output),
         Command::Stop(ask) => verbs::stop::run(ask, &session, output),
         Command::Status(ask) => verbs::status::run(ask, &session, output),
+        Command::Export(ask) => verbs::export::run(ask, &session, output),
         Command::Diff(ask) => verbs::diff::run(ask, &session, output),
         Command::Cache(ask) => verbs::cache::run(ask, &session, output),
         Command::Doctor => verbs::doctor::run(&session, output),

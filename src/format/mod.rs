@@ -4,8 +4,11 @@
 
 use crate::base::diagnostic::Diagnostic;
 
+pub mod cyclonedx;
 pub mod document;
+pub mod dsse;
 pub mod gguf;
+pub mod in_toto;
 pub mod lockfile;
 pub mod manifest;
 pub mod policy;

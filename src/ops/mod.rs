@@ -14,6 +14,8 @@ pub mod derive;
 pub mod diff;
 pub mod doctor;
 pub mod edited;
+pub mod evidence;
+pub mod export;
 pub mod failure;
 pub mod fetch;
 pub mod host;

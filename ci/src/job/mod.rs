@@ -1,6 +1,7 @@
 //! One file per job. A new job is one file and one line in a list below.
 
 mod clippy;
+mod evidence;
 #[cfg(target_os = "linux")]
 mod faults;
 mod fmt;
@@ -24,6 +25,7 @@ pub const TEST: &[Job] = &[test::JOB];
 pub const E2E: &[Job] = &[
     quickstart::JOB,
     wire::JOB,
+    evidence::JOB,
     powerinfer::JOB,
     powerinfer_cuda::JOB,
     sources::JOB,
@@ -34,7 +36,7 @@ pub const E2E: &[Job] = &[
 ];
 
 /// How many of [`E2E`] `cargo ci` runs. The last of them, `powerinfer`, is skipped without a copy of its repository.
-pub const ALWAYS: usize = 3;
+pub const ALWAYS: usize = 4;
 
 /// Fails, saying how to get it, when a cargo subcommand is not installed.
 fn need_component(sh: &Shell, subcommand: &str, component: &str) -> Result<()> {

@@ -7,6 +7,7 @@ pub mod ci;
 pub mod completions;
 pub mod diff;
 pub mod doctor;
+pub mod export;
 pub mod init;
 pub mod lock;
 pub mod ps;

@@ -1,14 +1,17 @@
 //! `aitools verify`.
 
+use std::path::Path;
+
 use serde_json::json;
 
 use crate::cli::args;
 use crate::cli::output::Output;
 use crate::cli::settings::Session;
 use crate::cli::wording::{self, counted, size};
+use crate::ops::evidence::{self, Compared};
 use crate::ops::sync::{self, Ask, LockMode};
 use crate::ops::verify::{self, Verified};
-use crate::ops::{Failure, proven};
+use crate::ops::{Failure, Host, Project, proven};
 
 /// # Errors
 /// [`Failure::Damaged`] when something is wrong and stays so.
@@ -29,12 +32,38 @@ pub fn run(ask: &args::Verify, session: &Session<'_>, output: &Output) -> Result
         return Err(Failure::Damaged { damages: verified.damages });
     }
     output.say(&format!("verified {} ({})", counted(verified.files, "file"), size(verified.size_bytes)));
+    let compared = match &ask.against {
+        Some(path) => Some(against(&host, &project, &session.cwd.join(path), ask, session)?),
+        None => None,
+    };
+    if let Some(Compared { equal, signed, damages }) = &compared {
+        let by = if *signed == Some(true) {
+            "signed by the owner of that key"
+        } else {
+            "not signed: anybody may have written it"
+        };
+        output.say(&format!("the evidence ({by}): {} as it says, {} not", counted(*equal, "file"), damages.len()));
+    }
+    if let Some(compared) = compared.as_ref().filter(|compared| !compared.damages.is_empty()) {
+        return Err(Failure::Damaged { damages: compared.damages.clone() });
+    }
     let policies = proven::all(&host, &project, &ask.policies)?;
     for (policy, proven) in &policies {
         output.say(format!("policy    {policy}\n{}", wording::proven(proven)).trim_end());
     }
     let Verified { files, size_bytes, damages } = verified;
-    let result = json!({ "files": files, "size_bytes": size_bytes, "damages": damages, "policies": policies });
+    let result = json!({ "files": files, "size_bytes": size_bytes, "damages": damages, "policies": policies, "evidence": compared });
     output.result("verify", true, &result);
     Ok(0)
+}
+
+fn against(
+    host: &Host,
+    project: &Project,
+    path: &Path,
+    ask: &args::Verify,
+    session: &Session<'_>,
+) -> Result<Compared, Failure> {
+    let key = ask.public_key.as_ref().map(|key| session.cwd.join(key));
+    evidence::compare(host, project, path, key.as_deref())
 }
