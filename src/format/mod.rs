@@ -8,6 +8,7 @@ pub mod document;
 pub mod gguf;
 pub mod lockfile;
 pub mod manifest;
+pub mod oci;
 pub mod policy;
 pub mod receipt;
 pub mod schema;
