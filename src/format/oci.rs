@@ -215,7 +215,9 @@ impl Descriptor {
         let digest = |key: &str| match self.annotations.get(key).map(|text| text.parse()) {
             None => Ok(None),
             Some(Ok(digest)) => Ok(Some(digest)),
-            Some(Err(_)) => Err(OciError::Foreign(format!("the annotation `{key}` of {} is not a digest", self.digest))),
+            Some(Err(_)) => {
+                Err(OciError::Foreign(format!("the annotation `{key}` of {} is not a digest", self.digest)))
+            }
         };
         let lacking = || OciError::Foreign(format!("{} has no annotation `{ID}`", self.digest));
         let id = digest(ID)?;
@@ -265,6 +267,11 @@ impl Config {
 }
 
 impl Bundle {
+    /// The blob with these bytes.
+    pub fn blob_of(bytes: &[u8]) -> Blob {
+        Blob { digest: Digest::of(bytes), size_bytes: bytes.len() as u64 }
+    }
+
     /// The manifest: the same bytes for the same bundle.
     pub fn to_manifest(&self) -> Vec<u8> {
         let bytes = self.config.to_bytes();
@@ -451,9 +458,19 @@ mod tests {
         for good in ["127.0.0.1:5000/a:v1", "registry.example/team/a_b.c:1", &format!("localhost/x@{digest}")] {
             assert_eq!(good.parse::<Reference>().unwrap().to_string(), good);
         }
-        for bad in ["a:v1", "team/a:v1", "r.example/a", "r.example/A:v1", "r.example/../a:v1", "r.example/a:", "-r.x/a:b",
-            "r.example/a@sha256:1", "u@r.example/a:b", "r.example/a:b?c", "r.example//a:b"]
-        {
+        for bad in [
+            "a:v1",
+            "team/a:v1",
+            "r.example/a",
+            "r.example/A:v1",
+            "r.example/../a:v1",
+            "r.example/a:",
+            "-r.x/a:b",
+            "r.example/a@sha256:1",
+            "u@r.example/a:b",
+            "r.example/a:b?c",
+            "r.example//a:b",
+        ] {
             assert!(bad.parse::<Reference>().is_err(), "{bad}");
         }
         let is_loopback = |text: &str| text.parse::<Reference>().unwrap().is_loopback();

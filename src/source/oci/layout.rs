@@ -91,7 +91,8 @@ impl Layout {
             }
             None => {
                 let path = self.path.join(name);
-                let meta = fs::metadata(&path).map_err(|error| if error.is_not_found() { missing() } else { error.into() })?;
+                let meta =
+                    fs::metadata(&path).map_err(|error| if error.is_not_found() { missing() } else { error.into() })?;
                 (path, 0, meta.len())
             }
         };

@@ -124,7 +124,9 @@ impl Registry {
 
     fn answer(&self, request: &Request<'_>) -> Result<Answer, SourceError> {
         let limit = MAX_ANSWER_BYTES.max(MAX_MANIFEST_BYTES);
-        let send = |headers: &[(&str, &str)]| self.http.answer_patiently(&Request { headers, ..request.clone() }, limit, &|_| {});
+        let send = |headers: &[(&str, &str)]| {
+            self.http.answer_patiently(&Request { headers, ..request.clone() }, limit, &|_| {})
+        };
         self.ask(request.headers, send, |answer: &Answer| &answer.response)
     }
 
@@ -169,12 +171,8 @@ impl Registry {
     /// Where the bytes of a blob are to be sent.
     fn begin_upload(&self, blob: &Blob) -> Result<(String, Option<String>), SourceError> {
         let url = format!("{}/blobs/uploads/", self.base);
-        let request = Request {
-            method: Method::POST,
-            body: Some(b""),
-            follow: Follow::Nowhere,
-            ..Request::get(&url, &[])
-        };
+        let request =
+            Request { method: Method::POST, body: Some(b""), follow: Follow::Nowhere, ..Request::get(&url, &[]) };
         let answer = self.answer(&request)?;
         if answer.response.status != 202 {
             return Err(self.failed("an upload", answer.response.status));
