@@ -221,14 +221,14 @@ fn forged_bundles_are_refused() {
     refused(&forged("engine", device), "device");
 
     // Sizes that lie, in both directions.
-    for by in [-1_i64, 1, 1 << 40] {
+    for (by, word) in [(-1_i64, "the manifest says"), (1, "the manifest says"), (1 << 40, "is larger than")] {
         let (mut files, mut lying) = (good.clone(), manifest(&good));
         for index in 0..lying["layers"].as_array().unwrap().len() {
             let size = &mut lying["layers"][index]["size"];
             *size = json!(size.as_i64().unwrap() + by);
         }
         set_manifest(&mut files, &lying);
-        refused(&files, "the manifest says");
+        refused(&files, word);
     }
     let mut incomplete = good.clone();
     incomplete.remove(&blob(&manifest(&good)["layers"].as_array().unwrap().last().unwrap()["digest"]));
