@@ -1,4 +1,5 @@
 //! `bundle` from outside: one machine exports, another one without a network imports, and every lie is refused.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 #[path = "support/http.rs"]
 mod http;
@@ -101,8 +102,8 @@ fn set_manifest(files: &mut BTreeMap<String, Vec<u8>>, manifest: &Json) {
 /// Puts other bytes in the place of a layer, with the digest and size that they have.
 fn forge(files: &mut BTreeMap<String, Vec<u8>>, kind: &str, change: impl FnOnce(Vec<u8>) -> Vec<u8>) {
     let mut manifest = manifest(files);
-    let layer = manifest["layers"].as_array_mut().unwrap().iter_mut();
-    let layer = layer.into_iter().find(|layer| layer["mediaType"].as_str().unwrap().contains(kind)).unwrap();
+    let mut layers = manifest["layers"].as_array_mut().unwrap().iter_mut();
+    let layer = layers.find(|layer| layer["mediaType"].as_str().unwrap().contains(kind)).unwrap();
     let bytes = change(files[&blob(&layer["digest"])].clone());
     layer["digest"] = json!(Digest::of(&bytes).to_string());
     layer["size"] = json!(bytes.len());
@@ -147,7 +148,7 @@ fn with_one_key_the_engine_is_used_and_with_another_it_is_built_again() {
 
     let stranger = importer(&from);
     let said = stranger.run(&["bundle", "import", &folder]).expect(0).stderr;
-    assert!(said.contains("left out tiny (cpu): its receipt was sealed by another machine"), "{said}");
+    assert!(said.contains("left out engine tiny (cpu): its receipt was sealed by another machine"), "{said}");
     let synced = stranger.run(&["sync", "--offline", "--locked", "--json"]).expect(0);
     assert!(verbs(&synced).contains(&"build".to_owned()), "{}", synced.stdout);
 

@@ -193,13 +193,11 @@ fn transfer(
     })
 }
 
+/// Called with each piece, and the number of bytes up to its end.
+type Each<'a> = &'a mut dyn FnMut(u64, &[u8]) -> Result<(), SourceError>;
+
 /// Hands over the bytes of a layer, continued where a transfer breaks: never more than the manifest says.
-fn write(
-    source: &dyn Source,
-    layer: &Layer,
-    task: &Task,
-    each: &mut dyn FnMut(u64, &[u8]) -> Result<(), SourceError>,
-) -> Result<(), SourceError> {
+fn write(source: &dyn Source, layer: &Layer, task: &Task, each: Each<'_>) -> Result<(), SourceError> {
     let size_bytes = layer.blob.size_bytes;
     let (mut at, mut chunk) = (0, vec![0; CHUNK_BYTES]);
     let mut backoff = source.backoff();

@@ -7,7 +7,8 @@ use crate::job::E2E;
 use crate::quickstart;
 
 /// What people ask for by another name, and the crate that is here instead: Cargo.toml says why, above it.
-const REPLACED: &[(&str, &str)] = &[("serde_yaml", "granit-parser"), ("hf-hub", "ureq"), ("reqwest", "ureq")];
+const REPLACED: &[(&str, &str)] =
+    &[("serde_yaml", "granit-parser"), ("hf-hub", "ureq"), ("reqwest", "ureq"), ("oci-client", "ureq")];
 
 /// Links of Markdown files to files that are not there.
 fn dead_links(files: &[File]) -> Vec<String> {

@@ -136,11 +136,11 @@ impl Collector<'_> {
 
     fn engine(&mut self, engine: &EngineDemand<'_>) -> Result<(), Failure> {
         let (host, required) = (self.host, &engine.required);
-        let title = format!("{} ({})", required.name, required.variant);
+        let title = format!("engine {} ({})", required.name, required.variant);
         fetch::tree(host, self.project, engine)?;
         if let Some(listing) = host.store.tree_listing(&required.tree)? {
             let root = host.store.tree_path(&required.tree);
-            self.pack(Content::Tree(required.tree), &format!("{} source", required.name), root, &listing)?;
+            self.pack(Content::Tree(required.tree), &format!("source of engine {}", required.name), root, &listing)?;
         }
         // One that is only there to derive models may be gone.
         let Some(artifact) = host.store.artifact(&required.fingerprint)? else { return Ok(()) };
@@ -175,8 +175,7 @@ impl Collector<'_> {
         let (host, name) = (self.host, &model.required.name);
         let fingerprint = model.required.derive.as_ref().map(|derive| derive.fingerprint);
         let receipt = fingerprint.and_then(|fingerprint| host.store.derived(&fingerprint));
-        let from_here: BTreeSet<Digest> =
-            receipt.iter().flat_map(|receipt| made(receipt)).map(|file| file.sha256).collect();
+        let from_here: BTreeSet<Digest> = receipt.iter().flat_map(made).map(|file| file.sha256).collect();
         let mut found = Vec::new();
         for (pin, place) in model.required.files.iter().zip(&model.required.places) {
             let places = [host.store.blob_path(&pin.sha256), place.under(&self.project.root)];
@@ -192,7 +191,7 @@ impl Collector<'_> {
         }
         if let (Some(fingerprint), Some(_)) = (fingerprint, &receipt) {
             let sealed = host.store.sealed_derived(&fingerprint)?;
-            self.text(Content::Derived(fingerprint), name.as_str(), &sealed)?;
+            self.text(Content::Derived(fingerprint), &format!("model {name}"), &sealed)?;
         }
         for (pin, path) in found {
             let derived_by = fingerprint.filter(|_| from_here.contains(&pin.sha256));
@@ -226,7 +225,7 @@ impl Collector<'_> {
 
 fn damaged(damage: Damage, engine: &str) -> Damaged {
     Damaged {
-        what: format!("file of engine `{engine}`"),
+        what: format!("file of {engine}"),
         expected: damage.expected.map_or_else(|| "no such file".to_owned(), |digest| digest.to_string()),
         computed: damage.computed.map(|digest| digest.to_string()),
         size_bytes: fs::metadata(&damage.path).ok().map(|meta| meta.len()),
