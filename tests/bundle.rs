@@ -240,7 +240,9 @@ fn forged_bundles_are_refused() {
 
     // Whoever believes the maker believes a receipt that agrees with itself.
     let mut receipt = good.clone();
-    forge(&mut receipt, "receipt", |bytes| String::from_utf8(bytes).unwrap().replace("\"adapter", "\"adapted").into());
+    forge(&mut receipt, "receipt", |bytes| {
+        String::from_utf8(bytes).unwrap().replace("\"inputs\": {", "\"inputs\": { \"more\": \"1\",").into()
+    });
     write(&receipt, &folder);
     let said = world.run(&["bundle", "import", "--trust", "bundle"]).expect(3).stderr;
     assert!(said.contains("its fingerprint is not that of its inputs"), "{said}");
@@ -383,4 +385,32 @@ fn a_token_is_asked_for_and_credentials_go_to_the_token_server_alone() {
     let seen = tokens.seen();
     assert!(seen[1].path.contains("scope=repository%3Ateam%2Fbundle%3Apull"), "{}", seen[1].path);
     assert!(server.seen().iter().all(|seen| seen.header("authorization").is_none_or(|value| value == "Bearer t0ken")));
+}
+
+#[test]
+fn a_registry_that_takes_nothing_is_an_error() {
+    let from = exporter();
+    let push = |server: &Server| run_with_key(&from, "one key", &["bundle", "push", &reference(server)]);
+    let closed = Server::start(|seen, _| match seen.method.as_str() {
+        "HEAD" => Reply::text("").status(404),
+        _ => Reply::text("no").status(403),
+    });
+    let said = push(&closed).expect(4).stderr;
+    assert!(said.contains("HTTP status 403") && said.contains("docker login"), "{said}");
+    let nowhere = Server::start(|seen, _| match seen.method.as_str() {
+        "HEAD" => Reply::text("").status(404),
+        _ => Reply::text("").status(202),
+    });
+    let said = push(&nowhere).expect(3).stderr;
+    assert!(said.contains("does not say where to"), "{said}");
+    let other = Server::start(|seen, _| match seen.method.as_str() {
+        "HEAD" => Reply::text("").status(404),
+        "POST" => Reply::text("").status(202).with("Location", "/elsewhere?state=1"),
+        _ => Reply::text("").status(400),
+    });
+    let said = push(&other).expect(4).stderr;
+    assert!(said.contains("HTTP status 400"), "{said}");
+    let put = other.seen().into_iter().find(|seen| seen.method == "PUT").unwrap();
+    assert_eq!(put.path, format!("/elsewhere?state=1&digest=sha256%3A{}", Digest::of(&put.body).hex()));
+    from.run(&["bundle", "push", "team/bundle:v1"]).expect(2);
 }

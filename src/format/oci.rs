@@ -339,12 +339,15 @@ impl Reference {
 
     /// Whether the registry is on this machine, so that plain http is no risk.
     pub fn is_loopback(&self) -> bool {
-        let host = match self.registry.strip_prefix('[') {
-            Some(rest) => rest.split(']').next().unwrap_or_default(),
-            None => self.registry.split(':').next().unwrap_or_default(),
-        };
-        host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
+        let end = self.registry.rfind(':').filter(|at| !self.registry[*at..].contains(']'));
+        is_loopback(&self.registry[..end.unwrap_or(self.registry.len())])
     }
+}
+
+/// Whether a host, without a port, is this machine.
+pub fn is_loopback(host: &str) -> bool {
+    let bare = host.trim_start_matches('[').trim_end_matches(']');
+    bare == "localhost" || bare.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
 impl FromStr for Reference {

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use crate::base::digest::{self, Digest};
 use crate::base::fs::{self, FsError};
 use crate::base::tree::Listing;
-use crate::format::lockfile::{FilePin, Lockfile, ModelPin};
+use crate::format::lockfile::{self, FilePin, Lockfile, ModelPin};
 use crate::format::manifest::Kind;
 use crate::format::oci::{Blob, Content, Layer};
 use crate::ops::demand::{Demand, EngineDemand, ModelDemand, demand, made};
@@ -47,8 +47,8 @@ pub(super) struct Collected {
 /// # Errors
 /// [`Failure::NotSynced`] when something is missing, [`Failure::Damaged`] when something is damaged.
 pub(super) fn collect(host: &Host, project: &Project, policies: &[String]) -> Result<Collected, Failure> {
-    let lockfile = lock::require_current(host, project)?;
-    let demand = demand(host, project, &lockfile, policies, Purpose::Install)?;
+    let locked = lock::require_current(host, project)?;
+    let demand = demand(host, project, &locked, policies, Purpose::Install)?;
     let plan = sync::plan_for(host, project, &demand)?;
     if !plan.is_empty() {
         return Err(Failure::NotSynced { steps: plan.steps });
@@ -57,11 +57,11 @@ pub(super) fn collect(host: &Host, project: &Project, policies: &[String]) -> Re
     let (pieces, seen, packages) = (Vec::new(), BTreeSet::new(), Vec::new());
     let mut collector = Collector { host, project, staging, pieces, seen, packages };
     let name = project.lock_path.file_name().unwrap_or_default().to_string_lossy();
-    collector.text(Content::Lockfile, &name, &fs::read_bounded(&project.lock_path, u64::MAX - 1)?)?;
+    collector.text(Content::Lockfile, &name, &fs::read_bounded(&project.lock_path, lockfile::MAX_BYTES as u64)?)?;
     for engine in &demand.engines {
         collector.engine(engine)?;
     }
-    for package in packages_of(host, &lockfile, &demand)? {
+    for package in packages_of(host, &locked, &demand)? {
         collector.package(&package)?;
     }
     for model in &demand.models {
@@ -73,12 +73,12 @@ pub(super) fn collect(host: &Host, project: &Project, policies: &[String]) -> Re
 }
 
 /// The packages that builds and conversions on a machine like this one need.
-fn packages_of(host: &Host, lockfile: &Lockfile, demand: &Demand<'_>) -> Result<Vec<PackageRequirement>, Failure> {
+fn packages_of(host: &Host, locked: &Lockfile, demand: &Demand<'_>) -> Result<Vec<PackageRequirement>, Failure> {
     let mut packages: Vec<PackageRequirement> =
         demand.engines.iter().flat_map(|engine| engine.required.tools.clone()).collect();
     for model in &demand.models {
         let ModelPin::Derived { request, .. } = &model.entry.pin else { continue };
-        let entries: Vec<_> = request.packages().iter().filter_map(|name| lockfile.tool(name)).collect();
+        let entries: Vec<_> = request.packages().iter().filter_map(|name| locked.tool(name)).collect();
         if entries.is_empty() {
             continue;
         }

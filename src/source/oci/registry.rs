@@ -18,7 +18,7 @@ use url::Url;
 use crate::base::digest::Digest;
 use crate::base::fs;
 use crate::base::http::{self, Answer, Backoff, Follow, Http, Method, Request, Response, shown};
-use crate::format::oci::{Blob, MANIFEST_TYPE, MAX_MANIFEST_BYTES, Reference, Version};
+use crate::format::oci::{self, Blob, MANIFEST_TYPE, MAX_MANIFEST_BYTES, Reference, Version};
 use crate::report::{Progress, Task};
 use crate::source::{SourceError, World};
 
@@ -143,7 +143,7 @@ impl Registry {
         let what = format!("a token for `{}`", self.reference);
         let mut url = Url::parse(&realm).map_err(|_| refused(&what, "the registry names no token server"))?;
         // Credentials go there.
-        if url.scheme() != "https" && !self.reference.is_loopback() {
+        if url.scheme() != "https" && !url.host_str().is_some_and(oci::is_loopback) {
             return Err(refused(&what, format!("the token server `{}` does not use https", shown(&realm))));
         }
         let scope = format!("repository:{}:{}", self.reference.repository, self.actions);
