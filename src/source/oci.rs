@@ -7,9 +7,11 @@ pub mod layout;
 pub mod registry;
 
 use std::fs::File;
-use std::io::{self, BufReader, Read, Write as _};
+use std::io::{self, Read, Write as _};
 use std::path::Path;
-use std::sync::mpsc::channel;
+use std::sync::Arc;
+use std::sync::mpsc::{SyncSender, channel, sync_channel};
+use std::thread::JoinHandle;
 
 use crate::base::digest::{CHUNK_BYTES, Digest, Hasher};
 use crate::base::fs::{self, FsError};
@@ -61,24 +63,39 @@ pub trait Target {
     fn finish(self: Box<Self>, manifest: &[u8]) -> Result<(), SourceError>;
 }
 
-/// The bytes of a file on their way to a target: hashed, so that a file that changed meanwhile is noticed.
+/// Pieces of a file that wait to be hashed, at most.
+const AHEAD: usize = 4;
+
+/// The bytes of a file on their way to a target: hashed by a thread of their own, so that a file that changed meanwhile is noticed.
 struct Checked<'a> {
     path: &'a Path,
     blob: Blob,
-    file: BufReader<io::Take<File>>,
-    hasher: Hasher,
+    file: io::Take<File>,
+    /// The piece that is handed over now, and how much of it was.
+    piece: Arc<Vec<u8>>,
+    at: usize,
+    tell: SyncSender<Arc<Vec<u8>>>,
+    hashing: JoinHandle<(Digest, u64)>,
     task: &'a Task,
     progress: &'a Progress,
 }
 
 impl<'a> Checked<'a> {
     fn open(path: &'a Path, blob: &Blob, task: &'a Task, progress: &'a Progress) -> Result<Self, FsError> {
-        let file = BufReader::with_capacity(CHUNK_BYTES, fs::open(path)?.take(blob.size_bytes));
-        Ok(Self { path, blob: *blob, file, hasher: Hasher::default(), task, progress })
+        let file = fs::open(path)?.take(blob.size_bytes);
+        let (tell, told) = sync_channel::<Arc<Vec<u8>>>(AHEAD);
+        // It ends when the other end of the channel goes.
+        let hashing = std::thread::spawn(move || {
+            let mut hasher = Hasher::default();
+            told.into_iter().for_each(|piece| hasher.update(&piece));
+            hasher.finish()
+        });
+        Ok(Self { path, blob: *blob, file, piece: Arc::default(), at: 0, tell, hashing, task, progress })
     }
 
     fn finish(self) -> Result<(), SourceError> {
-        let (digest, size_bytes) = self.hasher.finish();
+        drop(self.tell);
+        let (digest, size_bytes) = self.hashing.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         if (digest, size_bytes) == (self.blob.digest, self.blob.size_bytes) {
             return Ok(());
         }
@@ -89,10 +106,18 @@ impl<'a> Checked<'a> {
 
 impl Read for Checked<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        self.task.check().map_err(io::Error::other)?;
-        let count = self.file.read(buffer)?;
-        self.hasher.update(&buffer[..count]);
-        self.progress.add(count as u64);
+        if self.at == self.piece.len() {
+            self.task.check().map_err(io::Error::other)?;
+            let mut piece = vec![0; CHUNK_BYTES];
+            let count = self.file.read(&mut piece)?;
+            piece.truncate(count);
+            (self.piece, self.at) = (Arc::new(piece), 0);
+            let _ = self.tell.send(Arc::clone(&self.piece));
+            self.progress.add(count as u64);
+        }
+        let count = buffer.len().min(self.piece.len() - self.at);
+        buffer[..count].copy_from_slice(&self.piece[self.at..self.at + count]);
+        self.at += count;
         Ok(count)
     }
 }
