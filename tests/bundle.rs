@@ -221,6 +221,15 @@ fn forged_bundles_are_refused() {
     device[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
     refused(&forged("engine", device), "device");
 
+    for (title, word) in [("../x.whl", "its title"), ("lock", "its title"), ("a/x.whl", "its title")] {
+        let (mut files, mut lying) = (good.clone(), manifest(&good));
+        let layer = &mut lying["layers"][0];
+        layer["mediaType"] = json!("application/vnd.aitools.package.v1.raw");
+        layer["annotations"]["org.opencontainers.image.title"] = json!(title);
+        set_manifest(&mut files, &lying);
+        refused(&files, word);
+    }
+
     // Sizes that lie, in both directions.
     for (by, word) in [(-1_i64, "the manifest says"), (1, "the manifest says"), (1 << 40, "is larger than")] {
         let (mut files, mut lying) = (good.clone(), manifest(&good));

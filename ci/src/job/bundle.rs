@@ -70,7 +70,9 @@ fn run(sh: &Shell) -> Result<()> {
     one.must(&["sync"])?;
     archives(sh, &place, &one)?;
     through_the_registry(sh, &place, &one, &registry)?;
-    full_disk(sh, &place, &one)
+    full_disk(sh, &place, &one)?;
+    drop(registry);
+    Ok(sh.remove_path(&place)?)
 }
 
 /// A machine of its own: a project, a cache and a key.

@@ -205,7 +205,12 @@ impl Importer<'_> {
     /// The name under which a package is looked for.
     fn file_name<'l>(&self, layer: &'l Layer) -> Result<&'l str, Failure> {
         let is_name = layer.title.parse::<RelPath>().is_ok() && !layer.title.contains('/');
-        if is_name { Ok(&layer.title) } else { Err(self.refused(layer, "its title is not a file name")) }
+        // Other names have other meanings in that folder.
+        let is_package = [".whl", ".tar.gz", ".tgz", ".zip"].iter().any(|ending| layer.title.ends_with(ending));
+        if is_name && is_package {
+            return Ok(&layer.title);
+        }
+        Err(self.refused(layer, "its title is not the file name of a package"))
     }
 
     fn check_space(&self, due: &[&Layer], size_bytes: u64) -> Result<(), Failure> {
