@@ -13,7 +13,7 @@
 //! | 3 | `engine` | one file per engine: recipe, checks, launch, wire protocol; `ENGINES` lists them; `backend` keeps one alive |
 //! | 3 | `plan` | pure: (what is wanted, what is there) -> what to do, and why |
 //! | 2 | `store` | owns what is on disk: blobs, trees, tools, artifacts; nothing enters unverified; `seal` says whose records are believed |
-//! | 2 | `source` | one file per source kind (`git`, `hf`, `url`, `path`, `pypi`): resolve a request to a pin, bring bytes to a staging folder; `download` and `archive` serve them |
+//! | 2 | `source` | one file per source kind (`git`, `hf`, `url`, `path`, `pypi`): resolve a request to a pin, bring bytes to a staging folder; `download` and `archive` serve them; `oci` is how bundles travel |
 //! | 2 | `build` | runs one recipe in a child process of ours, off the network; `fingerprint` names its inputs; knows nothing of engines |
 //! | 1 | `format` | one file per on-disk format: bytes in, typed value or diagnostics out |
 //! | 1 | `report` | what long work tells: events, progress, whether to stop |

@@ -35,8 +35,12 @@ pub enum Verb {
     Derive,
     /// Download.
     Fetch,
+    /// Write a bundle.
+    Export,
     /// Compute digests.
     Hash,
+    /// Read a bundle.
+    Import,
     /// Resolve an entry of the lockfile.
     Lock,
     /// Start an engine.
@@ -65,6 +69,8 @@ impl Verb {
             Self::Configure => ("configuring", "configured"),
             Self::Derive => ("deriving", "derived"),
             Self::Fetch => ("fetching", "fetched"),
+            Self::Export => ("exporting", "exported"),
+            Self::Import => ("importing", "imported"),
             Self::Hash => ("hashing", "hashed"),
             Self::Lock => ("locking", "locked"),
             Self::Start => ("starting", "started"),

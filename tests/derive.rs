@@ -345,3 +345,35 @@ fn converted_by_a_script_of_the_source_in_a_python_that_has_nothing_else() {
     world.run(&["lock", "--upgrade", "predictor"]).expect(0);
     assert!(world.run(&["status", "--why", "converted"]).expect(0).stdout.contains("predictor:"));
 }
+
+#[test]
+fn a_bundle_takes_derived_models_along_when_their_receipts_are_believed() {
+    let from = new_world();
+    let with_key = |world: &World, args: &[&str]| {
+        Ran::of(world.command(args).env("AITOOLS_RECEIPT_KEY", "one key").output().unwrap())
+    };
+    with_key(&from, &["sync", "p"]).expect(0);
+    with_key(&from, &["bundle", "export", "-o", "b.tar", "p"]).expect(0);
+    let bundle = from.project().join("b.tar").display().to_string();
+    let importer = || {
+        let world = new_world();
+        for folder in ["engine source", "poids é", "publié", "prédit"] {
+            fs::remove_dir_all(&world.project().join(folder)).unwrap();
+        }
+        world.write("manifests/default.lock", &from.read("manifests/default.lock"));
+        world
+    };
+    let friend = importer();
+    with_key(&friend, &["bundle", "import", &bundle]).expect(0);
+    let synced = steps(&with_key(&friend, &["sync", "p", "--offline", "--locked", "--json"]).expect(0));
+    assert!(!synced.iter().any(|step| step.starts_with("derive") || step.starts_with("build")), "{synced:?}");
+    let stranger = importer();
+    let said = stranger.run(&["bundle", "import", &bundle]).expect(0).stderr;
+    assert!(said.contains("left out model q4: its receipt was sealed by another machine"), "{said}");
+    let synced = steps(&stranger.run(&["sync", "p", "--offline", "--locked", "--json"]).expect(0));
+    assert_eq!(synced.last().unwrap(), "derive q4");
+    for world in [&friend, &stranger] {
+        let placed = world.project().join("models/q4/modèle q4.gguf");
+        assert_eq!(fs::read_bounded(&placed, 64 << 20).unwrap(), quantized());
+    }
+}

@@ -4,6 +4,7 @@
 //! Absent: cookies, caches, compression (bytes are hashed as they travel), retries (see [`Backoff`] for who wants them).
 
 mod forward;
+mod upload;
 
 use std::collections::BTreeMap;
 use std::io::{self, Read};

@@ -7,6 +7,8 @@ use std::str::FromStr;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::digest::Digest;
+
 /// A name of an engine, model, tool or policy: 1 to 64 letters, digits, `-`, `_` and `.`,
 /// beginning with a letter or digit. Safe as a file name on every platform.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -118,6 +120,11 @@ impl RelPath {
     /// `<name><ending>`, such as a file's.
     pub fn of_name(name: &Name, ending: &'static str) -> Self {
         Self(format!("{name}{ending}"))
+    }
+
+    /// The digits of a digest.
+    pub fn of_digest(digest: &Digest) -> Self {
+        Self(digest.hex())
     }
 
     /// The last part.

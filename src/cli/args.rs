@@ -8,6 +8,7 @@ use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 
 use crate::base::name::Name;
 use crate::base::platform::Variant;
+use crate::format::oci::{Reference, ReferenceError};
 
 /// Locks, builds, verifies and runs local LLM engines and their models.
 ///
@@ -91,6 +92,8 @@ pub enum Command {
     Diff(Diff),
     /// Show what the cache holds, and remove what no project needs
     Cache(Cache),
+    /// Move everything that a project needs to a machine without a network, or through a registry
+    Bundle(Bundle),
     /// Show what this machine has: compilers, tools, GPUs, folders, space
     Doctor,
     /// Print the JSON Schema of a format
@@ -119,6 +122,7 @@ impl Command {
             Self::Export(_) => "export",
             Self::Diff(_) => "diff",
             Self::Cache(_) => "cache",
+            Self::Bundle(_) => "bundle",
             Self::Doctor => "doctor",
             Self::Schema(_) => "schema",
             Self::Completions(_) => "completions",
@@ -419,6 +423,69 @@ pub struct Prune {
 fn bytes(text: &str) -> Result<u64, String> {
     let size: Result<bytesize::ByteSize, _> = text.parse();
     size.map(|size| size.as_u64()).map_err(|_| "expected a size such as `20GB` or `500MiB`".to_owned())
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct Bundle {
+    #[command(subcommand)]
+    pub command: BundleCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum BundleCommand {
+    /// Write what policies need to a folder, or to a tar archive
+    Export(Export),
+    /// Take a folder or a tar archive into the cache; needs no project and no network
+    Import(Import),
+    /// Write what policies need to an OCI registry
+    Push(Push),
+    /// Take a bundle from an OCI registry into the cache
+    Pull(Pull),
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct Export {
+    /// The folder to make, or the tar archive when the name ends in `.tar`
+    #[arg(short, long, value_name = "PATH")]
+    pub output: PathBuf,
+    /// Bundle what these policies need [default: everything in the manifest]
+    pub policies: Vec<String>,
+    #[command(flatten)]
+    pub build: BuildWith,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct Import {
+    /// The folder or tar archive
+    pub path: PathBuf,
+    /// Take engines and derived models whoever built them: whoever made the bundle can run code on this machine
+    #[arg(long)]
+    pub trust: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct Push {
+    /// Where to, such as `registry.example:5000/team/bundle:v1`
+    #[arg(value_parser = reference)]
+    pub reference: Reference,
+    /// Bundle what these policies need [default: everything in the manifest]
+    pub policies: Vec<String>,
+    #[command(flatten)]
+    pub build: BuildWith,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct Pull {
+    /// Where from, such as `registry.example:5000/team/bundle:v1` or `…/bundle@sha256:…`
+    #[arg(value_parser = reference)]
+    pub reference: Reference,
+    /// Take engines and derived models whoever built them: whoever made the bundle can run code on this machine
+    #[arg(long)]
+    pub trust: bool,
+}
+
+fn reference(text: &str) -> Result<Reference, ReferenceError> {
+    text.parse()
 }
 
 #[derive(Debug, ClapArgs)]

@@ -145,6 +145,7 @@ impl ErrorReport {
                 .details(steps.iter().map(super::wording::step_line).collect())
                 .hint("run `aitools sync`".to_owned()),
             Failure::Source { error, lock_line, .. } => source(error, message, lock_line.as_deref()),
+            Failure::Bundle(error) => source(error, message, None),
             Failure::Store(error) => store(error, message, None),
             Failure::Integrity { error, lock_line, .. } => store(error, message, lock_line.as_deref()),
             Failure::Fs(error) => machine(error, message),

@@ -100,6 +100,7 @@ fn dispatch(args: &Args, output: &Output, cancel: Cancel) -> Result<u8, crate::o
         Command::Export(ask) => verbs::export::run(ask, &session, output),
         Command::Diff(ask) => verbs::diff::run(ask, &session, output),
         Command::Cache(ask) => verbs::cache::run(ask, &session, output),
+        Command::Bundle(ask) => verbs::bundle::run(ask, &session, output),
         Command::Doctor => verbs::doctor::run(&session, output),
         Command::Schema(ask) => verbs::schema::run(ask, output),
         Command::Completions(ask) => verbs::completions::run(ask, output),

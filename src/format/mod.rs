@@ -11,6 +11,7 @@ pub mod gguf;
 pub mod in_toto;
 pub mod lockfile;
 pub mod manifest;
+pub mod oci;
 pub mod policy;
 pub mod receipt;
 pub mod schema;

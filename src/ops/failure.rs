@@ -46,6 +46,9 @@ pub enum Failure {
     /// One entry could not be resolved or fetched.
     #[error("{} `{name}`: {error}", kind.as_str())]
     Source { kind: Kind, name: Name, error: SourceError, lock_line: Option<String> },
+    /// A bundle could not be read or written.
+    #[error("{0}")]
+    Bundle(SourceError),
     #[error(transparent)]
     Store(#[from] StoreError),
     /// What was fetched is not what the lockfile says, twice.
@@ -221,7 +224,7 @@ impl Failure {
         match self {
             Self::Cancelled(_) => true,
             Self::Store(error) | Self::Integrity { error, .. } => store(error),
-            Self::Source { error, .. } => matches!(error, SourceError::Cancelled(_)),
+            Self::Source { error, .. } | Self::Bundle(error) => matches!(error, SourceError::Cancelled(_)),
             Self::Build { error, .. } | Self::Derive { error: DeriveError::Command(CommandError::Run(error)), .. } => {
                 matches!(error, BuildError::Cancelled(_))
                     || matches!(error, BuildError::Process(error) if process(error))

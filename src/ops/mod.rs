@@ -5,6 +5,7 @@
 
 pub mod answer;
 pub mod build;
+pub mod bundle;
 pub mod cache;
 pub mod chat;
 pub mod check;

@@ -9,6 +9,7 @@
 //! Formats: POSIX.1-2017 `pax` (ustar interchange format), the GNU tar manual ("Basic Tar Format"), RFC 1952 (gzip),
 //! PKWARE's APPNOTE.TXT 6.3.10 (zip).
 
+mod pack;
 mod tape;
 mod zipped;
 
@@ -27,6 +28,8 @@ use crate::format::lockfile::FilePin;
 use crate::report::{Task, Unit, Verb};
 
 use super::SourceError;
+
+pub use pack::pack;
 
 /// How much an archive may hold.
 #[derive(Debug, Clone, Copy)]

@@ -10,6 +10,7 @@ pub mod git;
 pub mod globs;
 pub mod hf;
 pub mod hub_cache;
+pub mod oci;
 pub mod path;
 pub mod pypi;
 pub mod url;

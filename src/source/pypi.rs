@@ -124,6 +124,15 @@ impl PypiSpec {
         self.staged(world, package, |file| self.unpack(world, package, file, staging))
     }
 
+    /// The package itself, verified: from scratch, where it stays, or from the index.
+    ///
+    /// # Errors
+    /// [`SourceError`].
+    pub fn package(&self, world: &World, package: &FilePin) -> Result<Held, SourceError> {
+        self.check_request()?;
+        self.obtain(world, package)
+    }
+
     fn staged(
         &self,
         world: &World,
@@ -314,13 +323,20 @@ impl PypiSpec {
 }
 
 /// A package in scratch, and the lock under which it may be read and removed.
-struct Held {
-    path: PathBuf,
+#[derive(Debug)]
+pub struct Held {
+    /// The file.
+    pub path: PathBuf,
     _lock: Lock,
 }
 
 fn home(world: &World, pin: &FilePin) -> PathBuf {
-    world.scratch.join("pypi").join(pin.sha256.hex()).join(pin.path.file_name())
+    package_place(&world.scratch, &pin.sha256, pin.path.file_name())
+}
+
+/// Where the package with this digest and file name is looked for before it is fetched. It is hashed each time.
+pub fn package_place(scratch: &Path, sha256: &Digest, file_name: &str) -> PathBuf {
+    scratch.join("pypi").join(sha256.hex()).join(file_name)
 }
 
 fn hold(world: &World, folder: &Path) -> Result<Lock, SourceError> {

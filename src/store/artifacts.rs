@@ -53,9 +53,22 @@ impl Store {
     pub fn receipt_of(&self, fingerprint: &Digest) -> Option<Artifact> {
         let path = self.artifact_path(fingerprint);
         let sealed = fs::read_bounded(&path.join(RECEIPT), MAX_RECEIPT_BYTES).ok()?;
-        let bytes = self.key.open(&purpose(fingerprint), &sealed)?;
-        let receipt = Receipt::parse(bytes).ok()?;
-        (receipt.fingerprint == *fingerprint).then_some(Artifact { path, receipt })
+        let receipt = self.open_receipt(fingerprint, &sealed)?;
+        Some(Artifact { path, receipt })
+    }
+
+    /// The sealed receipt of an artifact, as it is kept.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn sealed_receipt(&self, fingerprint: &Digest) -> Result<Vec<u8>, StoreError> {
+        Ok(fs::read_bounded(&self.artifact_path(fingerprint).join(RECEIPT), MAX_RECEIPT_BYTES)?)
+    }
+
+    /// A receipt that came from elsewhere, when it was sealed with the key of this machine.
+    pub fn open_receipt(&self, fingerprint: &Digest, sealed: &[u8]) -> Option<Receipt> {
+        let receipt = Receipt::parse(self.key.open(&purpose(fingerprint), sealed)?).ok()?;
+        (receipt.fingerprint == *fingerprint).then_some(receipt)
     }
 
     /// Every artifact here whose receipt was sealed here.
@@ -119,7 +132,7 @@ impl Store {
 }
 
 /// The files of a receipt as a listing.
-fn listing_of(receipt: &Receipt) -> Listing {
+pub fn listing_of(receipt: &Receipt) -> Listing {
     let mode = |executable| if executable { Mode::Executable } else { Mode::File };
     let entry =
         |file: &InstalledFile| Entry { mode: mode(file.executable), size_bytes: file.size, digest: file.sha256 };

@@ -19,8 +19,20 @@ impl Store {
 
     /// The receipt of a derivation, when it was sealed here. Its blobs may be gone.
     pub fn derived(&self, fingerprint: &Digest) -> Option<Receipt> {
-        let sealed = fs::read_bounded(&self.derived_path(fingerprint), MAX_RECEIPT_BYTES).ok()?;
-        let receipt = Receipt::parse(self.key.open(&purpose(fingerprint), &sealed)?).ok()?;
+        self.open_derived(fingerprint, &self.sealed_derived(fingerprint).ok()?)
+    }
+
+    /// The sealed receipt of a derivation, as it is kept.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn sealed_derived(&self, fingerprint: &Digest) -> Result<Vec<u8>, StoreError> {
+        Ok(fs::read_bounded(&self.derived_path(fingerprint), MAX_RECEIPT_BYTES)?)
+    }
+
+    /// A receipt that came from elsewhere, when it was sealed with the key of this machine.
+    pub fn open_derived(&self, fingerprint: &Digest, sealed: &[u8]) -> Option<Receipt> {
+        let receipt = Receipt::parse(self.key.open(&purpose(fingerprint), sealed)?).ok()?;
         (receipt.fingerprint == *fingerprint).then_some(receipt)
     }
 

@@ -85,13 +85,23 @@ impl Key {
 
     /// The bytes inside, when the seal is ours and unbroken.
     pub fn open<'a>(&self, purpose: &str, sealed: &'a [u8]) -> Option<&'a [u8]> {
-        const TAIL: usize = "\n#seal ".len() + 64 + 1;
-        let (bytes, tail) = sealed.split_at_checked(sealed.len().checked_sub(TAIL)?)?;
+        let (bytes, tail) = parts(sealed)?;
         let digits = tail.strip_prefix(b"\n#seal ")?.strip_suffix(b"\n")?;
         let seal = Digest::from_hex(std::str::from_utf8(digits).ok()?).ok()?;
         Self::mac(self.bytes.get()?, purpose, bytes).verify_slice(seal.as_bytes()).ok()?;
         Some(bytes)
     }
+}
+
+/// What is sealed, and the seal.
+fn parts(sealed: &[u8]) -> Option<(&[u8], &[u8])> {
+    const TAIL: usize = "\n#seal ".len() + 64 + 1;
+    sealed.split_at_checked(sealed.len().checked_sub(TAIL)?)
+}
+
+/// The bytes inside, whoever sealed them: for somebody who believes the sender.
+pub fn inside(sealed: &[u8]) -> Option<&[u8]> {
+    Some(parts(sealed)?.0)
 }
 
 fn secret_bytes(secret: &str) -> [u8; 32] {

@@ -48,13 +48,23 @@ impl Store {
             return Ok(None);
         }
         let text = fs::read_bounded(&list, MAX_LISTING_BYTES)?;
-        // The digest of a tree is that of its listing, which therefore needs no seal.
-        let listing = Some(Digest::of(&text)).filter(|computed| computed == digest);
-        let listing = listing.and_then(|_| Listing::parse(&String::from_utf8_lossy(&text)));
+        let listing = listing_with(digest, &text);
         let Some(listing) = listing else {
             return Ok(Some(vec![Damage { path: list, expected: Some(*digest), computed: Some(Digest::of(&text)) }]));
         };
         Ok(Some(damage::damages(&path, &listing, &[], cancel, seen)?))
+    }
+
+    /// The listing of a tree; none when there is no such tree, or its listing is damaged.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn tree_listing(&self, digest: &Digest) -> Result<Option<Listing>, StoreError> {
+        let list = self.tree_path(digest).with_extension(LIST);
+        if !fs::exists(&list) {
+            return Ok(None);
+        }
+        Ok(listing_with(digest, &fs::read_bounded(&list, MAX_LISTING_BYTES)?))
     }
 
     /// Removes a tree, so that it counts as missing.
@@ -188,6 +198,11 @@ impl Store {
         }
         Ok(())
     }
+}
+
+/// The digest of a tree is that of its listing, which therefore needs no seal.
+fn listing_with(digest: &Digest, text: &[u8]) -> Option<Listing> {
+    (Digest::of(text) == *digest).then(|| Listing::parse(&String::from_utf8_lossy(text)))?
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! One file per job. A new job is one file and one line in a list below.
 
+mod bundle;
 mod clippy;
 mod evidence;
 #[cfg(target_os = "linux")]
@@ -29,6 +30,7 @@ pub const E2E: &[Job] = &[
     powerinfer::JOB,
     powerinfer_cuda::JOB,
     sources::JOB,
+    bundle::JOB,
     serve::JOB,
     webui::JOB,
     #[cfg(target_os = "linux")]

@@ -90,7 +90,9 @@ fn stores() -> Vec<Failure> {
         computed_bytes: 3,
     };
     let lock_line = Some("manifests/default.lock:12".to_owned());
+    let (what, why) = ("`a.gguf` of bundle `b.tar`".to_owned(), "its bytes are sha256:bb".to_owned());
     vec![
+        Failure::Bundle(SourceError::Hostile { what, why }),
         Failure::Store(StoreError::Fs(files(io::ErrorKind::PermissionDenied))),
         Failure::Integrity { kind: Kind::Model, name: name("m"), error: mismatch(), lock_line },
     ]

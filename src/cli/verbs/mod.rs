@@ -1,5 +1,6 @@
 //! One file per command: calls `ops/` and prints the result.
 
+pub mod bundle;
 pub mod cache;
 pub mod chat;
 pub mod check;
