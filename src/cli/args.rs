@@ -434,7 +434,7 @@ pub struct Bundle {
 #[derive(Debug, Subcommand)]
 pub enum BundleCommand {
     /// Write what policies need to a folder, or to a tar archive
-    Export(Export),
+    Export(BundleExport),
     /// Take a folder or a tar archive into the cache; needs no project and no network
     Import(Import),
     /// Write what policies need to an OCI registry
@@ -444,7 +444,7 @@ pub enum BundleCommand {
 }
 
 #[derive(Debug, ClapArgs)]
-pub struct Export {
+pub struct BundleExport {
     /// The folder to make, or the tar archive when the name ends in `.tar`
     #[arg(short, long, value_name = "PATH")]
     pub output: PathBuf,
