@@ -6,6 +6,7 @@ mod evidence;
 #[cfg(target_os = "linux")]
 mod faults;
 mod fmt;
+mod fuzz;
 mod powerinfer;
 mod powerinfer_cuda;
 pub mod quickstart;
@@ -33,6 +34,7 @@ pub const E2E: &[Job] = &[
     bundle::JOB,
     serve::JOB,
     webui::JOB,
+    fuzz::JOB,
     #[cfg(target_os = "linux")]
     faults::JOB,
 ];

@@ -1,0 +1,7 @@
+//! The target `lockfile` of `tests/support/fuzz_targets.rs`, for cargo-fuzz.
+#![no_main]
+
+#[path = "../../tests/support/fuzz_targets.rs"]
+mod targets;
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| targets::lockfile_text(data));
