@@ -76,5 +76,11 @@ fn what_differs_is_named() {
         let ran = world.run(&["reproduce"]).expect(6);
         assert!(ran.stderr.contains("bits DIFFERENT") && ran.stderr.contains(said), "{what}: {}", ran.stderr);
         assert!(ran.stderr.contains("bin/llama-server: "), "{what}: {}", ran.stderr);
+        // Only where it is installed.
+        if let Some((_, report)) = ran.stderr.split_once("  see `") {
+            let report = report.split_once('`').map(|(path, _)| std::path::PathBuf::from(path)).unwrap_or_default();
+            let text = String::from_utf8(aitools::base::fs::read_bounded(&report, 8 << 20).unwrap()).unwrap();
+            assert!(text.contains("first") && text.contains("second") && text.contains('@'), "{text}");
+        }
     }
 }

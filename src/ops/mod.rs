@@ -13,6 +13,7 @@ pub mod ci;
 pub mod demand;
 pub mod derive;
 pub mod diff;
+pub mod diffoscope;
 pub mod doctor;
 pub mod edited;
 pub mod evidence;

@@ -5,7 +5,7 @@
 //! as `TZ`, `LANG`, `HOME`, `CFLAGS` and `SOURCE_DATE_EPOCH`. Not covered: another file system, kernel or processor.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
@@ -43,6 +43,8 @@ pub struct Reproduced {
     pub places: [String; 2],
     /// Of the second build.
     pub seconds: u64,
+    /// What diffoscope says of the first file that differs, where it is installed.
+    pub diffoscope: Option<PathBuf>,
 }
 
 /// A file of two builds.
@@ -137,8 +139,15 @@ fn again(host: &Host, engine: &EngineDemand<'_>, first: &Artifact) -> Result<Rep
     let known: Vec<&str> = fixed.iter().map(String::as_str).chain([at.as_str()]).collect();
     let files = compare((&first.path, &first.receipt.files), (prefix.path(), &second.files), &known)?;
     let equal = files.values().all(|compared| *compared == Compared::Equal);
+    let different = files.iter().find(|(_, compared)| matches!(compared, Compared::Different { .. }));
+    let mut report = None;
+    if let Some((name, _)) = different {
+        let at = log.with_extension("diffoscope.txt");
+        let both = (name.under(&first.path), name.under(prefix.path()));
+        report = super::diffoscope::compare(host, &both.0, &both.1, &at)?.then_some(at);
+    }
     let engine = required.name.to_string();
-    Ok(Reproduced { engine, variant: required.variant, equal, files, places, seconds })
+    Ok(Reproduced { engine, variant: required.variant, equal, files, places, seconds, diffoscope: report })
 }
 
 type Installed<'a> = (&'a Path, &'a BTreeMap<RelPath, InstalledFile>);

@@ -22,7 +22,7 @@ pub fn run(ask: &args::Reproduce, session: &Session<'_>, output: &Output) -> Res
 }
 
 fn tell(reproduced: &Reproduced, output: &Output) {
-    let Reproduced { engine, variant, files, places, seconds, .. } = reproduced;
+    let Reproduced { engine, variant, files, places, seconds, diffoscope, .. } = reproduced;
     let differing: Vec<_> = files.iter().filter(|(_, compared)| **compared != Compared::Equal).collect();
     let bits = if differing.is_empty() { "equal" } else { "DIFFERENT" };
     output.say(&format!(
@@ -39,5 +39,11 @@ fn tell(reproduced: &Reproduced, output: &Output) {
             Compared::New => "only the second build has it".to_owned(),
         };
         output.say(&format!("  {path}: {why}"));
+    }
+    if let Some(report) = diffoscope {
+        output.say(&format!("  see `{}`, by diffoscope", report.display()));
+    }
+    if bits != "equal" {
+        output.say("  whether it answers with the same tokens is for `aitools test --golden` to tell");
     }
 }
