@@ -43,6 +43,8 @@ pub enum Verb {
     Import,
     /// Resolve an entry of the lockfile.
     Lock,
+    /// Delete files of the cache.
+    Remove,
     /// Start an engine.
     Start,
     /// Extract an archive.
@@ -73,6 +75,7 @@ impl Verb {
             Self::Import => ("importing", "imported"),
             Self::Hash => ("hashing", "hashed"),
             Self::Lock => ("locking", "locked"),
+            Self::Remove => ("removing", "removed"),
             Self::Start => ("starting", "started"),
             Self::Unpack => ("unpacking", "unpacked"),
             Self::Verify => ("verifying", "verified"),

@@ -118,3 +118,33 @@ fn prune_waits_for_those_who_lock_and_sync_waits_for_prune() {
     drop(lock);
     assert!(prune.wait().unwrap().success());
 }
+
+/// Killed in the middle, again and again, it takes nothing that is needed, and the next run finishes.
+#[cfg(unix)]
+#[test]
+fn a_killed_prune_is_finished_by_the_next_one() {
+    let world = World::new();
+    world.run(&["sync"]).expect(0);
+    let (needed, trees) = (world.snapshot(&world.cache().join("artifacts")), world.cache().join("trees"));
+    let kept = names(&world, "trees").len();
+    for tree in 0..40 {
+        let tree = trees.join(format!("{tree:064x}"));
+        for file in 0..40 {
+            fs::create_dir_all(&tree.join(format!("folder {file}"))).unwrap();
+            fs::create(&tree.join(format!("folder {file}/é"))).unwrap();
+        }
+    }
+    for left in [35, 25, 12, 1] {
+        let mut prune = world.command(&["cache", "prune"]).spawn().unwrap();
+        // As soon as so many are left; how much of the next one is gone then is different each time.
+        while names(&world, "trees").len() > kept + left && prune.try_wait().unwrap().is_none() {
+            std::thread::yield_now();
+        }
+        prune.kill().unwrap();
+        prune.wait().unwrap();
+        world.run(&["verify"]).expect(0);
+    }
+    world.run(&["cache", "prune"]).expect(0);
+    assert_eq!((names(&world, "trees").len(), names(&world, "staging").len()), (kept, 0));
+    assert_eq!(world.snapshot(&world.cache().join("artifacts")), needed);
+}

@@ -13,6 +13,7 @@ use crate::base::digest::Digest;
 use crate::base::fs::{self, Footprint};
 use crate::base::platform::Platform;
 use crate::format::lockfile::{self, Lockfile, ModelPin};
+use crate::report::{Unit, Verb};
 use crate::store::usage::{Item, Kind};
 
 use super::demand::demand;
@@ -171,7 +172,13 @@ fn alone(host: &Host) -> Result<crate::base::lock::Lock, Failure> {
 
 fn remove(host: &Host, due: Vec<Listed>, gone: Vec<PathBuf>, dry_run: bool) -> Result<Removed, Failure> {
     let mut removed = Removed { gone, dry_run, ..Removed::default() };
+    let total: u64 = due.iter().map(|listed| listed.item.footprint.bytes).sum();
+    let progress = (!dry_run && !due.is_empty())
+        .then(|| host.task.start(Verb::Remove, "files of the cache", Some(total), Unit::Bytes));
     let mut count = |item: &Item| {
+        if let Some(progress) = &progress {
+            progress.add(item.footprint.bytes);
+        }
         removed.count += 1;
         removed.shared_bytes += item.footprint.shared_bytes;
         removed.freed_bytes += item.footprint.bytes - item.footprint.shared_bytes;
@@ -181,6 +188,9 @@ fn remove(host: &Host, due: Vec<Listed>, gone: Vec<PathBuf>, dry_run: bool) -> R
         items.into_iter().for_each(&mut count);
     } else {
         host.store.remove(&items, &mut count)?;
+    }
+    if let Some(progress) = progress {
+        progress.finish("");
     }
     let left: u64 = host.store.items().iter().map(|item| item.footprint.bytes).sum();
     let still_there = if dry_run { removed.freed_bytes + removed.shared_bytes } else { 0 };
