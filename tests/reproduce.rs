@@ -84,3 +84,39 @@ fn what_differs_is_named() {
         }
     }
 }
+
+/// A source that asks for everything that has spoilt builds elsewhere: the commit of a repository around it, the date to pretend,
+/// flags, locale and time zone of the user, a compiler cache. `reproduce` sets all of these to something else the second time.
+#[test]
+fn nothing_of_the_surroundings_reaches_a_build() {
+    let world = World::new();
+    let asked = "execute_process(COMMAND git log -1 --format=%H OUTPUT_VARIABLE HEAD ERROR_QUIET OUTPUT_STRIP_TRAILING_WHITESPACE)
+find_program(CACHE NAMES ccache sccache)
+execute_process(COMMAND sh -c \"umask; date +%Z; locale 2>/dev/null | head -1\" OUTPUT_VARIABLE SEEN OUTPUT_STRIP_TRAILING_WHITESPACE)
+string(REPLACE \"\\n\" \" \" SEEN \"${SEEN}\")
+add_compile_definitions(FOUND=\"${HEAD}|$ENV{SOURCE_DATE_EPOCH}|$ENV{CFLAGS}|$ENV{CPATH}|$ENV{GIT_DIR}|${SEEN}\")
+add_executable";
+    world.edit("engine source/CMakeLists.txt", "add_executable", asked);
+    let part = "extern const char found[]; const char found[] = \"found \" FOUND; int one(void) { return found[0] ? 1 : 0; }\n";
+    world.write("engine source/part1.c", part);
+    // A repository around cache and project, whose commit a build would find.
+    let git = |args: &[&str]| {
+        let mut git = std::process::Command::new("git");
+        let around = world.cache().parent().unwrap().to_owned();
+        let who = ["-c", "user.name=n", "-c", "user.email=e@example.org"];
+        assert!(git.arg("-C").arg(around).args(who).args(args).output().unwrap().status.success(), "{args:?}");
+    };
+    git(&["init", "--quiet"]);
+    git(&["commit", "--quiet", "--allow-empty", "--message", "around"]);
+    let sync =
+        world.command(&["sync"]).env("SOURCE_DATE_EPOCH", "1").env("TZ", "Asia/Tokyo").env("CFLAGS", "-DX").output();
+    assert!(sync.unwrap().status.success());
+    git(&["commit", "--quiet", "--allow-empty", "--message", "another"]);
+    let same = world.run(&["reproduce", "--json"]).expect(0).json();
+    assert_eq!(same["result"]["engines"][0]["equal"], true, "{same}");
+    let program = world.project().join("build/tiny/bin/llama-server");
+    let bytes = aitools::base::fs::read_bounded(&program, 1 << 24).unwrap();
+    let text = String::from_utf8_lossy(&bytes);
+    let found = text.split("found ").nth(1).and_then(|rest| rest.split('\0').next()).unwrap_or_default();
+    assert!(found.starts_with("||||"), "{found}");
+}
