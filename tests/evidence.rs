@@ -95,6 +95,10 @@ fn another_engine_and_another_model_are_told() {
     assert!(differs.stdout.contains("engine tiny (cpu): bin/llama-server"), "{}", differs.stdout);
     world.run(&["verify", "--against", FILES[2], "--public-key", "key.pub.pem"]).expect(0);
     world.run(&["verify", "--against", FILES[0]]).expect(3);
+    // A file that the evidence does not name is as wrong as one that is missing.
+    world.write("renamed.json", &world.read(FILES[0]).replace("\"name\": \"model.gguf\"", "\"name\": \"other.gguf\""));
+    let renamed = world.run(&["verify", "--against", "renamed.json", "--json"]).expect(3).stdout;
+    assert!(renamed.contains("model m: model.gguf") && renamed.contains("model m: other.gguf"), "{renamed}");
 }
 
 /// Others who read these formats: their packages come from the Python package index.

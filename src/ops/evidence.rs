@@ -41,6 +41,11 @@ fn model_file(folder: &str, path: &str) -> String {
     format!("model {folder}: {path}")
 }
 
+/// The engine or model that a claim is about.
+fn subject(claim: &str) -> &str {
+    claim.split_once(": ").map_or(claim, |(subject, _)| subject)
+}
+
 /// What everything that the named policies need is, when all of it is here and verified.
 ///
 /// # Errors
@@ -106,6 +111,8 @@ fn claims_here(host: &Host, demand: &Demand<'_>) -> Claims {
 pub struct Compared {
     /// Number of claims that hold here.
     pub equal: usize,
+    /// Number of files of engines and models here that the evidence is not about.
+    pub unnamed: usize,
     /// Whether a signature over the evidence was valid; None when it has none.
     pub signed: Option<bool>,
     /// What is otherwise here.
@@ -133,7 +140,22 @@ pub fn compare(host: &Host, project: &Project, path: &Path, key: Option<&Path>) 
     if signed.is_none() && key.is_some() {
         return Err(unusable("it is not signed, and a public key was given".to_owned()));
     }
-    let mut compared = Compared { equal: 0, signed, damages: Vec::new() };
+    let mut compared = Compared { equal: 0, unnamed: 0, signed, damages: Vec::new() };
+    // What an engine or a model has beyond its evidence is as wrong as what differs.
+    for (what, computed) in here.iter().filter(|(what, _)| !claims.contains_key(*what)) {
+        if !claims.keys().any(|claim| subject(claim) == subject(what)) {
+            compared.unnamed += 1;
+            continue;
+        }
+        compared.damages.push(Damaged {
+            path: PathBuf::from(what),
+            what: what.clone(),
+            expected: "no such file".to_owned(),
+            computed: Some(computed.to_string()),
+            size_bytes: None,
+            recorded_in: shown.clone(),
+        });
+    }
     for (what, expected) in claims {
         let computed = here.get(&what).copied();
         if computed == Some(expected) {

@@ -36,13 +36,17 @@ pub fn run(ask: &args::Verify, session: &Session<'_>, output: &Output) -> Result
         Some(path) => Some(against(&host, &project, &session.cwd.join(path), ask, session)?),
         None => None,
     };
-    if let Some(Compared { equal, signed, damages }) = &compared {
+    if let Some(Compared { equal, unnamed, signed, damages }) = &compared {
         let by = if *signed == Some(true) {
             "signed by the owner of that key"
         } else {
             "not signed: anybody may have written it"
         };
-        output.say(&format!("the evidence ({by}): {} as it says, {} not", counted(*equal, "file"), damages.len()));
+        let wrong = damages.len();
+        output.say(&format!(
+            "the evidence ({by}): {} as it says, {wrong} not, {unnamed} of engines and models that it is not about",
+            counted(*equal, "file")
+        ));
     }
     if let Some(compared) = compared.as_ref().filter(|compared| !compared.damages.is_empty()) {
         return Err(Failure::Damaged { damages: compared.damages.clone() });
