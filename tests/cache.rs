@@ -148,3 +148,66 @@ fn a_killed_prune_is_finished_by_the_next_one() {
     assert_eq!((names(&world, "trees").len(), names(&world, "staging").len()), (kept, 0));
     assert_eq!(world.snapshot(&world.cache().join("artifacts")), needed);
 }
+
+/// A folder that is not ours, or that has become somebody's, loses nothing.
+#[test]
+fn nothing_of_somebody_else_is_removed() {
+    let world = World::new();
+    let foreign = ["tools/thesis.txt", "logs/diary.md", "paths/x/precious", "scratch/proj/a", "trees/notes"];
+    for file in foreign {
+        fs::write_atomic(&world.cache().join(file), b"mine").unwrap();
+    }
+    for verb in ["prune", "clean"] {
+        let refused = world.run(&["cache", verb]).expect(2).stderr;
+        assert!(refused.contains("is not a cache of aitools"), "{refused}");
+    }
+    // Used as a cache it is one, and what was there before stays.
+    world.run(&["sync"]).expect(0);
+    for verb in ["prune", "clean"] {
+        world.run(&["cache", verb]).expect(0);
+        for file in foreign {
+            assert!(fs::exists(&world.cache().join(file)), "{verb}: {file}");
+        }
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn links_in_the_cache_are_not_followed() {
+    let world = World::new();
+    world.run(&["sync"]).expect(0);
+    let outside = world.project().join("outside");
+    let name = "ab".repeat(32);
+    fs::write_atomic(&outside.join(&name), b"mine").unwrap();
+    fs::write_atomic(&outside.join("pypi/x"), b"mine").unwrap();
+    for folder in ["blobs", "scratch", "derived"] {
+        fs::remove_dir_all(&world.cache().join(folder)).unwrap();
+        fs::symlink(&outside, &world.cache().join(folder)).unwrap();
+    }
+    world.run(&["cache", "clean"]).expect(0);
+    assert_eq!(world.snapshot(&outside).len(), 2);
+}
+
+#[test]
+fn what_cannot_be_read_is_needed() {
+    let world = World::new();
+    world.run(&["sync"]).expect(0);
+    let (needed, [root]) = (world.snapshot(&world.cache().join("artifacts")), &names(&world, "roots")[..]) else {
+        panic!("one project is registered")
+    };
+    // What only resembles a tree is no tree, and its removal would take the listing of the real one.
+    let tree = names(&world, "trees").into_iter().find(|tree| tree.is_dir()).unwrap();
+    fs::write_atomic(&tree.with_extension("tmp"), b"").unwrap();
+    world.run(&["cache", "prune"]).expect(0);
+    assert!(fs::exists(&tree.with_extension("list")));
+    fs::write_atomic(root, b"{").unwrap();
+    let refused = world.run(&["cache", "prune", "--json"]).expect(2);
+    assert!(
+        refused.stdout.contains("nothing was removed") && refused.json()["command"] == "cache prune",
+        "{refused:?}"
+    );
+    assert_eq!(world.snapshot(&world.cache().join("artifacts")), needed);
+    world.run(&["sync"]).expect(0);
+    world.run(&["cache", "prune"]).expect(0);
+    assert_eq!(world.snapshot(&world.cache().join("artifacts")), needed);
+}

@@ -121,8 +121,8 @@ impl Command {
             Self::Status(_) => "status",
             Self::Export(_) => "export",
             Self::Diff(_) => "diff",
-            Self::Cache(_) => "cache",
-            Self::Bundle(_) => "bundle",
+            Self::Cache(ask) => ask.command.name(),
+            Self::Bundle(ask) => ask.command.name(),
             Self::Doctor => "doctor",
             Self::Schema(_) => "schema",
             Self::Completions(_) => "completions",
@@ -405,6 +405,30 @@ pub enum CacheCommand {
     },
     /// Print the key under which a pipeline should keep this project's cache
     Key(BuildWith),
+}
+
+impl CacheCommand {
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Dir => "cache dir",
+            Self::Size => "cache size",
+            Self::List => "cache list",
+            Self::Prune(_) => "cache prune",
+            Self::Clean { .. } => "cache clean",
+            Self::Key(_) => "cache key",
+        }
+    }
+}
+
+impl BundleCommand {
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Export(_) => "bundle export",
+            Self::Import(_) => "bundle import",
+            Self::Push(_) => "bundle push",
+            Self::Pull(_) => "bundle pull",
+        }
+    }
 }
 
 #[derive(Debug, ClapArgs)]

@@ -25,6 +25,8 @@ const BUNDLE_TYPE: &str = "application/vnd.aitools.bundle.v1";
 const CONFIG_TYPE: &str = "application/vnd.aitools.bundle.config.v1+json";
 const TITLE: &str = "org.opencontainers.image.title";
 const ID: &str = "vnd.aitools.id";
+/// Larger than any file that a disk holds.
+const MAX_BLOB_BYTES: u64 = 1 << 46;
 const DERIVED_BY: &str = "vnd.aitools.derived-by";
 const MAX_TITLE_CHARS: usize = 1024;
 /// The version of the bundle format.
@@ -238,6 +240,9 @@ impl Descriptor {
         let plain = matches!(content, Content::Lockfile | Content::Weights { .. } | Content::Package);
         if !plain && id.is_none() {
             return Err(lacking());
+        }
+        if self.size > MAX_BLOB_BYTES {
+            return Err(OciError::Foreign(format!("{} has {} bytes, which is too many", self.digest, self.size)));
         }
         Ok(Layer { blob: self.blob(), content, title })
     }

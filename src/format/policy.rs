@@ -316,6 +316,19 @@ pub struct Serve {
     #[serde(rename = "override")]
     #[schemars(length(max = 64))]
     pub overrides: Option<Vec<String>>,
+    /// What becomes of tools in a request. `ignore` drops them, for clients that offer tools to every model; otherwise a model
+    /// that has no place for them refuses the request.
+    pub tools: Option<Tools>,
+}
+
+/// What becomes of tools in a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Tools {
+    /// They are passed on, or refused.
+    Offer,
+    /// They are dropped: the model never sees them.
+    Ignore,
 }
 
 /// Where the model came from, for the record. A real `checksum` is really checked.

@@ -20,7 +20,7 @@ use super::error::ApiError;
 use super::measure::Measure;
 use super::operation::Operation;
 use super::{adapter, forward};
-use crate::format::policy::Policy;
+use crate::format::policy::{Policy, Tools};
 
 /// How long the status of a stream is held back: an engine that cannot start is told by a true status.
 const GRACE: Duration = Duration::from_secs(2);
@@ -70,6 +70,9 @@ const ALWAYS: &[&str] = &[
     "return_progress",
 ];
 
+/// Members that are about tools.
+const TOOLS: &[&str] = &["tools", "tool_choice", "parallel_tool_calls", "functions", "function_call"];
+
 /// The response to a call.
 pub async fn answer(context: Arc<Context>, call: Call) -> Response<Body> {
     let measure = Measure::new(&context, &call.offer, call.operation, call.began, call.stream);
@@ -85,7 +88,10 @@ pub async fn answer(context: Arc<Context>, call: Call) -> Response<Body> {
     response
 }
 
-async fn work(context: Arc<Context>, call: Call, mut measure: Measure) -> Response<Body> {
+async fn work(context: Arc<Context>, mut call: Call, mut measure: Measure) -> Response<Body> {
+    if call.offer.policy.serve.tools == Some(Tools::Ignore) {
+        call.fields.remove(TOOLS);
+    }
     if let Err(error) = allowed(&call.offer.policy, call.operation, &call.fields) {
         return refused(measure, &error);
     }

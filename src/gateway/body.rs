@@ -146,6 +146,11 @@ impl Fields {
         }
     }
 
+    /// Removes members.
+    pub fn remove(&mut self, keys: &[&str]) {
+        self.0.retain(|(name, _)| !keys.contains(&name.as_str()));
+    }
+
     /// Sets a member that the client did not send.
     pub fn set_default(&mut self, key: &str, value: &Json) {
         if !self.has(key) {

@@ -6,6 +6,7 @@
 mod admit;
 mod collect;
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use serde::Serialize;
@@ -69,8 +70,12 @@ fn write(
     let layers: Vec<Layer> = collected.pieces.iter().map(|piece| piece.layer.clone()).collect();
     let (blobs, size_bytes) = (layers.len(), layers.iter().map(|layer| layer.blob.size_bytes).sum());
     let progress = host.task.start(Verb::Export, format!("{blobs} blobs"), Some(size_bytes), Unit::Bytes);
+    let mut put_already = BTreeSet::new();
     for piece in &collected.pieces {
         host.task.check()?;
+        if !put_already.insert(piece.layer.blob.digest) {
+            continue;
+        }
         let mut put = || target.put(&piece.layer.blob, &piece.file, &progress);
         if piece.is_ours {
             // A hard link changes the file's status, and nothing else.

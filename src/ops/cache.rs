@@ -105,7 +105,8 @@ pub fn list(host: &Host) -> Result<Vec<Listed>, Failure> {
 /// # Errors
 /// When it cannot be told what a registered project needs; then nothing is removed.
 pub fn prune(host: &Host, ask: Ask) -> Result<Removed, Failure> {
-    let _alone = alone(host)?;
+    // Who only looks writes nothing, not even a lock.
+    let _alone = (!ask.dry_run).then(|| alone(host)).transpose()?;
     if !ask.dry_run {
         host.store.sweep()?;
     }
@@ -145,8 +146,8 @@ pub fn prune(host: &Host, ask: Ask) -> Result<Removed, Failure> {
 /// # Errors
 /// When another process is using the cache.
 pub fn clean(host: &Host, dry_run: bool) -> Result<Removed, Failure> {
-    let _alone = alone(host)?;
-    if host.store.is_in_use()? {
+    let _alone = (!dry_run).then(|| alone(host)).transpose()?;
+    if !dry_run && host.store.is_in_use()? {
         let what = "another aitools is using the cache".to_owned();
         return Err(Failure::Usage { what, hint: Some("wait until it has ended, or stop it".to_owned()) });
     }
@@ -154,7 +155,9 @@ pub fn clean(host: &Host, dry_run: bool) -> Result<Removed, Failure> {
     let needs = Needs::read(host).unwrap_or_default();
     let all = host.store.items().into_iter().map(|item| needs.of(host, item)).collect();
     if !dry_run {
-        fs::remove_dir_all(&host.store.root().join("roots"))?;
+        for (root, _) in host.store.roots()? {
+            fs::remove_file(&root)?;
+        }
     }
     let removed = remove(host, all, Vec::new(), dry_run)?;
     if !dry_run {
@@ -166,6 +169,10 @@ pub fn clean(host: &Host, dry_run: bool) -> Result<Removed, Failure> {
 }
 
 fn alone(host: &Host) -> Result<crate::base::lock::Lock, Failure> {
+    if !host.store.is_ours() {
+        let what = format!("`{}` is not a cache of aitools: it has no `CACHEDIR.TAG`", host.store.root().display());
+        return Err(Failure::Usage { what, hint: Some("name the cache's folder with `--cache-dir`".to_owned()) });
+    }
     let waiting = || host.task.waiting("another aitools is locking a project or removing files from the cache");
     Ok(host.store.alone(host.task.cancel(), waiting)?)
 }
@@ -211,18 +218,26 @@ impl Needs {
     fn read(host: &Host) -> Result<Self, Failure> {
         let mut needs = Self::default();
         for (file, root) in host.store.roots()? {
+            let Some(root) = root else {
+                let why = "it cannot be read".to_owned();
+                return Err(unknown(&file, why));
+            };
+            if root.unnamed {
+                let why = format!("the path of its project, `{}`, is not Unicode", root.lockfile.display());
+                return Err(unknown(&file, why));
+            }
             let bytes = match fs::read_bounded(&root.lockfile, lockfile::MAX_BYTES as u64) {
                 Ok(bytes) => bytes,
-                Err(error) if error.is_not_found() => {
+                Err(error) if is_gone(&error) => {
                     needs.gone.push((file, root.lockfile));
                     continue;
                 }
-                Err(error) => return Err(error.into()),
+                Err(error) => return Err(unknown(&file, error.to_string())),
             };
             let shown = root.lockfile.display().to_string();
-            let lock = lockfile::parse(&shown, &bytes).map_err(|problems| Failure::Usage {
-                what: format!("nothing was removed, because `{shown}` does not say what its project needs: {problems}"),
-                hint: Some("repair the file, or delete it if the project is no longer needed".to_owned()),
+            let lock = lockfile::parse(&shown, &bytes).map_err(|problems| {
+                let first = problems.0.first().map_or_else(String::new, |problem| problem.message.clone());
+                unknown(&file, format!("`{shown}` cannot be read: {first}"))
             })?;
             needs.add_pinned(&lock.0.value, &root.lockfile);
             for fingerprint in &root.artifacts {
@@ -276,6 +291,17 @@ impl Needs {
         }
         Listed { item, name, needed_by }
     }
+}
+
+fn is_gone(error: &fs::FsError) -> bool {
+    error.is_not_found() || error.source.kind() == std::io::ErrorKind::NotADirectory
+}
+
+/// What is needed cannot be told, so that everything is.
+fn unknown(root: &Path, why: String) -> Failure {
+    let what = format!("nothing was removed, because `{}` does not say what its project needs: {why}", root.display());
+    let hint = "run `aitools sync` in that project, or delete the first file if the project is no longer needed";
+    Failure::Usage { what, hint: Some(hint.to_owned()) }
 }
 
 /// The key of a pipeline's cache.

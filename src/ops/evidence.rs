@@ -28,23 +28,31 @@ pub const VARIANT: &str = "aitools:variant";
 /// The property that names a model's folder.
 pub const FOLDER: &str = "aitools:folder";
 
-/// Digests of files by what they are: `engine llama-cpp (cpu): bin/llama-server`.
-pub type Claims = BTreeMap<String, Digest>;
+/// Digests of files by their path.
+pub type Files = BTreeMap<String, Digest>;
 
-/// How a claim about an engine's file is named.
-fn engine_file(engine: &str, variant: &str, path: &str) -> String {
-    format!("engine {engine} ({variant}): {path}")
+/// An engine or a model, as evidence names it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Subject {
+    /// By its name in the manifest, and its variant.
+    Engine(String, String),
+    /// By its name in the manifest.
+    Model(String),
+    /// A model by the last name of its folder, which several may have in common.
+    Folder(String),
 }
 
-/// How a claim about a model's file is named.
-fn model_file(folder: &str, path: &str) -> String {
-    format!("model {folder}: {path}")
+impl std::fmt::Display for Subject {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Engine(name, variant) => write!(f, "engine {name} ({variant})"),
+            Self::Model(name) | Self::Folder(name) => write!(f, "model {name}"),
+        }
+    }
 }
 
-/// The engine or model that a claim is about.
-fn subject(claim: &str) -> &str {
-    claim.split_once(": ").map_or(claim, |(subject, _)| subject)
-}
+/// What is said of the files of an engine or model: all that it has.
+type Claims = Vec<(Subject, Files)>;
 
 /// What everything that the named policies need is, when all of it is here and verified.
 ///
@@ -76,7 +84,7 @@ pub fn engine_files(host: &Host, engine: &EngineDemand<'_>) -> BTreeMap<RelPath,
 }
 
 /// The folder that a model's files have in the project, and the files by their path below it.
-pub fn model_files(model: &ModelDemand<'_>) -> (String, BTreeMap<String, Digest>) {
+pub fn model_files(model: &ModelDemand<'_>) -> (String, Files) {
     let folder = model.required.places.iter().map(|place| fs::parent(Path::new(place.as_str())).to_owned());
     let common = |one: PathBuf, other: PathBuf| {
         let both = one.components().zip(other.components()).take_while(|(one, other)| one == other);
@@ -91,19 +99,25 @@ pub fn model_files(model: &ModelDemand<'_>) -> (String, BTreeMap<String, Digest>
     (folder.file_name().unwrap_or_default().to_string_lossy().into_owned(), files.collect())
 }
 
-/// Every claim about this machine.
-fn claims_here(host: &Host, demand: &Demand<'_>) -> Claims {
-    let mut claims = Claims::new();
-    for engine in demand.engines.iter().filter(|engine| engine.required.wanted) {
-        let (name, variant) = (engine.required.name.as_str(), engine.required.variant.as_str());
-        let files = engine_files(host, engine).into_iter();
-        claims.extend(files.map(|(path, digest)| (engine_file(name, variant, path.as_str()), digest)));
-    }
-    for model in demand.models.iter().filter(|model| model.required.wanted) {
+/// What a demand has on this machine, each with the names that evidence may have for it.
+fn here(host: &Host, demand: &Demand<'_>) -> Vec<(Vec<Subject>, Files)> {
+    let engines = demand.engines.iter().filter(|engine| engine.required.wanted).map(|engine| {
+        let (name, variant) = (engine.required.name.to_string(), engine.required.variant.to_string());
+        let files = engine_files(host, engine).into_iter().map(|(path, digest)| (path.to_string(), digest));
+        (vec![Subject::Engine(name, variant)], files.collect())
+    });
+    let models = demand.models.iter().filter(|model| model.required.wanted).map(|model| {
         let (folder, files) = model_files(model);
-        claims.extend(files.into_iter().map(|(path, digest)| (model_file(&folder, &path), digest)));
-    }
-    claims
+        (vec![Subject::Model(model.required.name.to_string()), Subject::Folder(folder)], files)
+    });
+    engines.chain(models).collect()
+}
+
+/// What differs between what is said and what is here, in both directions: path, said, here.
+fn differences(said: &Files, here: &Files) -> Vec<(String, Option<Digest>, Option<Digest>)> {
+    let paths: std::collections::BTreeSet<&String> = said.keys().chain(here.keys()).collect();
+    let both = paths.into_iter().map(|path| (path.clone(), said.get(path).copied(), here.get(path).copied()));
+    both.filter(|(_, said, here)| said != here).collect()
 }
 
 /// How evidence compares with this machine.
@@ -120,52 +134,54 @@ pub struct Compared {
     pub damages: Vec<Damaged>,
 }
 
-/// Compares evidence with what is installed; call it after [`super::verify::run`] has hashed everything.
+/// Compares evidence with what the named policies need; call it after [`super::verify::run`] has hashed that. An engine or
+/// model that they do not need was not hashed, and counts as missing.
 ///
 /// # Errors
 /// When the evidence cannot be read, its signature is not valid for the key, or it says nothing that can be compared.
-pub fn compare(host: &Host, project: &Project, path: &Path, key: Option<&Path>) -> Result<Compared, Failure> {
+pub fn compare(
+    host: &Host,
+    project: &Project,
+    names: &[String],
+    path: &Path,
+    key: Option<&Path>,
+) -> Result<Compared, Failure> {
     let lockfile = lock::require(project)?;
-    let demand = demand(host, project, &lockfile, &[], Purpose::Install)?;
-    let (here, shown) = (claims_here(host, &demand), path.display().to_string());
-    let unusable = |why: String| Failure::Usage {
-        what: format!("`{shown}` is no evidence that can be compared: {why}"),
-        hint: None,
+    let demand = demand(host, project, &lockfile, names, Purpose::Install)?;
+    let shown = path.display().to_string();
+    let unusable = |why: String| {
+        let what = format!("`{shown}` is no evidence that can be compared: {why}");
+        Failure::Usage { what, hint: None }
     };
     let key = key.map(read_public).transpose()?;
     let (claims, signed) = claims_in(&fs::read_bounded(path, MAX_BYTES)?, key.as_ref()).map_err(unusable)?;
-    if claims.is_empty() {
+    if claims.iter().all(|(_, files)| files.is_empty()) {
         return Err(unusable("it names no file of an engine or model".to_owned()));
     }
     if signed.is_none() && key.is_some() {
         return Err(unusable("it is not signed, and a public key was given".to_owned()));
     }
+    let mut here = here(host, &demand);
     let mut compared = Compared { equal: 0, unnamed: 0, signed, damages: Vec::new() };
-    // What an engine or a model has beyond its evidence is as wrong as what differs.
-    for (what, computed) in here.iter().filter(|(what, _)| !claims.contains_key(*what)) {
-        if !claims.keys().any(|claim| subject(claim) == subject(what)) {
-            compared.unnamed += 1;
-            continue;
+    for (subject, said) in claims {
+        // Of several models whose folders have one name, the one that is most alike.
+        let alike = here.iter().enumerate().filter(|(_, (names, _))| names.contains(&subject));
+        let nearest = alike.min_by_key(|(_, (_, files))| differences(&said, files).len()).map(|(index, _)| index);
+        let files = nearest.map(|index| here.remove(index).1).unwrap_or_default();
+        let differing = differences(&said, &files);
+        compared.equal += said.len() - differing.iter().filter(|(_, said, _)| said.is_some()).count();
+        for (path, expected, computed) in differing {
+            compared.damages.push(Damaged {
+                path: PathBuf::from(path),
+                what: subject.to_string(),
+                expected: expected.map_or_else(|| "no such file".to_owned(), |digest| digest.to_string()),
+                computed: computed.map(|digest| digest.to_string()),
+                size_bytes: None,
+                recorded_in: shown.clone(),
+            });
         }
-        compared.damages.push(Damaged {
-            path: PathBuf::from(what),
-            what: what.clone(),
-            expected: "no such file".to_owned(),
-            computed: Some(computed.to_string()),
-            size_bytes: None,
-            recorded_in: shown.clone(),
-        });
     }
-    for (what, expected) in claims {
-        let computed = here.get(&what).copied();
-        if computed == Some(expected) {
-            compared.equal += 1;
-            continue;
-        }
-        let (expected, computed) = (expected.to_string(), computed.map(|digest| digest.to_string()));
-        let (path, recorded_in) = (PathBuf::from(&what), shown.clone());
-        compared.damages.push(Damaged { path, what, expected, computed, size_bytes: None, recorded_in });
-    }
+    compared.unnamed = here.iter().map(|(_, files)| files.len()).sum();
     Ok(compared)
 }
 
@@ -221,22 +237,19 @@ fn of_statement(statement: Statement) -> Result<Claims, String> {
                 return Err(format!("a build of type `{}`", definition.build_type));
             }
             let asked = definition.external_parameters;
-            let claim = |subject: crate::format::in_toto::Subject| {
-                Ok((engine_file(&asked.engine, &asked.variant, &subject.name), digest(&subject.digest)?))
-            };
-            statement.subject.into_iter().map(claim).collect()
+            let named = statement.subject.into_iter().map(|subject| Ok((subject.name, digest(&subject.digest)?)));
+            Ok(vec![(Subject::Engine(asked.engine, asked.variant), each_once(named)?)])
         }
         MODEL => {
             let files: ModelFiles =
                 serde_json::from_value(statement.predicate.clone()).map_err(|error| error.to_string())?;
             let [folder] = &statement.subject[..] else { return Err("not one model".to_owned()) };
-            let named = |file: crate::format::in_toto::Resource| Ok((file.name, hex(&file.digest)?));
-            let files: BTreeMap<String, Digest> =
-                files.resources.into_iter().map(named).collect::<Result<_, String>>()?;
+            let named = files.resources.into_iter().map(|file| Ok((file.name, hex(&file.digest)?)));
+            let files = each_once(named)?;
             if of_model(&folder.name, &files).subject != statement.subject {
                 return Err("the digest of the model is not that of its files".to_owned());
             }
-            Ok(files.into_iter().map(|(path, digest)| (model_file(&folder.name, &path), digest)).collect())
+            Ok(vec![(Subject::Folder(folder.name.clone()), files)])
         }
         other => Err(format!("a predicate of type `{other}`")),
     }
@@ -245,19 +258,32 @@ fn of_statement(statement: Statement) -> Result<Claims, String> {
 fn of_bom(bom: &Bom) -> Result<Claims, String> {
     let mut claims = Claims::new();
     for component in &bom.components {
-        let property =
-            |name: &str| component.properties.iter().find(|one| one.name == name).map(|one| one.value.as_str());
-        let (variant, folder) = (property(VARIANT), property(FOLDER));
-        for file in &component.components {
-            let what = match (variant, folder) {
-                (Some(variant), _) => engine_file(&component.name, variant, &file.name),
-                (_, Some(folder)) => model_file(folder, &file.name),
-                _ => continue,
-            };
-            claims.insert(what, of_file(file)?);
+        let name = component.name.clone();
+        let variant = component.properties.iter().find(|property| property.name == VARIANT);
+        let subject = match (variant, component.kind.as_str()) {
+            (Some(variant), _) => Subject::Engine(name, variant.value.clone()),
+            (None, "machine-learning-model") => Subject::Model(name),
+            _ => continue,
+        };
+        if claims.iter().any(|(other, _)| *other == subject) {
+            return Err(format!("it has {subject} twice"));
         }
+        let named = component.components.iter().map(|file| Ok((file.name.clone(), of_file(file)?)));
+        claims.push((subject, each_once(named)?));
     }
     Ok(claims)
+}
+
+/// Files by their names; one that has two digests has none.
+fn each_once(named: impl Iterator<Item = Result<(String, Digest), String>>) -> Result<Files, String> {
+    let mut files = Files::new();
+    for file in named {
+        let (name, digest) = file?;
+        if files.insert(name.clone(), digest).is_some() {
+            return Err(format!("it names `{name}` twice"));
+        }
+    }
+    Ok(files)
 }
 
 fn of_file(file: &Component) -> Result<Digest, String> {

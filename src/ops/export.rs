@@ -54,6 +54,7 @@ pub fn run(
     folder: &Path,
     key: Option<&Path>,
 ) -> Result<Vec<Written>, Failure> {
+    let key_path = key;
     let key = match key {
         Some(path) => {
             let text = evidence::read_key(path)?;
@@ -68,6 +69,10 @@ pub fn run(
     let mut written = Vec::new();
     let mut write = |name: String, json: Result<String, serde_json::Error>, what: String, signed: bool| {
         let path = folder.join(name);
+        if key_path.is_some_and(|key| fs::is_same(key, &path)) {
+            let what = format!("`{}` is the key, and would be overwritten", path.display());
+            return Err(Failure::Usage { what, hint: Some("keep the key elsewhere".to_owned()) });
+        }
         let text = json.map_err(|error| fs::FsError::new("write", &path, error.into()))?;
         fs::write_atomic(&path, format!("{text}\n").as_bytes())?;
         written.push(Written { path, what, signed });

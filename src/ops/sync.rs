@@ -104,6 +104,7 @@ fn register(host: &Host, project: &Project, demand: &Demand<'_>) -> Result<(), F
         digest: Digest::of(&bytes),
         artifacts: demand.engines.iter().map(|engine| engine.required.fingerprint).collect(),
         derived: derived.map(|derive| derive.fingerprint).collect(),
+        unnamed: false,
     };
     let waiting = || host.task.waiting(lock::REMOVING);
     Ok(host.store.register(root, host.task.cancel(), waiting)?)

@@ -30,6 +30,9 @@ pub struct Root {
     /// Fingerprints of derivations; their files are needed, too.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub derived: BTreeSet<Digest>,
+    /// The path is not Unicode, so that `lockfile` only resembles it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub unnamed: bool,
 }
 
 impl Store {
@@ -45,6 +48,10 @@ impl Store {
     /// When the user asked to stop, or the file cannot be written.
     pub fn register(&self, mut root: Root, cancel: &Cancel, waiting: impl FnOnce()) -> Result<(), StoreError> {
         let path = self.root_path(&root.lockfile);
+        if root.lockfile.to_str().is_none() {
+            // It has no place in JSON.
+            (root.unnamed, root.lockfile) = (true, root.lockfile.to_string_lossy().into_owned().into());
+        }
         let known = read(&path);
         if let Some(known) = known.as_ref().filter(|known| known.digest == root.digest) {
             root.artifacts.extend(&known.artifacts);
@@ -53,8 +60,7 @@ impl Store {
         if known.as_ref() == Some(&root) {
             return Ok(());
         }
-        // A path that is not Unicode has no place in JSON; such a project is not registered.
-        let Ok(text) = serde_json::to_vec_pretty(&root) else { return Ok(()) };
+        let text = serde_json::to_vec_pretty(&root).unwrap_or_default();
         let written = self
             .beside_others(cancel, waiting)
             .and_then(|_held| Ok(fs::create_dir_all(fs::parent(&path)).and_then(|()| fs::write_atomic(&path, &text))?));
@@ -81,16 +87,17 @@ impl Store {
         self.lock(LOCK, cancel, waiting)
     }
 
-    /// Every project that was registered, with the file that says so.
+    /// Every project that was registered, with the file that says so; none where that file cannot be read.
     ///
     /// # Errors
     /// When the folder cannot be listed.
-    pub fn roots(&self) -> Result<Vec<(PathBuf, Root)>, StoreError> {
+    pub fn roots(&self) -> Result<Vec<(PathBuf, Option<Root>)>, StoreError> {
         let folder = self.root.join("roots");
         if !fs::exists(&folder) {
             return Ok(Vec::new());
         }
-        Ok(fs::read_dir(&folder)?.into_iter().filter_map(|path| Some((path.clone(), read(&path)?))).collect())
+        let is_root = |path: &PathBuf| path.extension().is_some_and(|ending| ending == "json");
+        Ok(fs::read_dir(&folder)?.into_iter().filter(is_root).map(|path| (path.clone(), read(&path))).collect())
     }
 }
 
@@ -110,9 +117,10 @@ mod tests {
         let lockfile = folder.path().join("a project/é.lock");
         let register = |lock: &[u8], artifact: &[u8]| {
             let (artifacts, derived) = ([Digest::of(artifact)].into(), BTreeSet::new());
-            let root = Root { lockfile: lockfile.clone(), digest: Digest::of(lock), artifacts, derived };
+            let (lockfile, digest) = (lockfile.clone(), Digest::of(lock));
+            let root = Root { lockfile, digest, artifacts, derived, unnamed: false };
             store.register(root, &Cancel::default(), || panic!("nobody removes")).unwrap();
-            let [(_, root)] = &store.roots().unwrap()[..] else { panic!("one project") };
+            let [(_, Some(root))] = &store.roots().unwrap()[..] else { panic!("one project") };
             root.artifacts.clone()
         };
         assert_eq!(register(b"1", b"cpu").len(), 1);

@@ -70,6 +70,8 @@ pub struct Item {
 
 /// The ending of a listing beside a folder.
 const LIST: &str = "list";
+/// The folders of sources in `scratch/`.
+const SCRATCH: &[&str] = &["git", "pypi", "url"];
 
 impl Store {
     /// Everything in the cache, each kind in the order of names.
@@ -80,7 +82,9 @@ impl Store {
                 let name = if kind == Kind::Derived { path.file_stem() } else { path.file_name() };
                 let digest = name.and_then(|name| Digest::from_hex(name.to_str()?).ok());
                 let mut footprint = fs::footprint(&path);
-                footprint += fs::footprint(&path.with_extension(LIST));
+                if matches!(kind, Kind::Tree | Kind::Tool) {
+                    footprint += fs::footprint(&path.with_extension(LIST));
+                }
                 let touched_ns = fs::touched_ns(&path).unwrap_or(0);
                 items.push(Item { kind, digest, path, footprint, touched_ns });
             }
@@ -88,25 +92,34 @@ impl Store {
         items
     }
 
+    /// What has a name that the store gives, in a folder of its own: a cache folder may turn out to be somebody's, or to
+    /// have links to what is.
     fn paths(&self, kind: Kind) -> Vec<PathBuf> {
-        let below = |name: &str| fs::read_dir(&self.root.join(name)).unwrap_or_default();
-        let is_listing = |path: &PathBuf| path.extension().is_some_and(|ending| ending == LIST);
+        let below = |name: &str| {
+            let folder = self.root.join(name);
+            let is_folder = |path: &Path| fs::symlink_metadata(path).is_ok_and(|meta| meta.is_dir());
+            let is_own = folder.ancestors().take_while(|above| *above != self.root).all(is_folder);
+            if is_own { fs::read_dir(&folder).unwrap_or_default() } else { Vec::new() }
+        };
+        let named = |name: &str, ending: Option<&str>| -> Vec<PathBuf> {
+            let is_ours = |path: &PathBuf| {
+                let stem = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
+                Digest::from_hex(stem).is_ok() && path.extension() == ending.map(std::ffi::OsStr::new)
+            };
+            below(name).into_iter().filter(is_ours).collect()
+        };
         match kind {
-            Kind::Blob => below("blobs"),
-            Kind::Tree => below("trees").into_iter().filter(|path| !is_listing(path)).collect(),
-            Kind::Tool => below("tools").into_iter().filter(|path| !is_listing(path)).collect(),
-            Kind::Artifact => below("artifacts"),
-            Kind::Derived => below("derived"),
-            // One folder for each kind of source, with one for each thing.
-            Kind::Scratch => {
-                let of_source = |path: PathBuf| match fs::symlink_metadata(&path) {
-                    Ok(meta) if meta.is_dir() => fs::read_dir(&path).unwrap_or_default(),
-                    _ => vec![path],
-                };
-                below("scratch").into_iter().flat_map(of_source).collect()
+            Kind::Blob => named("blobs", None),
+            Kind::Tree => named("trees", None),
+            Kind::Tool => named("tools", None),
+            Kind::Artifact => named("artifacts", None),
+            Kind::Derived => named("derived", Some("json")),
+            Kind::Scratch => SCRATCH.iter().flat_map(|source| below(&format!("scratch/{source}"))).collect(),
+            Kind::Log => {
+                let is_log = |path: &PathBuf| path.extension().is_some_and(|ending| ending == "log" || ending == "txt");
+                below("logs").into_iter().filter(is_log).collect()
             }
-            Kind::Log => below("logs"),
-            Kind::Former => Some(self.root.join("paths")).into_iter().filter(|path| fs::exists(path)).collect(),
+            Kind::Former => named("paths", None),
         }
     }
 
@@ -122,7 +135,9 @@ impl Store {
         let staging = self.stage()?;
         for (index, item) in items.iter().enumerate() {
             let is_dir = fs::symlink_metadata(&item.path).is_ok_and(|meta| meta.is_dir());
-            fs::remove_file(&item.path.with_extension(LIST))?;
+            if matches!(item.kind, Kind::Tree | Kind::Tool) {
+                fs::remove_file(&item.path.with_extension(LIST))?;
+            }
             if is_dir {
                 let out_of_the_way = staging.path().join(index.to_string());
                 fs::rename(&item.path, &out_of_the_way)?;
@@ -133,6 +148,11 @@ impl Store {
             done(item);
         }
         Ok(())
+    }
+
+    /// Whether the folder is a cache that this program made; also when there is no such folder.
+    pub fn is_ours(&self) -> bool {
+        !fs::exists(&self.root) || fs::exists(&self.root.join("CACHEDIR.TAG"))
     }
 
     /// Whether a process is making something at this moment.

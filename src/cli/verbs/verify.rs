@@ -69,5 +69,5 @@ fn against(
     session: &Session<'_>,
 ) -> Result<Compared, Failure> {
     let key = ask.public_key.as_ref().map(|key| session.cwd.join(key));
-    evidence::compare(host, project, path, key.as_deref())
+    evidence::compare(host, project, &ask.policies, path, key.as_deref())
 }

@@ -81,7 +81,7 @@ pub(super) fn import(host: &Host, source: &dyn Source, trust: bool) -> Result<Im
     let mut importer = Importer { host, source, trust, receipts: BTreeMap::new(), left_out: Vec::new() };
     importer.receipts(&bundle)?;
     let (due, present) = importer.due(&bundle)?;
-    let size_bytes = due.iter().map(|layer| layer.blob.size_bytes).sum();
+    let size_bytes = due.iter().fold(0_u64, |sum, layer| sum.saturating_add(layer.blob.size_bytes));
     importer.check_space(&due, size_bytes)?;
     let progress = host.task.start(Verb::Import, source.what(), Some(size_bytes), Unit::Bytes);
     let mut waiting = Vec::new();
@@ -195,7 +195,7 @@ impl Importer<'_> {
             };
             if is_here {
                 present += 1;
-            } else if !due.iter().any(|other| other.blob.digest == layer.blob.digest) {
+            } else if !due.iter().any(|other| other.blob == layer.blob && other.content == layer.content) {
                 due.push(layer);
             }
         }

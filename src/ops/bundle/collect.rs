@@ -54,8 +54,8 @@ pub(super) fn collect(host: &Host, project: &Project, policies: &[String]) -> Re
         return Err(Failure::NotSynced { steps: plan.steps });
     }
     let staging = host.store.stage()?;
-    let (pieces, seen, packages) = (Vec::new(), BTreeSet::new(), Vec::new());
-    let mut collector = Collector { host, project, staging, pieces, seen, packages };
+    let (pieces, packages) = (Vec::new(), Vec::new());
+    let mut collector = Collector { host, project, staging, pieces, packages };
     let name = project.lock_path.file_name().unwrap_or_default().to_string_lossy();
     collector.text(Content::Lockfile, &name, &fs::read_bounded(&project.lock_path, lockfile::MAX_BYTES as u64)?)?;
     for engine in &demand.engines {
@@ -98,13 +98,13 @@ struct Collector<'a> {
     project: &'a Project,
     staging: Staging,
     pieces: Vec<Piece>,
-    seen: BTreeSet<Digest>,
     packages: Vec<Held>,
 }
 
 impl Collector<'_> {
     fn add(&mut self, layer: Layer, file: PathBuf, is_ours: bool) {
-        if self.seen.insert(layer.blob.digest) {
+        // Two engines may have the same bytes: one blob, in two layers.
+        if !self.pieces.iter().any(|piece| piece.layer.blob == layer.blob && piece.layer.content == layer.content) {
             self.pieces.push(Piece { layer, file, is_ours });
         }
     }
@@ -158,7 +158,8 @@ impl Collector<'_> {
 
     fn package(&mut self, required: &PackageRequirement) -> Result<(), Failure> {
         let PackageRequirement { name, request, package } = required;
-        if self.seen.contains(&package.sha256) {
+        let is_package = |piece: &Piece| piece.layer.content == Content::Package;
+        if self.pieces.iter().any(|piece| is_package(piece) && piece.layer.blob.digest == package.sha256) {
             return Ok(());
         }
         let held = request.package(&self.host.world(self.project), package);
