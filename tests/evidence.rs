@@ -105,6 +105,31 @@ fn another_engine_and_another_model_are_told() {
     assert!(renamed.contains("model.gguf") && renamed.contains("other.gguf"), "{renamed}");
 }
 
+/// What the named policies do not need was not hashed: evidence about it proves nothing.
+#[test]
+fn files_that_were_not_hashed_are_not_as_the_evidence_says() {
+    let world = exported();
+    world.edit(
+        "manifests/default.toml",
+        "[policies]",
+        "[models.n]\nsource = { path = \"weights/n.gguf\" }\nplace = \"models/other/m\"\n\n[policies]",
+    );
+    let bytes = aitools::base::fs::read_bounded(&world.project().join("weights/modèle.gguf"), 1 << 20);
+    let mut bytes = bytes.unwrap_or_default();
+    bytes.push(0);
+    let place = world.project().join("weights/n.gguf");
+    assert!(aitools::base::fs::write_atomic(&place, &bytes).is_ok());
+    world.run(&["sync"]).expect(0);
+    world.run(&["export", "--key", "key.pem"]).expect(0);
+    let key = ["--public-key", "key.pub.pem"];
+    // Two models whose folders have one name are told apart by their files.
+    for model in ["evidence/m.model.sig", "evidence/n.model.sig"] {
+        world.run(&[&["verify", "--against", model][..], &key].concat()).expect(0);
+    }
+    let only_p = [&["verify", "p", "--against", "evidence/n.model.sig"][..], &key].concat();
+    world.run(&only_p).expect(3);
+}
+
 /// Others who read these formats: their packages come from the Python package index.
 #[test]
 #[ignore = "needs AITOOLS_TEST_PYTHON with the referees' packages: see `cargo ci e2e evidence`"]

@@ -363,6 +363,23 @@ fn what_clients_send_beats_the_policy_unless_it_says_otherwise() {
     }
 }
 
+/// Some clients offer tools to every model, whether or not its template has a place for them.
+#[test]
+fn tools_are_refused_or_dropped_as_the_policy_says() {
+    let scene = Scene::new(&[("open", ""), ("quiet", "serve: { tools: ignore }")]);
+    let with_tools = |model: &str| {
+        let mut body = chat(model, "x", false);
+        body["tools"] = json!([{ "type": "function", "function": { "name": "f" } }]);
+        body["tool_choice"] = json!("auto");
+        scene.post("/v1/chat/completions", &body)
+    };
+    let (status, answer) = with_tools("open");
+    assert_eq!((status, &answer["error"]["param"]), (400, &json!("tools")), "{answer}");
+    assert_eq!(with_tools("quiet").0, 200);
+    let seen = &scene.engine("quiet")["seen"][0][0];
+    assert!(seen.get("tools").is_none() && seen.get("tool_choice").is_none(), "{seen}");
+}
+
 #[test]
 fn streams_come_as_they_are_and_usage_on_request() {
     let scene = Scene::new(&[("p", "")]);
