@@ -290,6 +290,9 @@ fn export_needs_a_synced_project_and_a_free_place() {
     assert!(!fs::exists(&world.project().join(BUNDLE)));
     world.run(&["sync"]).expect(0);
     world.run(&["bundle", "export", "-o", "configs"]).expect(8);
+    world.write("mine.tar", "no bundle");
+    world.run(&["bundle", "export", "-o", "mine.tar"]).expect(8);
+    assert_eq!(world.read("mine.tar"), "no bundle");
     world.run(&["bundle", "export", "-o", BUNDLE]).expect(0);
     world.run(&["bundle", "export", "-o", BUNDLE]).expect(0);
     // A hard link to a file of the cache does not make it unknown.

@@ -42,7 +42,7 @@ impl Layout {
         if !is_dir {
             layout.files = Some(layout.list()?);
         }
-        layout.file("oci-layout", MAX_MANIFEST_BYTES)?;
+        layout.file(LAYOUT_NAME, MAX_MANIFEST_BYTES)?;
         Ok(layout)
     }
 
@@ -140,15 +140,20 @@ fn blob_name(digest: &Digest) -> String {
     format!("blobs/sha256/{}", digest.hex())
 }
 
+/// The name of the file that says what a layout is: the first in an archive.
+const LAYOUT_NAME: &str = "oci-layout";
+
 /// Where a new bundle goes: a tar archive when the name ends in `.tar`, else a folder. It gets its name when it is complete.
 ///
 /// # Errors
-/// When the place is taken by something that is not replaced: a folder with something in it, or for an archive any folder.
+/// When the place is taken by something that is not replaced: a folder with something in it, for an archive any folder, and any file
+/// that is no bundle.
 pub fn create(path: &Path, task: &Task) -> Result<Box<dyn Target>, SourceError> {
     let is_tar = path.extension().is_some_and(|ending| ending == "tar");
     let taken = match fs::metadata(path) {
         Ok(meta) if meta.is_dir() => is_tar || !fs::read_dir(path)?.is_empty(),
-        Ok(_) => !is_tar,
+        // An earlier bundle is replaced; its first entry is known.
+        Ok(_) => !is_tar || fs::read_head(path, LAYOUT_NAME.len() as u64)? != LAYOUT_NAME.as_bytes(),
         Err(_) => false,
     };
     if taken {
@@ -161,7 +166,7 @@ pub fn create(path: &Path, task: &Task) -> Result<Box<dyn Target>, SourceError> 
     if is_tar {
         let file = fs::create_new(&staging.path().join("bundle.tar"))?;
         let mut tar = Builder::new(BufWriter::with_capacity(CHUNK_BYTES, file));
-        add(&mut tar, &path, "oci-layout", LAYOUT.len() as u64, LAYOUT.as_bytes())?;
+        add(&mut tar, &path, LAYOUT_NAME, LAYOUT.len() as u64, LAYOUT.as_bytes())?;
         return Ok(Box::new(TarTarget { path, staging, tar, task }));
     }
     fs::create_dir_all(&staging.path().join("bundle/blobs/sha256"))?;
@@ -236,7 +241,7 @@ impl Target for FolderTarget {
         let (bundle, digest) = (self.bundle(), Digest::of(manifest));
         let blob = Blob { digest, size_bytes: manifest.len() as u64 };
         fs::write_atomic(&bundle.join(blob_name(&digest)), manifest)?;
-        fs::write_atomic(&bundle.join("oci-layout"), LAYOUT.as_bytes())?;
+        fs::write_atomic(&bundle.join(LAYOUT_NAME), LAYOUT.as_bytes())?;
         fs::write_atomic(&bundle.join("index.json"), &oci::index(blob))?;
         fs::sync_tree(&bundle)?;
         fs::rename(&bundle, &self.path)?;
