@@ -1,8 +1,7 @@
 //! Evidence before independent referees, whose packages come from the Python package index.
 
-use xshell::Shell;
+use xshell::{Shell, cmd};
 
-use super::serve;
 use crate::step::{Job, Result, cargo};
 
 pub const JOB: Job =
@@ -18,10 +17,18 @@ const PACKAGES: &[&str] = &[
 ];
 
 fn run(sh: &Shell) -> Result<()> {
-    let folder = crate::step::root().join("target/e2e/evidence");
-    sh.create_dir(&folder)?;
-    let base = if cfg!(windows) { "python" } else { "python3" };
-    let _python = sh.push_env("AITOOLS_TEST_PYTHON", serve::python(sh, base, &folder.join("python"), PACKAGES)?);
+    let place = crate::step::root().join("target/e2e/evidence");
+    let (packages, stamp, wanted) = (place.join("packages"), place.join("installed.txt"), PACKAGES.join("\n"));
+    let python = if cfg!(windows) { "python" } else { "python3" };
+    // Not a virtual environment: Debian has those in a package of its own, and pip is all that the README asks for.
+    if !sh.read_file(&stamp).is_ok_and(|installed| installed == wanted) {
+        sh.remove_path(&place)?;
+        let quiet = ["--quiet", "--disable-pip-version-check"];
+        cmd!(sh, "{python} -m pip install {quiet...} --target {packages} {PACKAGES...}").run()?;
+        sh.write_file(&stamp, wanted)?;
+    }
+    let _python = sh.push_env("AITOOLS_TEST_PYTHON", python);
+    let _packages = sh.push_env("PYTHONPATH", packages);
     cargo(sh, "test --workspace --locked --test evidence -- --ignored").run()?;
     Ok(())
 }
