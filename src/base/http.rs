@@ -389,9 +389,18 @@ impl Http {
             Some(bytes) => agent.run(ureq::http::Request::from_parts(parts, bytes)),
             None => agent.run(ureq::http::Request::from_parts(parts, ())),
         };
+        self.answered(url, proxy.as_deref(), answer)
+    }
+
+    /// The answer to a request that was sent to an address, through a proxy or not.
+    fn answered(
+        &self,
+        url: &Url,
+        proxy: Option<&str>,
+        answer: Result<ureq::http::Response<ureq::Body>, ureq::Error>,
+    ) -> Result<Response, HttpError> {
         let answer = answer.map_err(|error| {
             let cancelled = self.settings.cancel.check();
-            let proxy = proxy.as_deref();
             cancelled.map_or_else(HttpError::from, |()| worded(&shown(url.as_str()), proxy, error, &self.settings))
         })?;
         let (parts, body) = answer.into_parts();

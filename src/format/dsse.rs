@@ -131,11 +131,11 @@ fn encoded(payload_type: &str, payload: &[u8]) -> Vec<u8> {
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
+mod tests {
     use super::*;
 
     /// A key for tests alone, made with openssl.
-    pub const KEY: &str = "-----BEGIN PRIVATE KEY-----
+    const KEY: &str = "-----BEGIN PRIVATE KEY-----
 MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQgI1ObEaMR3mtFhkys
 jXEhWiPwtkh/NCsq/bC7XlF87M2hRANCAAT1egjxmZg6nLG99Y2VMS+fCy5p4G6f
 qhXjj72yt0u4xSgJ1MnXDfMKFTSfq0D4CenvEvwNsI6KEGg5Cx8vA+aL

@@ -96,8 +96,7 @@ pub fn size(host: &Host) -> Vec<Usage> {
 /// # Errors
 /// When it cannot be told what a registered project needs.
 pub fn list(host: &Host) -> Result<Vec<Listed>, Failure> {
-    let needs = Needs::read(host)?;
-    Ok(host.store.items().into_iter().map(|item| needs.of(host, item)).collect())
+    Ok(Needs::read(host)?.listed(host))
 }
 
 /// Removes what no registered project needs.
@@ -111,8 +110,8 @@ pub fn prune(host: &Host, ask: Ask) -> Result<Removed, Failure> {
         host.store.sweep()?;
     }
     let needs = Needs::read(host)?;
-    let listed: Vec<Listed> = host.store.items().into_iter().map(|item| needs.of(host, item)).collect();
-    let mut total: u64 = listed.iter().map(|listed| listed.item.footprint.bytes).sum();
+    let listed = needs.listed(host);
+    let all_bytes = bytes_of(&listed);
     let age = |kind: Kind| {
         let asked = ask.older_than.unwrap_or_default();
         if matches!(kind, Kind::Scratch | Kind::Log) { asked.max(MIN_AGE) } else { asked }
@@ -123,6 +122,7 @@ pub fn prune(host: &Host, ask: Ask) -> Result<Removed, Failure> {
     };
     let mut due: Vec<Listed> = listed.into_iter().filter(is_due).collect();
     if let Some(max_bytes) = ask.max_bytes {
+        let mut total = all_bytes;
         due.sort_by_key(|listed| listed.item.touched_ns);
         due.retain(|listed| {
             let over = total > max_bytes;
@@ -138,7 +138,7 @@ pub fn prune(host: &Host, ask: Ask) -> Result<Removed, Failure> {
         }
     }
     let gone = needs.gone.into_iter().map(|(_, lockfile)| lockfile).collect();
-    remove(host, due, gone, ask.dry_run)
+    remove(host, due, gone, all_bytes, ask.dry_run)
 }
 
 /// Removes everything, whoever needs it.
@@ -153,13 +153,14 @@ pub fn clean(host: &Host, dry_run: bool) -> Result<Removed, Failure> {
     }
     // What is needed is shown, too; a lockfile that cannot be read does not keep its cache from being cleaned.
     let needs = Needs::read(host).unwrap_or_default();
-    let all = host.store.items().into_iter().map(|item| needs.of(host, item)).collect();
+    let all = needs.listed(host);
+    let all_bytes = bytes_of(&all);
     if !dry_run {
         for (root, _) in host.store.roots()? {
             fs::remove_file(&root)?;
         }
     }
-    let removed = remove(host, all, Vec::new(), dry_run)?;
+    let removed = remove(host, all, Vec::new(), all_bytes, dry_run)?;
     if !dry_run {
         for memory in ["records.json", "proofs.json", "tools.json"] {
             fs::remove_file(&host.store.root().join(memory))?;
@@ -177,9 +178,20 @@ fn alone(host: &Host) -> Result<crate::base::lock::Lock, Failure> {
     Ok(host.store.alone(host.task.cancel(), waiting)?)
 }
 
-fn remove(host: &Host, due: Vec<Listed>, gone: Vec<PathBuf>, dry_run: bool) -> Result<Removed, Failure> {
-    let mut removed = Removed { gone, dry_run, ..Removed::default() };
-    let total: u64 = due.iter().map(|listed| listed.item.footprint.bytes).sum();
+fn bytes_of(listed: &[Listed]) -> u64 {
+    listed.iter().map(|listed| listed.item.footprint.bytes).sum()
+}
+
+/// Removes what is due of a cache that takes `all_bytes`.
+fn remove(
+    host: &Host,
+    due: Vec<Listed>,
+    gone: Vec<PathBuf>,
+    all_bytes: u64,
+    dry_run: bool,
+) -> Result<Removed, Failure> {
+    let total = bytes_of(&due);
+    let mut removed = Removed { gone, dry_run, left_bytes: all_bytes - total, ..Removed::default() };
     let progress = (!dry_run && !due.is_empty())
         .then(|| host.task.start(Verb::Remove, "files of the cache", Some(total), Unit::Bytes));
     let mut count = |item: &Item| {
@@ -199,9 +211,6 @@ fn remove(host: &Host, due: Vec<Listed>, gone: Vec<PathBuf>, dry_run: bool) -> R
     if let Some(progress) = progress {
         progress.finish("");
     }
-    let left: u64 = host.store.items().iter().map(|item| item.footprint.bytes).sum();
-    let still_there = if dry_run { removed.freed_bytes + removed.shared_bytes } else { 0 };
-    removed.left_bytes = left.saturating_sub(still_there);
     removed.items = due;
     Ok(removed)
 }
@@ -277,6 +286,11 @@ impl Needs {
             name.clone_into(known);
         }
         by.insert(lockfile.to_owned());
+    }
+
+    /// Everything in the cache, and who needs it.
+    fn listed(&self, host: &Host) -> Vec<Listed> {
+        host.store.items().into_iter().map(|item| self.of(host, item)).collect()
     }
 
     fn of(&self, host: &Host, item: Item) -> Listed {

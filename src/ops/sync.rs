@@ -176,6 +176,21 @@ pub fn plan_for(host: &Host, project: &Project, demand: &Demand<'_>) -> Result<P
     Ok(plan::plan(&engines, &models, &survey(host, project, demand)?))
 }
 
+/// What the named policies need, when all of it is here and verified.
+///
+/// # Errors
+/// [`Failure::NotSynced`] when something is missing.
+pub fn require_synced<'a>(
+    host: &Host,
+    project: &'a Project,
+    lockfile: &'a Lockfile,
+    policies: &[String],
+) -> Result<Demand<'a>, Failure> {
+    let demand = demand(host, project, lockfile, policies, Purpose::Install)?;
+    let plan = plan_for(host, project, &demand)?;
+    if plan.is_empty() { Ok(demand) } else { Err(Failure::NotSynced { steps: plan.steps }) }
+}
+
 /// Engines and models have nothing in common, so a download goes on while a compiler works.
 fn carry_out(host: &Host, project: &Project, demand: &Demand<'_>, plan: &Plan) -> Result<Outcome, Failure> {
     check_space(host, project, demand, plan)?;

@@ -119,6 +119,7 @@ impl Drop for Staging {
 }
 
 const STAGING_LOCK: &str = "staging";
+const TAG_FILE: &str = "CACHEDIR.TAG";
 const CACHE_TAG: &str = "Signature: 8a477f597d28d172789f06886806bc55\n\
     # This folder holds what aitools fetched and built; everything in it can be made again.\n\
     # For information about cache directory tags see https://bford.info/cachedir/\n";
@@ -181,7 +182,7 @@ impl Store {
 
     /// Makes the store's folder and the key, which every write needs. Commands that only look make neither.
     fn make(&self) -> Result<(), StoreError> {
-        let tag = self.root.join("CACHEDIR.TAG");
+        let tag = self.root.join(TAG_FILE);
         if !fs::exists(&tag) {
             let was_there = fs::exists(&self.root);
             let tagged = fs::create_dir_all(&self.root).and_then(|()| fs::write_atomic(&tag, CACHE_TAG.as_bytes()));

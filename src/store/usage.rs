@@ -8,7 +8,7 @@ use crate::base::digest::Digest;
 use crate::base::fs::{self, Footprint};
 use crate::base::lock;
 
-use super::{Store, StoreError};
+use super::{Store, StoreError, TAG_FILE};
 
 /// What kind of thing lies in the cache; each has a folder of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -152,7 +152,7 @@ impl Store {
 
     /// Whether the folder is a cache that this program made; also when there is no such folder.
     pub fn is_ours(&self) -> bool {
-        !fs::exists(&self.root) || fs::exists(&self.root.join("CACHEDIR.TAG"))
+        !fs::exists(&self.root) || fs::exists(&self.root.join(TAG_FILE))
     }
 
     /// Whether a process is making something at this moment.

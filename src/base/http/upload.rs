@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use ureq::SendBody;
 
-use super::{Http, HttpError, Method, Pace, Request, Response, build, parse, shown, worded};
+use super::{Http, HttpError, Method, Request, Response, build, parse, shown};
 
 /// The slowest that a server may look through what it was sent before it answers.
 const MIN_BYTES_PER_SECOND: u64 = 20_000_000;
@@ -37,18 +37,6 @@ impl Http {
         let patience = self.settings.stall_timeout * 2 + Duration::from_secs(size_bytes / MIN_BYTES_PER_SECOND);
         let request = ureq::http::Request::from_parts(parts, SendBody::from_reader(body));
         let request = agent.configure_request(request).timeout_recv_response(Some(patience)).build();
-        let answer = agent.run(request).map_err(|error| {
-            let cancelled = self.settings.cancel.check();
-            let worded = || worded(&shown(url.as_str()), proxy.as_deref(), error, &self.settings);
-            cancelled.map_or_else(HttpError::from, |()| worded())
-        })?;
-        let (parts, body) = answer.into_parts();
-        Ok(Response {
-            status: parts.status.as_u16(),
-            url: url.to_string(),
-            headers: parts.headers,
-            body: body.into_reader(),
-            pace: Pace { window: self.settings.stall_timeout, waited: Duration::ZERO, bytes: 0 },
-        })
+        self.answered(&url, proxy.as_deref(), agent.run(request))
     }
 }

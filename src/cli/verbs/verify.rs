@@ -1,7 +1,5 @@
 //! `aitools verify`.
 
-use std::path::Path;
-
 use serde_json::json;
 
 use crate::cli::args;
@@ -11,7 +9,7 @@ use crate::cli::wording::{self, counted, size};
 use crate::ops::evidence::{self, Compared};
 use crate::ops::sync::{self, Ask, LockMode};
 use crate::ops::verify::{self, Verified};
-use crate::ops::{Failure, Host, Project, proven};
+use crate::ops::{Failure, proven};
 
 /// # Errors
 /// [`Failure::Damaged`] when something is wrong and stays so.
@@ -32,10 +30,11 @@ pub fn run(ask: &args::Verify, session: &Session<'_>, output: &Output) -> Result
         return Err(Failure::Damaged { damages: verified.damages });
     }
     output.say(&format!("verified {} ({})", counted(verified.files, "file"), size(verified.size_bytes)));
-    let compared = match &ask.against {
-        Some(path) => Some(against(&host, &project, &session.cwd.join(path), ask, session)?),
-        None => None,
-    };
+    let (evidence, key) = (&ask.against, ask.public_key.as_ref().map(|key| session.cwd.join(key)));
+    let compared = evidence
+        .as_ref()
+        .map(|path| evidence::compare(&host, &project, &ask.policies, &session.cwd.join(path), key.as_deref()));
+    let compared = compared.transpose()?;
     if let Some(Compared { equal, unnamed, signed, damages }) = &compared {
         let by = if *signed == Some(true) {
             "signed by the owner of that key"
@@ -59,15 +58,4 @@ pub fn run(ask: &args::Verify, session: &Session<'_>, output: &Output) -> Result
     let result = json!({ "files": files, "size_bytes": size_bytes, "damages": damages, "policies": policies, "evidence": compared });
     output.result("verify", true, &result);
     Ok(0)
-}
-
-fn against(
-    host: &Host,
-    project: &Project,
-    path: &Path,
-    ask: &args::Verify,
-    session: &Session<'_>,
-) -> Result<Compared, Failure> {
-    let key = ask.public_key.as_ref().map(|key| session.cwd.join(key));
-    evidence::compare(host, project, &ask.policies, path, key.as_deref())
 }

@@ -9,9 +9,8 @@ use crate::base::tree::Listing;
 use crate::format::lockfile::{self, FilePin, Lockfile, ModelPin};
 use crate::format::manifest::Kind;
 use crate::format::oci::{Blob, Content, Layer};
-use crate::ops::demand::{Demand, EngineDemand, ModelDemand, demand, made};
+use crate::ops::demand::{Demand, EngineDemand, ModelDemand, made};
 use crate::ops::failure::Damaged;
-use crate::ops::install::Purpose;
 use crate::ops::{Failure, Host, Project, fetch, lock, python, sync};
 use crate::plan::PackageRequirement;
 use crate::report::{Unit, Verb};
@@ -48,11 +47,7 @@ pub(super) struct Collected {
 /// [`Failure::NotSynced`] when something is missing, [`Failure::Damaged`] when something is damaged.
 pub(super) fn collect(host: &Host, project: &Project, policies: &[String]) -> Result<Collected, Failure> {
     let locked = lock::require_current(host, project)?;
-    let demand = demand(host, project, &locked, policies, Purpose::Install)?;
-    let plan = sync::plan_for(host, project, &demand)?;
-    if !plan.is_empty() {
-        return Err(Failure::NotSynced { steps: plan.steps });
-    }
+    let demand = sync::require_synced(host, project, &locked, policies)?;
     let staging = host.store.stage()?;
     let (pieces, packages) = (Vec::new(), Vec::new());
     let mut collector = Collector { host, project, staging, pieces, packages };
